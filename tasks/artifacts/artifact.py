@@ -1,0 +1,130 @@
+"""One artifact's folder in a store: what is there, what is missing, and the single write that finishes it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from tasks.artifacts.errors import CorruptArtifactError, ObjectExistsError, ObjectMissingError
+from tasks.artifacts.fingerprint import file_sha256
+from tasks.artifacts.frozen import Frozen
+from tasks.artifacts.manifest import MAIN_SHARD, Manifest, ObjectRecord, ShardReceipt
+from tasks.artifacts.store import Store
+
+
+def encode_record(record: Frozen) -> bytes:
+    """A record as readable JSON."""
+    return json.dumps(record.model_dump(mode="json"), indent=1, sort_keys=True, ensure_ascii=False).encode() + b"\n"
+
+
+class Artifact:
+    """The folder `directory` of `store`, finished or not."""
+
+    def __init__(self, store: Store, directory: str) -> None:
+        self.store = store
+        self.directory = directory
+
+    @property
+    def uri(self) -> str:
+        return self.store.locate(self.directory)
+
+    def path(self, name: str) -> str:
+        """Store path of something below this artifact's folder."""
+        return f"{self.directory}/{name}"
+
+    def manifest(self) -> Manifest | None:
+        """The manifest, or None while the artifact is unfinished. Raises CorruptArtifactError on a torn one."""
+        try:
+            data = self.store.get(self.path("manifest.json"))
+        except ObjectMissingError:
+            return None
+        try:
+            return Manifest.model_validate_json(data)
+        except ValidationError as error:
+            raise CorruptArtifactError(
+                f"{self.uri}/manifest.json cannot be read ({error.errors()[0]['msg']}); move the folder away and run "
+                f"again to rebuild it"
+            ) from error
+
+    def receipts(self) -> dict[str, ShardReceipt]:
+        """The finished shards by name."""
+        found = {}
+        for entry in self.store.list(self.path("shards")):
+            receipt = ShardReceipt.model_validate_json(self.store.get(entry.path))
+            found[receipt.shard] = receipt
+        return found
+
+    def add_shard(self, receipt: ShardReceipt) -> ShardReceipt:
+        """Publishes a shard's receipt; returns the one that stands, which is another writer's if that was first."""
+        path = self.path(f"shards/{receipt.shard}.json")
+        try:
+            self.store.create(path, encode_record(receipt))
+        except ObjectExistsError:
+            return ShardReceipt.model_validate_json(self.store.get(path))
+        return receipt
+
+    def covered_objects(self, receipts: dict[str, ShardReceipt]) -> tuple[ObjectRecord, ...]:
+        """All objects of the finished artifact: those of `main` and of the shards that it covers.
+
+        Raises:
+            CorruptArtifactError: a covered shard's receipt is gone.
+        """
+        main = receipts[MAIN_SHARD]
+        objects = list(main.objects)
+        for shard in main.covers:
+            if shard not in receipts:
+                raise CorruptArtifactError(
+                    f"{self.uri}: shard {shard} has no receipt although shards/main.json covers it; delete "
+                    f"shards/main.json and run again"
+                )
+            objects.extend(receipts[shard].objects)
+        return tuple(sorted(objects, key=lambda entry: entry.name))
+
+    def commit(self, manifest: Manifest) -> Manifest:
+        """Writes the manifest create-only and returns the one that stands.
+
+        After a lost response the write is repeated with the same bytes and `Store.create` recognises them; another
+        run's manifest is a different object and wins.
+        """
+        try:
+            self.store.create(self.path("manifest.json"), encode_record(manifest))
+        except ObjectExistsError:
+            there = self.manifest()
+            if there is None:
+                raise CorruptArtifactError(f"{self.uri}/manifest.json vanished while it was written") from None
+            return there
+        return manifest
+
+    def fetch(self, manifest: Manifest, target: Path) -> Path:
+        """Lays the artifact's objects under their logical names in `target`: links on local disk, else checked copies.
+
+        Raises:
+            CorruptArtifactError: an object is missing, or has another size or checksum than the manifest says.
+        """
+        for entry in manifest.objects:
+            file = target / entry.name
+            if file.exists() and file.stat().st_size == entry.size:
+                continue
+            file.parent.mkdir(parents=True, exist_ok=True)
+            source = self.store.local_path(self.path(entry.path))
+            if source is not None:
+                if not source.is_file() or source.stat().st_size != entry.size:
+                    raise CorruptArtifactError(self._damage(entry, "is missing or has another size"))
+                file.unlink(missing_ok=True)
+                file.symlink_to(source)
+                continue
+            try:
+                self.store.download(self.path(entry.path), file)
+            except ObjectMissingError as error:
+                raise CorruptArtifactError(self._damage(entry, "is missing")) from error
+            if file_sha256(file) != entry.sha256:
+                file.unlink()
+                raise CorruptArtifactError(self._damage(entry, "has another checksum than its manifest says"))
+        return target
+
+    def _damage(self, entry: ObjectRecord, what: str) -> str:
+        return (
+            f"{self.uri}/{entry.path} {what}; delete {self.uri}/manifest.json and this object's receipt, then run again"
+        )

@@ -1,0 +1,105 @@
+"""Checkpoints of an unfinished artifact, kept below its key so that a run with another recipe can never resume them.
+
+    checkpoints/step-<N>-<attempt8>/<files>        uploaded first
+    checkpoints/step-<N>-<attempt8>.json           the list of them with checksums, written last
+
+A checkpoint without its list, or with a file that differs from it, is torn: the one before is used.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from tasks.artifacts.artifact import Artifact, encode_record
+from tasks.artifacts.errors import CorruptArtifactError, ObjectMissingError
+from tasks.artifacts.fingerprint import file_sha256
+from tasks.artifacts.frozen import Frozen
+from tasks.artifacts.manifest import ObjectRecord
+
+_NAME = re.compile(r"step-(\d+)-[0-9a-f]+\.json")
+
+
+class CheckpointRecord(Frozen):
+    """What a complete checkpoint consists of. `state` is the caller's: data position, seeds, world size."""
+
+    step: int
+    objects: tuple[ObjectRecord, ...]
+    state: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint on local disk."""
+
+    step: int
+    directory: Path
+    state: dict[str, Any]
+
+
+class CheckpointFolder:
+    """The checkpoints of one artifact, written by one attempt and read from all."""
+
+    def __init__(self, artifact: Artifact, attempt: str) -> None:
+        self.artifact = artifact
+        self.attempt = attempt
+
+    def save(self, step: int, directory: Path, state: dict[str, Any], keep: int) -> None:
+        """Uploads a local folder as the checkpoint of `step`, then removes all but the newest `keep`."""
+        base = f"checkpoints/step-{step}-{self.attempt}"
+        objects = []
+        for file in sorted(path for path in directory.rglob("*") if path.is_file()):
+            name = file.relative_to(directory).as_posix()
+            self.artifact.store.upload(file, self.artifact.path(f"{base}/{name}"))
+            objects.append(
+                ObjectRecord(name=name, path=f"{base}/{name}", size=file.stat().st_size, sha256=file_sha256(file))
+            )
+        record = CheckpointRecord(step=step, objects=tuple(objects), state=state)
+        self.artifact.store.put(self.artifact.path(f"{base}.json"), encode_record(record))
+        for name, _ in self._listed()[keep:]:
+            self._remove(name)
+
+    def latest(self, target: Path) -> Checkpoint | None:
+        """The newest checkpoint that is whole, copied into a folder below `target`."""
+        for name, step in self._listed():
+            directory = target / name.removesuffix(".json")
+            try:
+                record = CheckpointRecord.model_validate_json(self.artifact.store.get(self._path(name)))
+                self._fetch(record, directory)
+            except (ObjectMissingError, CorruptArtifactError, ValidationError, json.JSONDecodeError):
+                continue
+            return Checkpoint(step, directory, record.state)
+        return None
+
+    def clear(self) -> None:
+        """Removes every checkpoint; for an artifact that is finished."""
+        for entry in list(self.artifact.store.list(self.artifact.path("checkpoints"))):
+            self.artifact.store.delete(entry.path)
+
+    def _path(self, name: str) -> str:
+        return self.artifact.path(f"checkpoints/{name}")
+
+    def _listed(self) -> list[tuple[str, int]]:
+        """Names of the lists and their steps, newest first."""
+        prefix = self._path("")
+        names = [entry.path.removeprefix(prefix) for entry in self.artifact.store.list(self._path("")[:-1])]
+        found = [(name, int(match[1])) for name in names if (match := _NAME.fullmatch(name))]
+        return sorted(found, key=lambda item: (-item[1], item[0]))
+
+    def _fetch(self, record: CheckpointRecord, directory: Path) -> None:
+        for entry in record.objects:
+            file = directory / entry.name
+            self.artifact.store.download(self.artifact.path(entry.path), file)
+            if file_sha256(file) != entry.sha256:
+                raise CorruptArtifactError(f"{self.artifact.uri}/{entry.path} is damaged")
+
+    def _remove(self, name: str) -> None:
+        # The list goes first: a half-removed checkpoint must not look whole.
+        self.artifact.store.delete(self._path(name))
+        for entry in list(self.artifact.store.list(self._path(name.removesuffix(".json")))):
+            self.artifact.store.delete(entry.path)

@@ -1,0 +1,167 @@
+"""The store on S3 and what speaks its protocol, through s3fs.
+
+Endpoint, region and credentials come from the usual AWS variables (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, …), so they
+are never in a profile, a manifest or a log.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterator
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from tasks.artifacts.errors import (
+    ObjectChangedError,
+    ObjectExistsError,
+    ObjectMissingError,
+    StoreError,
+    TransientStoreError,
+)
+from tasks.artifacts.store import ObjectInfo, Store, Versioned, checked
+
+if TYPE_CHECKING:
+    import zarr.abc.store
+
+T = TypeVar("T")
+
+_TRANSIENT = {errno.EBUSY, errno.EREMOTEIO, errno.ECONNREFUSED, errno.ECONNRESET, errno.ETIMEDOUT, errno.EIO}
+
+
+class _ConditionFailedError(Exception):
+    """The server answered 412 (or 409 while another conditional write is under way)."""
+
+
+class S3Store(Store):
+    """Objects below `s3://bucket/prefix`."""
+
+    def __init__(self, uri: str) -> None:
+        import s3fs
+
+        self.uri = uri.rstrip("/")
+        self.bucket, _, self.prefix = self.uri.removeprefix("s3://").partition("/")
+        if self.prefix:
+            checked(self.prefix)
+        # Listings must show what another process wrote a moment ago.
+        self.fs = s3fs.S3FileSystem(use_listings_cache=False, skip_instance_cache=True)
+
+    def _key(self, path: str) -> str:
+        return f"{self.prefix}/{checked(path)}" if self.prefix else checked(path)
+
+    def _call(self, path: str, action: Callable[[], T]) -> T:
+        from botocore.exceptions import BotoCoreError, NoCredentialsError
+
+        where = self.locate(path)
+        try:
+            return action()
+        except NoCredentialsError as error:
+            raise StoreError(
+                f"no credentials for {where}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and AWS_ENDPOINT_URL "
+                f"where the server is not AWS)"
+            ) from error
+        except FileNotFoundError as error:
+            raise ObjectMissingError(f"{where} does not exist") from error
+        except PermissionError as error:
+            raise StoreError(f"access to {where} was denied ({error}); check the credentials and the policy") from error
+        except FileExistsError as error:
+            raise _ConditionFailedError from error
+        except (BotoCoreError, OSError, TimeoutError) as error:
+            response = getattr(error.__cause__, "response", None) or {}
+            if response.get("Error", {}).get("Code") in {"PreconditionFailed", "412", "ConditionalRequestConflict"}:
+                raise _ConditionFailedError from error
+            if isinstance(error, BotoCoreError | TimeoutError) or error.errno in _TRANSIENT:
+                raise TransientStoreError(f"{where}: the object store does not answer ({error})") from error
+            raise StoreError(f"{where}: {error}") from error
+
+    def _put(self, path: str, data: bytes, **condition: str) -> str:
+        def action() -> Any:
+            return self.fs.call_s3("put_object", Bucket=self.bucket, Key=self._key(path), Body=data, **condition)
+
+        return str(self._call(path, action)["ETag"])
+
+    def get(self, path: str) -> bytes:
+        return self.read(path).data
+
+    def read(self, path: str) -> Versioned:
+        async def fetch() -> Versioned:
+            response = await self.fs._call_s3("get_object", Bucket=self.bucket, Key=self._key(path))
+            async with response["Body"] as body:
+                return Versioned(await body.read(), response["ETag"], response["LastModified"].timestamp())
+
+        from fsspec.asyn import sync
+
+        return self._call(path, lambda: sync(self.fs.loop, fetch))
+
+    def put(self, path: str, data: bytes) -> None:
+        self._put(path, data)
+
+    def create(self, path: str, data: bytes) -> str:
+        try:
+            return self._put(path, data, IfNoneMatch="*")
+        except _ConditionFailedError:
+            # Either another writer won, or a retry inside the client met its own first attempt.
+            there = self.read(path)
+            if there.data != data:
+                raise ObjectExistsError(f"{self.locate(path)} exists already") from None
+            return there.etag
+
+    def replace(self, path: str, data: bytes, etag: str) -> str:
+        try:
+            return self._put(path, data, IfMatch=etag)
+        except (_ConditionFailedError, ObjectMissingError) as error:
+            try:
+                there = self.read(path)
+            except ObjectMissingError:
+                there = None
+            if there is not None and there.data == data:
+                return there.etag
+            raise ObjectChangedError(f"{self.locate(path)} was changed by another run") from error
+
+    def exists(self, path: str) -> bool:
+        try:
+            self._call(path, lambda: self.fs.call_s3("head_object", Bucket=self.bucket, Key=self._key(path)))
+        except ObjectMissingError:
+            return False
+        return True
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        base = f"{self.bucket}/{self._key(prefix)}"
+        skip = len(self.bucket) + 1 + (len(self.prefix) + 1 if self.prefix else 0)
+        try:
+            found = self._call(prefix, lambda: self.fs.find(base, detail=True))
+        except ObjectMissingError:
+            return
+        for name in sorted(found):
+            entry = found[name]
+            if name != base and entry["type"] == "file":
+                yield ObjectInfo(name[skip:], entry["size"], entry["LastModified"].timestamp())
+
+    def delete(self, path: str) -> None:
+        self._call(path, lambda: self.fs.call_s3("delete_object", Bucket=self.bucket, Key=self._key(path)))
+
+    def upload(self, source: Path, path: str) -> None:
+        self._call(path, lambda: self.fs.put_file(str(source), f"{self.bucket}/{self._key(path)}"))
+
+    def download(self, path: str, target: Path) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".tmp-{target.name}")
+        self._call(path, lambda: self.fs.get_file(f"{self.bucket}/{self._key(path)}", str(temporary)))
+        temporary.replace(target)
+
+    def now(self) -> float:
+        def action() -> Any:
+            return self.fs.call_s3("list_objects_v2", Bucket=self.bucket, Prefix=self.prefix, MaxKeys=1)
+
+        headers = self._call("", action)["ResponseMetadata"]["HTTPHeaders"]
+        return parsedate_to_datetime(headers["date"]).timestamp()
+
+    def local_path(self, path: str) -> None:
+        return None
+
+    def zarr_store(self, path: str) -> zarr.abc.store.Store:
+        import s3fs
+        from zarr.storage import FsspecStore
+
+        fs = s3fs.S3FileSystem(asynchronous=True, use_listings_cache=False, skip_instance_cache=True)
+        return FsspecStore(fs, path=f"{self.bucket}/{self._key(path)}", read_only=True)

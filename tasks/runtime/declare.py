@@ -1,0 +1,118 @@
+"""The vocabulary in which a stage declares itself. Inert: no torch, no Prefect, no store.
+
+A stage is a folder with stage.py (its config and one `STAGE = Stage(...)`) and worker.py (the heavy work). A config
+has three parts that never mix: `recipe` says what the result is and is hashed into its key; `runtime` says on what and
+how it is made; `gates` says when the result is good enough for the next stage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+from pydantic import Field
+
+from tasks.artifacts.fingerprint import artifact_key
+from tasks.artifacts.frozen import Frozen
+
+
+class Runtime(Frozen):
+    """How a stage is run. Nothing here may change what it produces beyond the tolerances stated by the stage."""
+
+    launcher: Literal["python", "torchrun", "deepspeed"] = "python"
+    num_processes: int = Field(1, ge=1)
+    threads: int = Field(1, ge=1)
+    """OMP_NUM_THREADS of each process. More than one may change the last bits of floating-point sums."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    hostfile: str | None = None
+    retries: int = Field(2, ge=0)
+    retry_delay_seconds: float = Field(5, ge=0)
+    stop_grace_seconds: float = Field(60, ge=0)
+    lease_ttl_seconds: float = Field(60, ge=5)
+    work_pool: str | None = None
+
+
+class Gates(Frozen):
+    """Thresholds of a stage; None switches one off."""
+
+
+class StageConfig(Frozen):
+    """Base of every stage's config block. Subclasses narrow the three fields."""
+
+    recipe: Frozen
+    runtime: Runtime = Runtime()
+    gates: Gates = Gates()
+
+
+@dataclass(frozen=True)
+class GateResult:
+    """One judged threshold. `passed` is stated by the stage, so that a missing value can only fail."""
+
+    gate: str
+    passed: bool
+    value: float | None
+    threshold: float
+    comparison: str
+    """How value and threshold stand when it passes, such as "<=" ."""
+    meaning: str
+    """One sentence for people who did not write the stage."""
+
+
+def at_most(gate: str, value: float | None, threshold: float | None, meaning: str) -> list[GateResult]:
+    """Judges value <= threshold; nothing if the threshold is None."""
+    if threshold is None:
+        return []
+    return [GateResult(gate, value is not None and value <= threshold, value, threshold, "<=", meaning)]
+
+
+def at_least(gate: str, value: float | None, threshold: float | None, meaning: str) -> list[GateResult]:
+    """Judges value >= threshold; nothing if the threshold is None."""
+    if threshold is None:
+        return []
+    return [GateResult(gate, value is not None and value >= threshold, value, threshold, ">=", meaning)]
+
+
+def _no_gates(_metrics: Mapping[str, Any], _gates: Any) -> list[GateResult]:
+    return []
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A kind of work: its name, the version of its meaning, its config and how its metrics are judged."""
+
+    name: str
+    version: int
+    """Raised in the commit that changes what the output means."""
+    config: type[StageConfig]
+    judge: Callable[[Mapping[str, Any], Any], list[GateResult]] = _no_gates
+    """(metrics of the artifact, gates) -> verdicts. Pure, so that a changed threshold needs no new work."""
+
+    @property
+    def worker(self) -> str:
+        return f"tasks.{self.name}.worker"
+
+
+@dataclass(frozen=True)
+class Step:
+    """A stage with a config and inputs: one node of the DAG, whose key is known before anything runs."""
+
+    stage: Stage
+    label: str
+    config: StageConfig
+    inputs: Mapping[str, Step] = field(default_factory=dict)
+
+    @cached_property
+    def key(self) -> str:
+        return artifact_key(
+            self.stage.name,
+            self.stage.version,
+            self.config.recipe,
+            {role: step.key for role, step in self.inputs.items()},
+        )
+
+    @property
+    def directory(self) -> str:
+        """The artifact's folder in any store."""
+        return f"artifacts/{self.stage.name}/{self.label}-{self.key[:16]}"
