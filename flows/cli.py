@@ -1,0 +1,215 @@
+"""The `medius` command.
+
+Exit codes: 0 done, 2 bad input, 3 a gate failed, 4 interrupted and resumable, 1 anything else.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from tasks.artifacts.artifact import Artifact
+from tasks.artifacts.errors import BadInputError, MediusError
+from tasks.artifacts.runs import all_runs
+from tasks.artifacts.store import Store, open_store
+from tasks.artifacts.verify import find_damage
+from tasks.runtime.declare import Step
+from tasks.runtime.gates import accept as accept_gate
+from tasks.runtime.state import StepState, explain as explain_step, step_state
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+console = Console(highlight=False)
+
+ProfileName = Annotated[str, typer.Argument(help="A file in configs/ by name, or a path to a YAML file.")]
+Sets = Annotated[list[str] | None, typer.Option("--set", help="Override one value: --set a.b.c=value. Repeatable.")]
+StoreUri = Annotated[str | None, typer.Option("--store", help="Use this store: s3://bucket/prefix or a directory.")]
+Smoke = Annotated[bool, typer.Option("--smoke", help="The same topology on 0.1 % of the data, under its own keys.")]
+
+
+def _steps(profile: str, overrides: list[str] | None, store: str | None, smoke: bool) -> tuple[list[Step], Store, str]:
+    from flows.pipeline import build
+    from flows.profiles import load_profile
+
+    loaded = load_profile(profile, overrides or (), store, smoke=smoke)
+    return build(loaded), open_store(loaded.store), loaded.name
+
+
+@app.command()
+def run(profile: ProfileName, set_: Sets = None, store: StoreUri = None, smoke: Smoke = False) -> None:
+    """Run a recipe, or what of it is not finished; print the results."""
+    prepare_prefect()
+    from flows.opened import STOP
+    from flows.pipeline import build, distillation
+    from flows.profiles import load_profile
+    from flows.results import print_results
+
+    # Everything a profile can get wrong is said before Prefect boots.
+    loaded = load_profile(profile, set_ or (), store, smoke=smoke)
+    steps = build(loaded)
+
+    def interrupt(_signal: int, _frame: FrameType | None) -> None:
+        if STOP.is_set():
+            raise KeyboardInterrupt
+        STOP.set()
+        Console(stderr=True).print("stopping: each stage saves what it has; press Ctrl-C again to give that up")
+
+    signal.signal(signal.SIGINT, interrupt)
+    distillation(profile, set_ or [], store, smoke)
+    print_results(steps, open_store(loaded.store), console)
+
+
+def prepare_prefect() -> None:
+    """Settings for a flow run from the command line; what the user has set in the environment wins."""
+    defaults = {
+        "PREFECT_HOME": str(Path(".medius/prefect").resolve()),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+        # A loaded machine has been seen to need 48 s.
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "WARNING",
+        # A killed flow process is noticed by missed heartbeats.
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+
+
+@app.command()
+def plan(profile: ProfileName, set_: Sets = None, store: StoreUri = None, smoke: Smoke = False) -> None:
+    """Show every stage with its key, its inputs and its state; needs no network where the store is a folder."""
+    steps, opened, name = _steps(profile, set_, store, smoke)
+    table = Table("stage", "key", "inputs", "state", "why", title=f"{name} in {opened.uri}", title_justify="left")
+    for state in (step_state(step, opened) for step in steps):
+        table.add_row(
+            state.step.label,
+            state.step.key[:16],
+            ", ".join(source.label for source in state.step.inputs.values()),
+            state.state,
+            state.reason,
+        )
+    console.print(table)
+
+
+@app.command()
+def explain(
+    profile: ProfileName,
+    stage: Annotated[str | None, typer.Argument(help="A stage's label, as plan shows it.")] = None,
+    set_: Sets = None,
+    store: StoreUri = None,
+    smoke: Smoke = False,
+) -> None:
+    """Say why stages are not reused: the fields in which each differs from the nearest finished artifact."""
+    steps, opened, _name = _steps(profile, set_, store, smoke)
+    chosen = [step for step in steps if stage in {None, step.label}]
+    if not chosen:
+        raise BadInputError(f"there is no stage {stage!r}; the stages are: {', '.join(step.label for step in steps)}")
+    for step in chosen:
+        for line in explain_step(step, opened):
+            console.print(line, soft_wrap=True)
+
+
+@app.command()
+def status(profile: ProfileName, set_: Sets = None, store: StoreUri = None, smoke: Smoke = False) -> None:
+    """Show the last run of a profile and where each of its stages stands."""
+    steps, opened, name = _steps(profile, set_, store, smoke)
+    runs = [record for record in all_runs(opened) if record.profile == name]
+    if not runs:
+        console.print(f'{name} has not been run in {opened.uri}; start it with "medius run {profile}"')
+    for record in runs[-3:]:
+        ended = f", ended {record.ended}" if record.ended else ""
+        console.print(
+            f"run {record.run}: {record.state}, started {record.started}{ended} {record.message}", soft_wrap=True
+        )
+    states = [step_state(step, opened) for step in steps]
+    table = Table("stage", "state", "why", "seconds")
+    for state in states:
+        seconds = f"{state.manifest.provenance.seconds:.0f}" if state.manifest else ""
+        table.add_row(state.step.label, state.state, state.reason, seconds)
+    console.print(table)
+    console.print(_summary(states))
+
+
+def _summary(states: list[StepState]) -> str:
+    finished = sum(state.state == "finished" for state in states)
+    return f"{finished} of {len(states)} stages finished"
+
+
+@app.command()
+def report(profile: ProfileName, set_: Sets = None, store: StoreUri = None, smoke: Smoke = False) -> None:
+    """Write a run's report as Markdown and print its path as the last word."""
+    from flows.profiles import load_profile
+    from tasks.publish.report import write_report
+
+    steps, opened, name = _steps(profile, set_, store, smoke)
+    states = [step_state(step, opened) for step in steps]
+    target = Path("build/reports") / f"{name}.md"
+    rows = [(state.step.label, state.step.stage.name, state.step.directory, state.state) for state in states]
+    expected = load_profile(profile, set_ or (), store, smoke=smoke).expected
+    console.print(str(write_report(opened, rows, target, name, expected or None)), soft_wrap=True)
+
+
+@app.command()
+def accept(
+    key: Annotated[str, typer.Argument(help="The artifact's key, or its first 16 digits.")],
+    gate: Annotated[str, typer.Argument(help="The failed gate.")],
+    reason: Annotated[str, typer.Option("--reason", help="Why it is right to go on.")],
+    store: StoreUri = None,
+) -> None:
+    """Go on in spite of a failed gate; the reason is kept beside the artifact."""
+    artifact = _find(open_store(store or ".medius/store"), key)
+    accept_gate(artifact, gate, reason)
+    console.print(f"accepted {gate} of {artifact.uri}", soft_wrap=True)
+
+
+@app.command()
+def verify(profile: ProfileName, set_: Sets = None, store: StoreUri = None, smoke: Smoke = False) -> None:
+    """Read every finished artifact of a profile and compare it with its checksums."""
+    steps, opened, _name = _steps(profile, set_, store, smoke)
+    problems = []
+    for step in steps:
+        artifact = Artifact(opened, step.directory)
+        manifest = artifact.manifest()
+        if manifest is not None:
+            found = find_damage(artifact, manifest)
+            console.print(f"{step.label:24} {len(manifest.objects)} objects {'DAMAGED' if found else 'ok'}")
+            problems += found
+    for problem in problems:
+        console.print(problem, soft_wrap=True)
+    if problems:
+        raise MediusError(
+            f"{len(problems)} objects are damaged; delete the manifests and receipts named, and run again"
+        )
+
+
+def _find(store: Store, key: str) -> Artifact:
+    for entry in store.list("artifacts"):
+        folder, _, name = entry.path.rpartition("/")
+        if name == "manifest.json" and folder.endswith(f"-{key[:16]}") and len(key) >= 16:
+            return Artifact(store, folder)
+    raise BadInputError(f'{store.uri} has no artifact with key {key}; "medius plan PROFILE" shows the keys')
+
+
+def main() -> None:
+    """Entry point: expected failures become one sentence and an exit code."""
+    try:
+        app(standalone_mode=False)
+    except MediusError as error:
+        Console(stderr=True, highlight=False).print(f"medius: {error}", soft_wrap=True, markup=False)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(4)
+    except typer.BadParameter as error:
+        error.show()
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""The recipe as a DAG.
+
+    corpus, Llama tokens ─── dump, Llama teacher ──┐
+    student ─── surgeon: the Llama vocabulary ─────┴─ distill ─── surgeon, back ──┐
+    corpus, Qwen tokens ─┬─ dump, Qwen teacher ────┐                              ├─ fuse ─┐
+    student ─────────────┴─────────────────────────┴─ distill ────────────────────┘        ├─ sft ─ evaluate ─ publish
+    seed instructions ─── evolve ──────────────────────────────────────────────────────────┘
+
+`build` makes it of inert steps whose keys are known before anything runs; `distillation` runs it under Prefect.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from prefect import flow
+
+from flows.opened import gather, open_run
+from flows.profiles import Profile, load_profile
+from tasks.corpus.stage import STAGE as CORPUS
+from tasks.distill.stage import STAGE as DISTILL
+from tasks.dump_logits.stage import STAGE as DUMP_LOGITS
+from tasks.evaluate.stage import STAGE as EVALUATE
+from tasks.evolve.stage import STAGE as EVOLVE
+from tasks.fuse.stage import STAGE as FUSE
+from tasks.models.stage import STAGE as MODELS
+from tasks.publish.stage import STAGE as PUBLISH
+from tasks.runtime.declare import Step
+from tasks.runtime.prefect_task import submit_stage
+from tasks.sft.stage import STAGE as SFT
+from tasks.surgeon.stage import STAGE as SURGEON
+
+
+def build(profile: Profile) -> list[Step]:
+    """The steps of a profile, each after its inputs. Two steps with one key are one step."""
+    models = {name: Step(MODELS, f"model-{name}", config) for name, config in profile.models.items()}
+    base = models[profile.fusion.merge_base]
+    fused_from: dict[str, Step] = {"base": base}
+    compared: dict[str, Step] = {}
+    for name, branch in profile.branches.items():
+        teacher, student = models[branch.teacher], models[branch.student]
+        corpus = Step(CORPUS, f"corpus-{name}", branch.corpus, {"tokenizer": teacher})
+        logits = Step(DUMP_LOGITS, f"logits-{name}", branch.dump_logits, {"teacher": teacher, "corpus": corpus})
+        start = student
+        if branch.surgeon is not None:
+            donor = models[branch.donor or branch.teacher]
+            start = Step(SURGEON, f"surgeon-{name}", branch.surgeon, {"student": student, "donor": donor})
+        trained = Step(DISTILL, f"distill-{name}", branch.distill, {"student": start, "logits": logits})
+        compared |= {branch.student: student, name: trained}
+        if profile.assessment.teachers:
+            compared[branch.teacher] = teacher
+        if branch.twin is not None:
+            compared[f"{name}-twin"] = Step(DISTILL, f"twin-{name}", branch.twin, {"student": start, "logits": logits})
+        if branch.revert is not None:
+            trained = Step(SURGEON, f"revert-{name}", branch.revert, {"trained": trained, "original": student})
+            compared[f"{name}-reverted"] = trained
+        fused_from[f"branch.{name}"] = trained
+    fused = Step(FUSE, "fuse", profile.fusion.fuse, fused_from)
+    evolved = Step(EVOLVE, "evolve", profile.fine_tuning.evolve)
+    instructions = Step(CORPUS, "corpus-sft", profile.fine_tuning.corpus, {"tokenizer": base, "instructions": evolved})
+    final = Step(SFT, "sft", profile.fine_tuning.sft, {"model": fused, "corpus": instructions})
+    compared |= {"fused": fused, "final": final, **{name: models[name] for name in profile.assessment.baselines}}
+    heldout = next(step for step in _closure([fused]) if step.stage is CORPUS)
+    scores = Step(
+        EVALUATE,
+        "evaluate",
+        profile.assessment.evaluate,
+        {"corpus": heldout, **{f"model.{name}": step for name, step in compared.items()}},
+    )
+    published = Step(PUBLISH, "publish", profile.publish, {"model": final, "evaluation": scores})
+    return _closure([published])
+
+
+def _closure(roots: list[Step]) -> list[Step]:
+    """All steps that `roots` need, each after its inputs. Of two steps with one key the first takes the other's place."""
+    found: dict[str, Step] = {}
+
+    def visit(step: Step) -> Step:
+        if step.key not in found:
+            inputs = {role: visit(source) for role, source in step.inputs.items()}
+            found[step.key] = replace(step, inputs=inputs)
+        return found[step.key]
+
+    for root in roots:
+        visit(root)
+    return list(found.values())
+
+
+@flow(name="distillation", flow_run_name="{profile}", retries=0, persist_result=False)
+def distillation(
+    profile: str = "tiny", overrides: list[str] | None = None, store: str | None = None, smoke: bool = False
+) -> dict[str, str]:
+    """Runs a profile's whole recipe, or what of it is not finished yet.
+
+    Args:
+        profile: the name of a file in configs/, or a path.
+        overrides: settings such as `branches.llama.distill.recipe.steps=200`.
+        store: takes the place of the profile's store.
+        smoke: the profile's own topology on 0.1 % of its data, under keys of its own.
+
+    Returns:
+        The URI of every step's artifact by label.
+    """
+    loaded = load_profile(profile, overrides or (), store, smoke=smoke)
+    steps = build(loaded)
+    with open_run(loaded, steps) as context:
+        futures: dict[str, Any] = {}
+        for step in steps:
+            futures[step.key] = submit_stage(step, context, [futures[source.key] for source in step.inputs.values()])
+        return {step.label: ref.uri for step, ref in zip(steps, gather(futures.values()), strict=True)}

@@ -1,0 +1,202 @@
+"""A profile: one complete YAML file that says everything a run needs.
+
+`load_profile` reads, overrides (`--set a.b=value`), validates, and resolves: a source without a pinned revision gets the
+hash of its present content, so that every key is known before anything runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from tasks.artifacts.errors import BadInputError
+from tasks.artifacts.frozen import Frozen
+from tasks.corpus.stage import CorpusConfig
+from tasks.distill.stage import DistillConfig
+from tasks.dump_logits.stage import DumpLogitsConfig
+from tasks.evaluate.stage import EvaluateConfig
+from tasks.evolve.stage import EvolveConfig
+from tasks.fuse.stage import FuseConfig
+from tasks.models.stage import ModelsConfig
+from tasks.publish.stage import PublishConfig
+from tasks.sft.stage import SftConfig
+from tasks.surgeon.stage import SurgeonConfig
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+T = TypeVar("T", bound=Frozen)
+
+
+class Branch(Frozen):
+    """One teacher, and the student that learns from it."""
+
+    teacher: str
+    student: str
+    """Names in `models`."""
+    donor: str | None = None
+    """A model of the teacher's vocabulary that gives tokenizer and embeddings; the teacher itself if not named."""
+    corpus: CorpusConfig
+    dump_logits: DumpLogitsConfig
+    surgeon: SurgeonConfig | None = None
+    """Gives the student the teacher's vocabulary; absent where it has that already."""
+    distill: DistillConfig
+    twin: DistillConfig | None = None
+    """The same training on the labels alone: what the teacher's distribution is measured against."""
+    revert: SurgeonConfig | None = None
+
+    @model_validator(mode="after")
+    def _there_and_back(self) -> Self:
+        if (self.surgeon is None) != (self.revert is None):
+            raise ValueError("`surgeon` and `revert` go together: a vocabulary that is changed is changed back")
+        return self
+
+
+class Fusion(Frozen):
+    """How the branches become one model."""
+
+    merge_base: str
+    fuse: FuseConfig
+
+
+class FineTuning(Frozen):
+    """The last training: on evolved instructions."""
+
+    evolve: EvolveConfig
+    corpus: CorpusConfig
+    sft: SftConfig
+
+
+class Assessment(Frozen):
+    """What is measured, and against what."""
+
+    baselines: tuple[str, ...] = ()
+    """Names in `models`, measured beside the recipe's own."""
+    teachers: bool = True
+    """Whether the teachers are measured too; a 405B one had its own node."""
+    evaluate: EvaluateConfig
+
+
+class Profile(Frozen):
+    """A recipe with everything it needs."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    store: str
+    """s3://bucket/prefix or a directory."""
+    parallel_stages: int = Field(2, ge=1)
+    """How many stages may work at once on the head node."""
+    models: dict[str, ModelsConfig]
+    branches: dict[str, Branch] = Field(min_length=1)
+    fusion: Fusion
+    fine_tuning: FineTuning
+    assessment: Assessment
+    publish: PublishConfig
+    expected: dict[str, dict[str, float]] = Field(default_factory=dict)
+    """Rows of a published card, by model and benchmark: the report says how near a run came."""
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> Self:
+        used = {
+            "fusion.merge_base": self.fusion.merge_base,
+            **{f"assessment.baselines[{i}]": name for i, name in enumerate(self.assessment.baselines)},
+        }
+        for label, branch in self.branches.items():
+            used |= {f"branches.{label}.teacher": branch.teacher, f"branches.{label}.student": branch.student}
+            if branch.donor is not None:
+                used[f"branches.{label}.donor"] = branch.donor
+        for where, name in used.items():
+            if name not in self.models:
+                raise ValueError(f"{where} is {name!r}, which is not among models: {', '.join(self.models)}")
+        return self
+
+
+def profile_path(name_or_path: str) -> Path:
+    """`tiny` means configs/tiny.yaml; anything with a suffix is a path."""
+    path = Path(name_or_path)
+    if path.suffix in {".yaml", ".yml"}:
+        found = path
+    else:
+        found = CONFIGS / f"{name_or_path}.yaml"
+    if not found.is_file():
+        known = ", ".join(sorted(file.stem for file in CONFIGS.glob("*.yaml")))
+        raise BadInputError(f"there is no profile {name_or_path!r}; name a YAML file or one of: {known}")
+    return found
+
+
+def load_profile(name_or_path: str, overrides: Sequence[str] = (), store: str | None = None) -> Profile:
+    """Reads, overrides, validates and resolves a profile. Raises BadInputError with the file and the key."""
+    path = profile_path(name_or_path)
+    try:
+        document = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise BadInputError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(document, dict):
+        raise BadInputError(f"{path} must hold a mapping; see configs/tiny.yaml for a complete one")
+    for text in overrides:
+        _override(document, text)
+    if store is not None:
+        document["store"] = store
+    try:
+        profile = Profile.model_validate(document)
+    except ValidationError as error:
+        raise BadInputError(_first_problem(path, error)) from error
+    return resolve(profile)
+
+
+def _first_problem(path: Path, error: ValidationError) -> str:
+    problems = error.errors()
+    first = problems[0]
+    where = ".".join(str(part) for part in first["loc"])
+    more = f" ({len(problems) - 1} more)" if len(problems) > 1 else ""
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        message = "there is no such key"
+    return f"{path}: {where or 'profile'}: {message}{more}; correct the file or the --set"
+
+
+def _override(document: dict[str, Any], text: str) -> None:
+    dotted, equals, value = text.partition("=")
+    keys = dotted.split(".")
+    if not equals or not all(keys):
+        raise BadInputError(f"--set {text!r} must look like fusion.fuse.recipe.dtype=float32")
+    place: Any = document
+    for depth, key in enumerate(keys[:-1]):
+        if isinstance(place, list) and key.isdigit() and int(key) < len(place):
+            place = place[int(key)]
+        elif isinstance(place, dict):
+            place = place.setdefault(key, {})
+        else:
+            raise BadInputError(f"--set {text!r}: {'.'.join(keys[:depth])} has no part {key!r}")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise BadInputError(f"--set {text!r}: the value is no valid YAML") from error
+    if isinstance(place, list) and keys[-1].isdigit() and int(keys[-1]) < len(place):
+        place[int(keys[-1])] = parsed
+    elif isinstance(place, dict):
+        place[keys[-1]] = parsed
+    else:
+        raise BadInputError(f"--set {text!r}: {'.'.join(keys[:-1])} has no part {keys[-1]!r}")
+
+
+def resolve(block: T) -> T:
+    """Gives every source inside `block` its identity (see `with_identity` of the sources)."""
+    changed = {name: _resolved(getattr(block, name)) for name in type(block).model_fields}
+    changed = {name: value for name, value in changed.items() if value is not getattr(block, name)}
+    block = block.model_copy(update=changed) if changed else block
+    identify = getattr(block, "with_identity", None)
+    return identify() if identify is not None else block
+
+
+def _resolved(value: Any) -> Any:
+    if isinstance(value, Frozen):
+        return resolve(value)
+    if isinstance(value, tuple | list):
+        items = [_resolved(item) for item in value]
+        return type(value)(items) if any(a is not b for a, b in zip(items, value, strict=True)) else value
+    if isinstance(value, Mapping):
+        entries = {key: _resolved(item) for key, item in value.items()}
+        return entries if any(entries[key] is not value[key] for key in value) else value
+    return value

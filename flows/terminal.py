@@ -1,0 +1,66 @@
+"""Progress of a run in the terminal: live bars where there is one, else a line when something changed."""
+
+from __future__ import annotations
+
+import time
+from threading import Lock
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from tasks.runtime.declare import Step
+from tasks.worker.spec import Event
+
+_LINE_SECONDS = 10
+
+
+class Terminal:
+    """Receives the events of all workers, from any thread."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True, highlight=False)
+        self._live = self.console.is_terminal
+        self._progress = Progress(
+            TextColumn("{task.description:24}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f}% {task.fields[rate]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self.console,
+            transient=True,
+            disable=not self._live,
+        )
+        self._bars: dict[str, TaskID] = {}
+        self._last_line: dict[str, float] = {}
+        self._lock = Lock()
+
+    def watch(self, step: Step, event: Event) -> None:
+        """Shows one event."""
+        with self._lock:
+            if event.kind == "log":
+                self.console.print(f"{step.label:24} {event.message}")
+            elif event.kind == "progress" and event.total:
+                self._advance(step, event)
+
+    def _advance(self, step: Step, event: Event) -> None:
+        done, total = event.done or 0.0, event.total or 1.0
+        rate = event.values.get("tokens_per_second")
+        shown = f"{rate:,.0f} tokens/s" if isinstance(rate, int | float) else ""
+        if self._live:
+            if step.label not in self._bars:
+                self._bars[step.label] = self._progress.add_task(step.label, total=total, rate=shown)
+            self._progress.update(self._bars[step.label], completed=done, total=total, rate=shown, visible=done < total)
+        elif time.monotonic() >= self._last_line.get(step.label, 0):
+            self._last_line[step.label] = time.monotonic() + _LINE_SECONDS
+            self.console.print(f"{step.label:24} {done:,.0f} of {total:,.0f} {event.unit} {shown}".rstrip())
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()

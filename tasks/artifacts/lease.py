@@ -1,0 +1,167 @@
+"""A lease on an artifact: it saves GPU hours by keeping two runs off the same work.
+
+It does not give correctness: shards and manifests are create-only, so the worst that two holders can do is to compute
+the same thing twice. A lease expires `ttl_seconds` after its last renewal by the *server's* clock (the object's
+modification time against the server's date), so a wrong clock on a node neither steals nor keeps one. A holder on
+this host that is no longer alive is replaced at once.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from tasks.artifacts.artifact import encode_record
+from tasks.artifacts.errors import (
+    LeaseHeldError,
+    LeaseLostError,
+    ObjectChangedError,
+    ObjectExistsError,
+    ObjectMissingError,
+    TransientStoreError,
+)
+from tasks.artifacts.frozen import Frozen
+from tasks.artifacts.store import Store
+
+
+class LeaseRecord(Frozen):
+    """Who holds an artifact, and until how long after the object's modification time."""
+
+    owner: str
+    host: str
+    boot: str
+    process: int
+    process_started: str
+    ttl_seconds: float
+    renewals: int = 0
+
+
+def _boot_id() -> str:
+    path = Path("/proc/sys/kernel/random/boot_id")
+    return path.read_text().strip() if path.exists() else socket.gethostname()
+
+
+def _process_started(process: int) -> str | None:
+    """Start time of a process in clock ticks since boot; None if there is no such process (or it is a zombie)."""
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if fields[0] == "Z" else fields[19]
+
+
+def holder_is_dead(record: LeaseRecord) -> bool:
+    """Whether the holder ran on this host and boot and is gone. A holder elsewhere is never called dead."""
+    here = record.host == socket.gethostname() and record.boot == _boot_id()
+    return here and _process_started(record.process) != record.process_started
+
+
+class Lease:
+    """Holds `path` in the store while the `with` block runs, renewing it from a thread.
+
+    `on_lost` is called once from that thread when another run has taken the lease over; the block should then stop
+    its work. Leaving the block raises nothing: whoever works on sees the loss through `lost`.
+    """
+
+    def __init__(self, store: Store, path: str, ttl_seconds: float, on_lost: Callable[[], None] | None = None) -> None:
+        self.store = store
+        self.path = path
+        self.on_lost = on_lost
+        self.lost = False
+        process = os.getpid()
+        self.record = LeaseRecord(
+            owner=uuid.uuid4().hex,
+            host=socket.gethostname(),
+            boot=_boot_id(),
+            process=process,
+            process_started=_process_started(process) or "",
+            ttl_seconds=ttl_seconds,
+        )
+        self._etag = ""
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._renew, name=f"lease {path}", daemon=True)
+
+    def acquire(self, wait_seconds: float) -> None:
+        """Takes the lease, waiting for the holder to release it, die or expire.
+
+        Raises:
+            LeaseHeldError: it is still held after `wait_seconds`.
+        """
+        deadline = time.monotonic() + wait_seconds
+        while (holder := self._try()) != self.record.owner:
+            if time.monotonic() >= deadline:
+                raise LeaseHeldError(
+                    f"{self.store.locate(self.path)} is held by {holder}; another run works on this artifact: wait for "
+                    f"it, or stop it"
+                )
+            time.sleep(min(1.0, self.record.ttl_seconds / 10))
+
+    def _try(self) -> str:
+        """Returns this lease's owner id if it is held now, else a description of who holds it."""
+        try:
+            self._etag = self.store.create(self.path, encode_record(self.record))
+        except ObjectExistsError:
+            pass
+        else:
+            return self.record.owner
+        try:
+            there = self.store.read(self.path)
+        except ObjectMissingError:
+            return "a run that just released it"
+        record = LeaseRecord.model_validate_json(there.data)
+        left = there.modified + record.ttl_seconds - self.store.now()
+        if left > 0 and not holder_is_dead(record):
+            return f"process {record.process} on {record.host} (expires in {left:.0f} s unless renewed)"
+        try:
+            self._etag = self.store.replace(self.path, encode_record(self.record), there.etag)
+        except ObjectChangedError:
+            return "a run that was faster"
+        return self.record.owner
+
+    def _renew(self) -> None:
+        while not self._stop.wait(self.record.ttl_seconds / 4):
+            self.record = self.record.model_copy(update={"renewals": self.record.renewals + 1})
+            try:
+                self._etag = self.store.replace(self.path, encode_record(self.record), self._etag)
+            except TransientStoreError:
+                # Three more tries fit into the time to live; if all fail someone may take over, which the next sees.
+                continue
+            except ObjectChangedError:
+                self.lost = True
+                if self.on_lost is not None:
+                    self.on_lost()
+                return
+
+    def require_held(self) -> None:
+        """Raises LeaseLostError if another run took over."""
+        if self.lost:
+            raise LeaseLostError(
+                f"{self.store.locate(self.path)} was taken over by another run while this one worked; that run goes on "
+                f"from the finished shards, so there is nothing to do"
+            )
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+        if self.lost:
+            return
+        try:
+            there = self.store.read(self.path)
+            if LeaseRecord.model_validate_json(there.data).owner == self.record.owner:
+                self.store.delete(self.path)
+        except (ObjectMissingError, TransientStoreError):
+            # Expiry frees it.
+            return

@@ -1,0 +1,162 @@
+"""The documents of a corpus' sources, before any tokenizer: texts and conversations in Unicode's composed form (NFC).
+
+Some tokenizers compose characters themselves. Doing it here keeps a document's bytes, and with them bits per byte and
+the choice of what is held out, the same for all.
+"""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from tasks.artifacts.errors import BadInputError, TransientStoreError
+from tasks.corpus.stage import ExercisesSource, FilesSource, HubSource, InstructionsSource, Source, StdlibDocsSource
+from tasks.exercises import generate
+from tasks.exercises.holdout import Message, conversation_text
+from tasks.exercises.library_text import documents_sha256, library_documents
+
+_ROLES = ("system", "user", "assistant", "tool")
+_BUILDERS = {"json": "json", "jsonl": "json", "parquet": "parquet", "text": "text"}
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text, or a conversation (then `messages` is not empty and `content` its canonical form)."""
+
+    content: str
+    messages: tuple[Message, ...]
+    source: str
+
+    @property
+    def kind(self) -> str:
+        return "chat" if self.messages else "text"
+
+
+def load_documents(source: Source, instructions: Path | None) -> Iterator[Document]:
+    """The documents of one source in its order; `instructions` is the input's instructions.jsonl, if there is one.
+
+    Raises:
+        BadInputError: the source cannot be read, is not what its hash says, or a record lacks the field.
+    """
+    match source:
+        case StdlibDocsSource():
+            yield from _library(source)
+        case ExercisesSource():
+            for kind in source.kinds:
+                for exercise in generate(kind, "train", source.count, source.seed, source.difficulty):
+                    turns = [
+                        {"role": "user", "content": exercise.prompt},
+                        {"role": "assistant", "content": exercise.answer},
+                    ]
+                    yield _conversation(turns, f"exercises/{kind}")
+        case InstructionsSource():
+            if instructions is None:
+                raise BadInputError(
+                    'the source "instructions" needs an evolve artifact as the input "instructions"; add one or remove '
+                    "the source"
+                )
+            yield from _records(source, "instructions", None, "messages", _json_lines(instructions))
+        case FilesSource():
+            if source.content_sha256 is not None and source.sha256() != source.content_sha256:
+                raise BadInputError(
+                    f"{', '.join(source.paths)} changed since the profile was resolved; run again, which takes the "
+                    f"new content as another corpus"
+                )
+            yield from _records(source, "files", source.text_field, source.messages_field, _file_records(source))
+        case HubSource():
+            name = f"hub/{source.dataset}"
+            yield from _records(source, name, source.text_field, source.messages_field, _hub_records(source))
+
+
+def _library(source: StdlibDocsSource) -> Iterator[Document]:
+    texts = library_documents(source.max_bytes)
+    if source.content_sha256 is not None and documents_sha256(texts) != source.content_sha256:
+        raise BadInputError(
+            "the standard library here has other text than where the profile was resolved; use one Python version on "
+            "all machines, or files as the source"
+        )
+    for text in texts:
+        yield _text(text, "stdlib_docs")
+
+
+def _text(text: str, source: str) -> Document:
+    return Document(unicodedata.normalize("NFC", text), (), source)
+
+
+def _conversation(turns: list[dict[str, str]], source: str) -> Document:
+    """White space around a turn is not part of it: many templates trim it, and an answer must be read as it is kept."""
+    messages = tuple(Message(turn["role"], unicodedata.normalize("NFC", turn["content"]).strip()) for turn in turns)
+    return Document(conversation_text(messages), messages, source)
+
+
+def _records(
+    source: HubSource | FilesSource | InstructionsSource,
+    name: str,
+    text_field: str | None,
+    messages_field: str | None,
+    records: Iterator[Mapping[str, Any]],
+) -> Iterator[Document]:
+    field = text_field or messages_field or ""
+    for index, record in enumerate(records):
+        if source.limit is not None and index >= source.limit:
+            return
+        value = record.get(field)
+        if text_field is not None and isinstance(value, str):
+            yield _text(value, name)
+        elif messages_field is not None and (turns := _turns(value)):
+            yield _conversation(turns, name)
+        else:
+            wanted = "text" if text_field is not None else "a list of {role, content} with known roles"
+            raise BadInputError(
+                f"record {index} of {name} has no {wanted} in the field {field!r}, only the fields "
+                f"{', '.join(sorted(record))}; correct the source's field"
+            )
+
+
+def _turns(value: Any) -> list[dict[str, str]]:
+    """The value if it is a conversation, else nothing."""
+    fits = isinstance(value, list) and all(
+        isinstance(turn, Mapping) and turn.get("role") in _ROLES and isinstance(turn.get("content"), str)
+        for turn in value
+    )
+    return [{"role": turn["role"], "content": turn["content"]} for turn in value] if fits else []
+
+
+def _json_lines(file: Path) -> Iterator[Mapping[str, Any]]:
+    with file.open(encoding="utf-8") as lines:
+        for line in lines:
+            yield json.loads(line)
+
+
+def _file_records(source: FilesSource) -> Iterator[Mapping[str, Any]]:
+    files = [str(path) for path in source.files()]
+    options = {"sample_by": "document"} if source.format == "text" else {}
+    return _stream(", ".join(source.paths), _BUILDERS[source.format], data_files=files, split="train", **options)
+
+
+def _hub_records(source: HubSource) -> Iterator[Mapping[str, Any]]:
+    where = f"{source.dataset} at {source.revision[:12]}"
+    return _stream(where, source.dataset, name=source.config, split=source.split, revision=source.revision)
+
+
+def _stream(where: str, builder: str, **options: Any) -> Iterator[Mapping[str, Any]]:
+    """Records as they are read; nothing is kept in the data sets' cache."""
+    try:
+        yield from datasets.load_dataset(builder, streaming=True, **options)
+    except ConnectionError as error:
+        if datasets.config.HF_HUB_OFFLINE:
+            raise BadInputError(
+                f"{where} is on the hub and HF_HUB_OFFLINE is set; unset it, or take the documents from files"
+            ) from error
+        raise TransientStoreError(f"the hub cannot be reached for {where}; try again when the network is up") from error
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        first_line = (str(error).splitlines() or [""])[0]
+        raise BadInputError(
+            f"{where} cannot be read as a data set ({type(error).__name__}: {first_line}); correct the corpus source"
+        ) from error

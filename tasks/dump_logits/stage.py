@@ -1,0 +1,113 @@
+"""dump_logits: a teacher's truncated next-token distributions over a corpus, as a logit store.
+
+Inputs: "teacher" (model), "corpus". Output: logits.json and the shards that it lists (tasks/logits/README.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from tasks.artifacts.frozen import Frozen
+from tasks.runtime.declare import GateResult, Gates, Runtime, Stage, StageConfig, at_least, at_most
+
+
+class TeacherRecipe(Frozen):
+    """How the teacher computes; each of these changes its numbers."""
+
+    dtype: Literal["float32", "bfloat16"]
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    quantisation: Literal["fp8"] | None = None
+    """Must say what the checkpoint's own quantization_config says; transformers loads it accordingly."""
+
+    @model_validator(mode="after")
+    def _kernels_exist(self) -> TeacherRecipe:
+        if self.dtype == "float32" and self.attention == "flash_attention_2":
+            raise ValueError("flash_attention_2 has no float32 kernel; use dtype bfloat16 or attention sdpa")
+        if self.dtype == "float32" and self.quantisation is not None:
+            raise ValueError("a quantised teacher computes in bfloat16; set dtype bfloat16")
+        return self
+
+
+class DumpLogitsRecipe(Frozen):
+    """What is stored."""
+
+    teacher: TeacherRecipe
+    num_kept: int = Field(64, ge=1)
+    """K: entries kept of each distribution, the likeliest; equal logits by ascending id."""
+    value_dtype: Literal["float16", "float32"] = "float16"
+    """Of the stored log-probabilities; tail, gold and tempered values are always float32."""
+    rows_per_shard: int = Field(1024, ge=1)
+    """A shard is the unit of resume and stands in memory whole: 8 · K bytes a token."""
+    splits: tuple[Literal["train", "heldout"], ...] = Field(("train", "heldout"), min_length=1)
+    temperatures: tuple[float, ...] = ()
+    """Temperatures other than 1 that a loss will use. A truncated distribution cannot be tempered afterwards."""
+
+    @field_validator("splits")
+    @classmethod
+    def _splits_in_order(cls, splits: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(splits)) != len(splits):
+            raise ValueError(f"a split is named twice in {splits}")
+        # One spelling, so that the order in a profile does not make another key.
+        return tuple(sorted(splits, key=("train", "heldout").index))
+
+    @field_validator("temperatures")
+    @classmethod
+    def _temperatures_in_order(cls, temperatures: tuple[float, ...]) -> tuple[float, ...]:
+        if len(set(temperatures)) != len(temperatures) or any(value <= 0 or value == 1 for value in temperatures):
+            raise ValueError(
+                f"temperatures are positive, differ, and leave out 1, which is always stored: {temperatures}"
+            )
+        return tuple(sorted(temperatures))
+
+
+class DumpLogitsRuntime(Runtime):
+    """How it is computed; results agree to 1e-4 nats in float32 whatever is set here.
+
+    With `num_processes` > 1 each process takes every n-th shard on its own device.
+    """
+
+    tokens_per_batch: int = Field(8192, ge=1)
+    """Tokens of one forward pass, padding included. A longer row is a batch of its own."""
+    head_chunk_tokens: int = Field(512, ge=1)
+    """Positions whose full logits exist at one time: 8 bytes · vocabulary each."""
+    gold_rows_per_shard: int = Field(2, ge=1)
+    """Rows of each shard whose gold log-probabilities are computed a second time, by the model's own forward pass."""
+
+
+class DumpLogitsGates(Gates):
+    """When the logits are good enough to train on."""
+
+    min_captured_mass: float | None = Field(0.9, ge=0, le=1)
+    max_gold_error: float | None = Field(0.05, ge=0)
+    """Nats. A float32 teacher reaches 1e-3 (float32 rounding); bfloat16 differs by some 1e-2 between batch shapes."""
+
+
+class DumpLogitsConfig(StageConfig):
+    recipe: DumpLogitsRecipe
+    runtime: DumpLogitsRuntime = DumpLogitsRuntime()
+    gates: DumpLogitsGates = DumpLogitsGates()
+
+
+def judge(metrics: Mapping[str, Any], gates: DumpLogitsGates) -> list[GateResult]:
+    """Gates: the kept entries carry the distribution, and the stored numbers belong to the stored tokens."""
+    return [
+        *at_least(
+            "min_captured_mass",
+            metrics.get("captured_mass"),
+            gates.min_captured_mass,
+            "Mean probability that the kept entries of a position carry; the rest is stored as one number.",
+        ),
+        *at_most(
+            "max_gold_error",
+            metrics.get("gold_error"),
+            gates.max_gold_error,
+            "Largest difference in nats between a stored log-probability of the following token and the one of the "
+            "teacher's own forward pass, on sampled rows.",
+        ),
+    ]
+
+
+STAGE = Stage(name="dump_logits", version=1, config=DumpLogitsConfig, judge=judge)

@@ -1,0 +1,128 @@
+"""The teacher: loaded, checked against the corpus, and run to hidden states and to logits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig
+
+from tasks.artifacts.errors import BadInputError
+from tasks.dump_logits.head import Float32Head
+from tasks.dump_logits.stage import TeacherRecipe
+from tasks.logits.rows import Row
+from tasks.modeling.model_files import load_causal_lm
+
+PROBE_TOKENS = 16
+PROBE_TOLERANCE = 1e-3
+"""Relative to the largest logit. Both sides run the same kernels, so only another formula differs by more."""
+GOLD_POSITIONS = 128
+"""Positions of a sampled row that are recomputed: their full logits stand in memory, 78 MB at 152k tokens."""
+
+
+def check_config(directory: Path, recipe: TeacherRecipe, vocab_size: int, rows: Sequence[Row]) -> None:
+    """Refuses what config.json alone shows to be impossible, before hours of download and loading."""
+    config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
+    settings = getattr(config, "quantization_config", None)
+    method = None if settings is None else str(settings["quant_method"])
+    if (recipe.quantisation == "fp8") != (method is not None and "fp8" in method):
+        raise BadInputError(
+            f"the teacher's checkpoint is quantised as {method or 'nothing'}, recipe.teacher.quantisation says "
+            f"{recipe.quantisation}; make them agree"
+        )
+    config = config.get_text_config()
+    if vocab_size > config.vocab_size:
+        raise BadInputError(
+            f"the teacher's tokenizer has ids up to {vocab_size - 1}, its config.json only {config.vocab_size} rows; "
+            f"repair the model's files"
+        )
+    limit = getattr(config, "max_position_embeddings", None)
+    for row in rows:
+        if limit is not None and len(row.input_ids) > limit:
+            raise BadInputError(
+                f"row {row.row_id} has {len(row.input_ids)} tokens, the teacher's max_position_embeddings is {limit}; "
+                f"build the corpus with a smaller max_tokens"
+            )
+
+
+class Teacher:
+    """A causal language model whose logits are float32 and cover the tokenizer's `vocab_size` ids."""
+
+    def __init__(self, directory: Path, recipe: TeacherRecipe, device: torch.device, vocab_size: int) -> None:
+        self.device = device
+        self.model = _load(directory, recipe, device)
+        self.config = self.model.config.get_text_config()
+        head = self.model.get_output_embeddings()
+        weight = getattr(head, "weight", None)
+        if not isinstance(head, nn.Linear) or not head.weight.is_floating_point() or head.weight.itemsize < 2:
+            kind = f"{type(head).__name__} of {getattr(weight, 'dtype', 'no weight')}"
+            raise BadInputError(
+                f"the teacher's output embedding is a {kind}; "
+                f"dump_logits needs a plain linear layer of 16 or 32 bits, so leave lm_head out of the quantisation"
+            )
+        self.head = Float32Head(head.weight, head.bias, vocab_size)
+        # The model's own forward pass then has the same float32 logits, and can serve as the check.
+        self.model.set_output_embeddings(self.head)
+
+    @torch.inference_mode()
+    def check_formula(self, input_ids: np.ndarray) -> None:
+        """Refuses an architecture whose logits are not what `logits` makes of the hidden states."""
+        ids_1T = torch.from_numpy(input_ids[:PROBE_TOKENS].astype(np.int64))[None].to(self.device)
+        ours_TV = self.logits(self.hidden_states(ids_1T, torch.ones_like(ids_1T))[0])
+        theirs_TV = self.model(input_ids=ids_1T, attention_mask=torch.ones_like(ids_1T), use_cache=False).logits[0]
+        difference = (ours_TV - theirs_TV.float()).abs().max().item()
+        # `not <=` also refuses a NaN on one side only; hidden states that are NaN are named by row later.
+        if torch.isfinite(theirs_TV).all() and not difference <= PROBE_TOLERANCE * (1 + theirs_TV.abs().max().item()):
+            raise BadInputError(
+                f"{type(self.model).__name__} transforms its logits in a way that dump_logits does not know (they "
+                f"differ by {difference:.3g}); known are final_logit_softcapping, logit_scale and logits_scaling"
+            )
+
+    def hidden_states(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
+        """Inputs of the output embedding (B, T, D), for right-padded rows."""
+        hidden_BTD: Tensor = self.model.base_model(
+            input_ids=ids_BT, attention_mask=mask_BT, use_cache=False
+        ).last_hidden_state
+        return hidden_BTD
+
+    def logits(self, hidden_CD: Tensor) -> Tensor:
+        """Final logits (C, V) in float32, in memory of their own."""
+        logits_CV: Tensor = self.head(hidden_CD)
+        if (scale := getattr(self.config, "logit_scale", None)) is not None:
+            logits_CV *= scale
+        if (divisor := getattr(self.config, "logits_scaling", None)) is not None:
+            logits_CV /= divisor
+        if (cap := getattr(self.config, "final_logit_softcapping", None)) is not None:
+            logits_CV.div_(cap).tanh_().mul_(cap)
+        return logits_CV
+
+    @torch.inference_mode()
+    def plain_gold_logprobs(self, input_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Gold log-probabilities by the model's own forward pass over one whole row, without padding or top-K.
+
+        Returns:
+            Up to GOLD_POSITIONS positions spread over the row with its first and last, and their values (float64).
+        """
+        num_positions = len(input_ids) - 1
+        where = np.unique(np.linspace(0, num_positions - 1, min(num_positions, GOLD_POSITIONS)).astype(np.int64))
+        ids_1T = torch.from_numpy(input_ids.astype(np.int64))[None].to(self.device)
+        keep = torch.from_numpy(where).to(self.device)
+        logits_CV = self.model(input_ids=ids_1T, use_cache=False, logits_to_keep=keep).logits[0]
+        gold_C1 = ids_1T[0, keep + 1, None]
+        values = logits_CV.double().log_softmax(1).gather(1, gold_C1)[:, 0]
+        return where, values.cpu().numpy()
+
+
+def _load(directory: Path, recipe: TeacherRecipe, device: torch.device) -> Any:
+    dtype = torch.float32 if recipe.dtype == "float32" else torch.bfloat16
+    try:
+        return load_causal_lm(directory, dtype=dtype, device=device, attn_implementation=recipe.attention)
+    except (ValueError, ImportError) as error:
+        raise BadInputError(
+            f"transformers cannot load the teacher with attention {recipe.attention} in {recipe.dtype} "
+            f"({str(error).splitlines()[0]}); try recipe.teacher.attention eager"
+        ) from error

@@ -1,0 +1,116 @@
+"""results.json out of what was measured of each model, in this launch or an earlier one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from tasks.artifacts.errors import BadInputError
+from tasks.evaluate.stage import EvaluateRecipe
+from tasks.evaluate.statistics import mean_with_error, paired_mean, paired_ratio, ratio_with_error
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One model's shard: its answers, its held-out documents and how it was run."""
+
+    items: Sequence[Mapping[str, Any]]
+    documents: Sequence[Mapping[str, Any]]
+    about: Mapping[str, Any]
+
+
+def build_results(measured: Mapping[str, Measured], recipe: EvaluateRecipe) -> dict[str, Any]:
+    """Everything that results.json holds.
+
+    `paired[a][b]` is a minus b, over the same items and documents: b is the reference for every a, and every other
+    model for the candidate.
+
+    Raises:
+        BadInputError: two models were run by different versions of the harness or its tasks.
+    """
+    _check_one_harness(measured)
+    models = {name: _summary(each, recipe) for name, each in measured.items()}
+    paired: dict[str, dict[str, Any]] = {}
+    for name in measured:
+        against = [other for other in measured if other != name] if name == recipe.candidate else [recipe.reference]
+        pairs = {other: _pair(measured[name], measured[other]) for other in against if other != name}
+        if pairs:
+            paired[name] = pairs
+    return {
+        "models": models,
+        "paired": paired,
+        "reference": recipe.reference,
+        "candidate": recipe.candidate,
+        "parents": list(recipe.parents),
+        "harness": next(iter(measured.values())).about["harness"],
+    }
+
+
+def gate_metrics(results: Mapping[str, Any]) -> dict[str, Any]:
+    """The single numbers that gates are judged on; None where the recipe measures no such thing."""
+    candidate, models = results["candidate"], results["models"]
+    own = models[candidate]
+    excesses = [
+        own["bits_per_byte"]["value"] / models[parent]["bits_per_byte"]["value"] - 1
+        for parent in results["parents"]
+        if "bits_per_byte" in own
+    ]
+    pair = results["paired"][candidate][results["reference"]]["accuracy"]
+    return {
+        "candidate_over_reference": pair["difference"],
+        "candidate_over_reference_stderr": pair["stderr"],
+        "candidate_over_reference_z": pair["z"],
+        "worst_parent_excess": max(excesses, default=None),
+        "num_items": own["accuracy"]["n"],
+        "num_documents": own["bits_per_byte"]["documents"] if "bits_per_byte" in own else 0,
+    }
+
+
+def _summary(measured: Measured, recipe: EvaluateRecipe) -> dict[str, Any]:
+    metrics = {task: about["metric"] for task, about in measured.about["harness"]["tasks"].items()}
+    summary: dict[str, Any] = {
+        "accuracy": mean_with_error([item["outcome"] for item in measured.items]),
+        "tasks": {
+            task: {"metric": metrics[task], **mean_with_error([item["outcome"] for item in items])}
+            for task, items in groupby(measured.items, key=lambda item: item["task"])
+        },
+        "tokenizer": measured.about["tokenizer"],
+    }
+    if recipe.bits_per_byte:
+        summary["bits_per_byte"] = {
+            **ratio_with_error(*_bits_and_bytes(measured)),
+            "start_token": measured.about["start_token"],
+            "window_tokens": measured.about["window_tokens"],
+        }
+    return summary
+
+
+def _pair(one: Measured, other: Measured) -> dict[str, Any]:
+    keys = [[(item["task"], item["item"]) for item in each.items] for each in (one, other)]
+    rows = [[document["row_id"] for document in each.documents] for each in (one, other)]
+    assert keys[0] == keys[1], "models of one comparison answer the same items"
+    assert rows[0] == rows[1], "models of one comparison read the same documents"
+    pair = {"accuracy": paired_mean([item["outcome"] for item in one.items], [item["outcome"] for item in other.items])}
+    if one.documents:
+        bits, sizes = _bits_and_bytes(one)
+        pair["bits_per_byte"] = paired_ratio(bits, _bits_and_bytes(other)[0], sizes)
+    return pair
+
+
+def _bits_and_bytes(measured: Measured) -> tuple[list[float], list[int]]:
+    return (
+        [document["bits"] for document in measured.documents],
+        [document["num_bytes"] for document in measured.documents],
+    )
+
+
+def _check_one_harness(measured: Mapping[str, Measured]) -> None:
+    (first, reference), *others = ((name, each.about["harness"]) for name, each in measured.items())
+    for name, harness in others:
+        if harness != reference:
+            raise BadInputError(
+                f"{first} and {name} were evaluated by different versions of the harness or its tasks, which do not "
+                f"compare; delete the receipts shards/model-*.json of this evaluation and run again"
+            )

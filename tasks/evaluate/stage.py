@@ -1,0 +1,121 @@
+"""The stage `evaluate`: all models of a comparison under one harness, with paired differences and standard errors.
+
+Inputs: `model.<name>` for each model, `corpus` for the held-out texts. Across vocabularies only two things compare,
+and only these are measured: bits per byte of the same raw text, and the accuracy on the same items.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from tasks.artifacts.frozen import Frozen
+from tasks.runtime.declare import GateResult, Gates, Runtime, Stage, StageConfig, at_least, at_most
+
+
+class ExerciseTasks(Frozen):
+    """Generated exercises, one harness task a kind: no download, answers checked by the generator's own rule."""
+
+    type: Literal["exercises"]
+    kinds: tuple[str, ...] = Field(min_length=1)
+    items_per_kind: int = Field(100, ge=2)
+    seed: int = 0
+    split: Literal["dev", "test"] = "test"
+    difficulty: int | None = None
+
+
+class HarnessTasks(Frozen):
+    """A task or group that the harness ships; its data come from the hub."""
+
+    type: Literal["lm_eval"]
+    name: str = Field(min_length=1)
+    metric: str = Field(min_length=1)
+    """Must be a mean over items, so that two models can be compared item by item."""
+    filter: str = "none"
+    """The harness's name of the filter that reads the answer, where a task has several."""
+    num_fewshot: int | None = Field(None, ge=0)
+    limit: int | None = Field(None, ge=2)
+    """Only the first items of each task."""
+
+
+class EvaluateRecipe(Frozen):
+    """What is measured, and who is compared with whom."""
+
+    tasks: tuple[Annotated[ExerciseTasks | HarnessTasks, Field(discriminator="type")], ...] = Field(min_length=1)
+    reference: str
+    """The model that all others are compared with: the student as it was at first."""
+    candidate: str
+    """The model that will be published; compared with every other."""
+    parents: tuple[str, ...] = ()
+    """The models that were fused into the candidate."""
+    apply_chat_template: bool = True
+    template_date: str = "26 Jul 2024"
+    """Given to the chat template as `date_string`: Llama's prints today's date otherwise."""
+    max_new_tokens: int = Field(32, ge=1)
+    """For the exercises; a harness task states its own."""
+    seed: int = 0
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    bits_per_byte: bool = True
+    max_documents: int | None = Field(None, ge=2)
+    """Bits per byte on the first held-out texts only."""
+    window_tokens: int = Field(2048, ge=2)
+    """Longest window for bits per byte; a model with a shorter context uses its own."""
+
+    @model_validator(mode="after")
+    def _names(self) -> EvaluateRecipe:
+        if self.reference == self.candidate:
+            raise ValueError(f"reference and candidate are both {self.candidate!r}; there is nothing to compare")
+        if self.candidate in self.parents:
+            raise ValueError(f"{self.candidate!r} cannot be its own parent; take it out of evaluate.recipe.parents")
+        kinds = [kind for task in self.tasks if isinstance(task, ExerciseTasks) for kind in task.kinds]
+        names = [task.name for task in self.tasks if isinstance(task, HarnessTasks)]
+        for what, values in (("kind of exercises", kinds), ("task", names)):
+            twice = sorted({value for value in values if values.count(value) > 1})
+            if twice:
+                raise ValueError(f"the {what} {twice[0]!r} is listed twice in evaluate.recipe.tasks")
+        return self
+
+
+class EvaluateRuntime(Runtime):
+    """Another batch size changes the last bits of sums, and with them at most near-tied tokens."""
+
+    batch_size: int = Field(64, ge=1)
+
+
+class EvaluateGates(Gates):
+    """When the candidate is worth publishing."""
+
+    min_paired_z: float | None = None
+    """Accuracy of the candidate minus that of the reference, in paired standard errors."""
+    max_bits_per_byte_excess: float | None = None
+    """By which fraction the candidate's bits per byte may exceed those of any parent: 0.02 is 2 %."""
+    min_items: int | None = Field(None, ge=1)
+
+
+class EvaluateConfig(StageConfig):
+    recipe: EvaluateRecipe
+    runtime: EvaluateRuntime = EvaluateRuntime()
+    gates: EvaluateGates = EvaluateGates()
+
+
+def _judge(metrics: Mapping[str, Any], gates: EvaluateGates) -> list[GateResult]:
+    return [
+        *at_least(
+            "min_paired_z",
+            metrics.get("candidate_over_reference_z"),
+            gates.min_paired_z,
+            "the final model answers more items than the model it started from, beyond chance",
+        ),
+        *at_most(
+            "max_bits_per_byte_excess",
+            metrics.get("worst_parent_excess"),
+            gates.max_bits_per_byte_excess,
+            "the final model predicts held-out text about as well as each model that was fused into it",
+        ),
+        *at_least("min_items", metrics.get("num_items"), gates.min_items, "there are enough items to tell"),
+    ]
+
+
+STAGE = Stage(name="evaluate", version=1, config=EvaluateConfig, judge=_judge)

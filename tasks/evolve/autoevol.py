@@ -1,0 +1,136 @@
+"""`autoevol` from seeds to rows: the search for a method, the evolution of every seed with it, the answers."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tasks.artifacts.errors import BadInputError
+from tasks.evolve.calls import CallLedger, Completion, Message
+from tasks.evolve.client import RecordedEndpoint, StoppingError
+from tasks.evolve.evolution import Evolver, Outcome, Seed, in_order, seeds_of
+from tasks.evolve.method import Search, find_method, method_digest
+from tasks.evolve.parsing import Rejection
+from tasks.evolve.rows import InstructionRow, Result
+from tasks.evolve.stage import AutoEvolSource, Endpoint
+from tasks.worker.job import Job
+
+_TICK_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Evolved:
+    """The rows, the method that made them, and figures that depend on the launch."""
+
+    result: Result
+    method: str
+    launch_metrics: dict[str, Any]
+
+
+def run(job: Job, source: AutoEvolSource, settings: Endpoint, texts: Sequence[str]) -> Evolved:
+    """Evolves and answers the seeds. A stop asked for by SIGTERM ends the launch as preempted."""
+    seeds = seeds_of(texts)
+    if not seeds:
+        raise BadInputError("autoevol has no seed instruction; give at least one in evolve.recipe.source.seeds")
+    ledger = CallLedger(job.artifact)
+    if ledger.num_found:
+        job.log(f"evolve goes on from {ledger.num_found} finished calls")
+    return asyncio.run(_run(job, source, settings, ledger, seeds, len(texts) - len(seeds)))
+
+
+async def _run(
+    job: Job, source: AutoEvolSource, settings: Endpoint, ledger: CallLedger, seeds: list[Seed], num_duplicates: int
+) -> Evolved:
+    endpoint = RecordedEndpoint(settings, ledger)
+    evolver = Evolver(source, endpoint.complete)
+    watch = asyncio.create_task(_watch(job, endpoint, most_calls(source, len(seeds))))
+    try:
+        search = await find_method(evolver, seeds)
+        outcomes = await in_order([evolver.finish(search.method, seed) for seed in seeds])
+    except StoppingError:
+        job.preempted()
+    finally:
+        watch.cancel()
+        await endpoint.close()
+    completions = endpoint.used()
+    return Evolved(
+        _result(source, search, outcomes, completions, num_duplicates),
+        search.method,
+        {"retries": endpoint.num_retries, "calls_of_earlier_launches": ledger.num_found},
+    )
+
+
+async def _watch(job: Job, endpoint: RecordedEndpoint, total: int) -> None:
+    """Says how far the calls are, and passes a request to stop on."""
+    started, spent_before = time.monotonic(), endpoint.tokens_spent
+    while True:
+        await asyncio.sleep(_TICK_SECONDS)
+        if job.stop_requested:
+            endpoint.stop()
+        job.progress(
+            endpoint.num_answered,
+            total,
+            "calls",
+            tokens_per_second=(endpoint.tokens_spent - spent_before) / (time.monotonic() - started),
+            tokens=endpoint.tokens_spent,
+            retries=endpoint.num_retries,
+        )
+
+
+def most_calls(source: AutoEvolSource, num_seeds: int) -> int:
+    """The number of calls if every reply can be used and every proposed method is new."""
+    trial = source.dev_size * (2 if source.judge is None else 3)
+    round_calls = source.batch_size * source.trajectory_rounds + 1 + source.candidates * (1 + trial)
+    search = source.method_rounds * round_calls + (trial if source.method_rounds else 0)
+    return search + num_seeds * (source.evolution_rounds + 1)
+
+
+def _result(
+    source: AutoEvolSource,
+    search: Search,
+    outcomes: Sequence[Outcome],
+    completions: Sequence[Completion],
+    num_duplicates: int,
+) -> Result:
+    digest = method_digest(search.method)
+    counts: Counter[str] = Counter(duplicates=num_duplicates, calls=len(completions))
+    rows = []
+    for outcome in outcomes:
+        trajectory = outcome.trajectory
+        counts["evolutions"] += trajectory.rounds
+        counts["evolved"] += trajectory.rounds > 0
+        if trajectory.rejected is not None:
+            counts[trajectory.rejected] += 1
+        if isinstance(outcome.answer, Rejection):
+            counts[outcome.answer.reason] += 1
+        elif outcome.answer is not None:
+            rows.append(_row(source, digest, outcome, outcome.answer))
+    for completion in completions:
+        counts["prompt_tokens"] += completion.prompt_tokens
+        counts["completion_tokens"] += completion.completion_tokens
+    details = {
+        "method": digest,
+        "method_history": [entry.as_json() for entry in search.history],
+        "served_models": sorted({completion.served_model for completion in completions}),
+    }
+    return Result(rows, len(outcomes) + num_duplicates, counts, details)
+
+
+def _row(source: AutoEvolSource, digest: str, outcome: Outcome, answer: str) -> InstructionRow:
+    messages = (
+        Message(role="user", content=outcome.trajectory.forms[-1]),
+        Message(role="assistant", content=answer),
+    )
+    lineage = {
+        "source": "autoevol",
+        "seed_id": outcome.seed.id,
+        "round": outcome.trajectory.rounds,
+        "method": digest,
+        "evolver": source.evolver.model,
+        "answerer": source.answerer.model,
+    }
+    return InstructionRow(f"{outcome.seed.id}-{outcome.trajectory.rounds}", messages, lineage)

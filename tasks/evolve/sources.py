@@ -1,0 +1,179 @@
+"""Rows that need no endpoint: generated exercises, ready conversations, and the texts that seeds are taken from."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tasks.artifacts.errors import BadInputError
+from tasks.artifacts.fingerprint import canonical_json, file_sha256, sha256_hex
+from tasks.evolve.calls import Message
+from tasks.evolve.parsing import looks_like_endpoint_error
+from tasks.evolve.rows import InstructionRow, Result
+from tasks.evolve.stage import AutoEvolSource, DatasetSource, ExercisesSource, FileRows, HubRows, InlineRows
+
+_ROLES: dict[str, str] = {
+    "system": "system",
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+}
+"""ShareGPT's names and the chat template's."""
+
+
+def from_exercises(source: ExercisesSource) -> Result:
+    """Generated tasks, the levels in the order of the recipe and a repeated prompt once."""
+    from tasks.exercises import generate
+
+    rows: dict[str, InstructionRow] = {}
+    offered = 0
+    for difficulty in source.difficulties:
+        for kind in source.kinds:
+            for exercise in generate(kind, "train", source.count, source.seed, difficulty):
+                offered += 1
+                messages = (
+                    Message(role="user", content=exercise.prompt),
+                    Message(role="assistant", content=exercise.answer),
+                )
+                lineage = {
+                    "source": "exercises",
+                    "generated": True,
+                    "kind": exercise.kind,
+                    "difficulty": exercise.difficulty,
+                    "split": "train",
+                }
+                rows.setdefault(exercise.prompt, InstructionRow(_id(messages), messages, lineage))
+    return Result(list(rows.values()), offered, {"duplicates": offered - len(rows)})
+
+
+def from_dataset(source: DatasetSource, cache: Path) -> Result:
+    """Conversations as they are; malformed ones, error texts and repetitions are dropped and counted."""
+    values = _sampled(_column(source.rows, cache), source.max_rows, source.seed)
+    origin = (
+        {"dataset": source.rows.dataset, "revision": source.rows.revision}
+        if isinstance(source.rows, HubRows)
+        else {"content_sha256": source.rows.content_sha256}
+    )
+    rows: dict[str, InstructionRow] = {}
+    counts = {"unparsed": 0, "errored": 0, "duplicates": 0}
+    for index, value in values:
+        messages = conversation(value)
+        if messages is None:
+            counts["unparsed"] += 1
+        elif any(message.role == "assistant" and looks_like_endpoint_error(message.content) for message in messages):
+            counts["errored"] += 1
+        elif (row_id := _id(messages)) in rows:
+            counts["duplicates"] += 1
+        else:
+            rows[row_id] = InstructionRow(row_id, messages, {"source": "dataset", "row": index, **origin})
+    return Result(list(rows.values()), len(values), counts)
+
+
+def seed_texts(source: AutoEvolSource, cache: Path) -> list[str]:
+    """The instructions that evolution starts from.
+
+    Raises:
+        BadInputError: a row has none.
+    """
+    if isinstance(source.seeds, InlineRows):
+        values: Sequence[Any] = source.seeds.instructions
+    else:
+        values = _column(source.seeds, cache)
+    return [_instruction(value, index) for index, value in _sampled(values, source.max_seeds, source.seed)]
+
+
+def conversation(value: Any) -> tuple[Message, ...] | None:
+    """Messages of a ShareGPT or role/content list; None unless it is [system,] user, assistant, … , assistant."""
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        return None
+    messages = []
+    for turn in value:
+        message = _message(turn)
+        if message is None:
+            return None
+        messages.append(message)
+    roles = [message.role for message in messages]
+    turns = roles[1:] if roles[:1] == ["system"] else roles
+    return tuple(messages) if turns and turns == ["user", "assistant"] * (len(turns) // 2) else None
+
+
+def _message(turn: Any) -> Message | None:
+    if not isinstance(turn, Mapping):
+        return None
+    role = _ROLES.get(str(turn.get("from") or turn.get("role")))
+    content = turn.get("value") if turn.get("from") else turn.get("content")
+    if role is None or not isinstance(content, str) or not content.strip():
+        return None
+    return Message.model_validate({"role": role, "content": content.strip()})
+
+
+def _instruction(value: Any, index: int) -> str:
+    if isinstance(value, str) and value.strip():
+        return value
+    for turn in value if isinstance(value, Sequence) and not isinstance(value, str) else ():
+        message = _message(turn)
+        if message is not None and message.role == "user":
+            return message.content
+    raise BadInputError(
+        f"seed row {index} has no instruction; let evolve.recipe.source.seeds.messages_field name a field with text or "
+        f"with a conversation in every row"
+    )
+
+
+def _sampled(values: Sequence[Any], limit: int | None, seed: int) -> list[tuple[int, Any]]:
+    """(index, value) of all values, or of `limit` of them drawn by `seed`, in their own order."""
+    indices: Iterable[int] = range(len(values))
+    if limit is not None and limit < len(values):
+        indices = sorted(random.Random(seed).sample(range(len(values)), limit))
+    return [(index, values[index]) for index in indices]
+
+
+def _column(rows: HubRows | FileRows, cache: Path) -> Sequence[Any]:
+    """The messages of every row. `cache` is where a file is unpacked; the hub's cache is the machine's own."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    if isinstance(rows, FileRows):
+        _check_content(rows)
+        where = rows.path
+        arguments: dict[str, Any] = {
+            "path": rows.format,
+            "data_files": str(Path(rows.path).expanduser()),
+            "split": "train",
+            "cache_dir": str(cache),
+        }
+    else:
+        where = f"{rows.dataset} at {rows.revision[:12]}"
+        arguments = {"path": rows.dataset, "name": rows.subset, "revision": rows.revision, "split": rows.split}
+    try:
+        table = datasets.load_dataset(**arguments)
+    except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise BadInputError(
+            f"the rows of {where} cannot be read ({type(error).__name__}: {reason}); correct evolve.recipe.source, or "
+            f"check that this machine reaches the hub"
+        ) from error
+    if rows.messages_field not in table.column_names:
+        raise BadInputError(
+            f"{where} has no field {rows.messages_field!r}, only {', '.join(table.column_names)}; set messages_field "
+            f"in evolve.recipe.source"
+        )
+    return list(table[rows.messages_field])
+
+
+def _check_content(rows: FileRows) -> None:
+    if rows.content_sha256 is None:
+        raise BadInputError(f"{rows.path} has no content_sha256; resolve the profile first (with_identity fills it in)")
+    path = Path(rows.path).expanduser()
+    if not path.is_file() or file_sha256(path) != rows.content_sha256:
+        raise BadInputError(
+            f"{rows.path} is missing or is not the file that this run was planned with; restore it, or run again to "
+            f"plan with the new content"
+        )
+
+
+def _id(messages: tuple[Message, ...]) -> str:
+    return sha256_hex(canonical_json(messages))[:16]

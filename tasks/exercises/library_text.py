@@ -1,0 +1,77 @@
+"""English prose that every Python installation carries: the language reference's topics and all docstrings.
+
+Modules are parsed and never imported, as some of them act on import. About 2 MB in all; another Python version has
+other text, so whoever uses it in a recipe states the content hash.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import inspect
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+
+from tasks.artifacts.fingerprint import canonical_json, sha256_hex
+
+MIN_DOCSTRING_BYTES = 200
+"""Shorter docstrings are mostly "Return self+value." and teach nothing."""
+_LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "lib2to3", "pydoc_data"}
+
+
+def _topic_documents() -> Iterator[tuple[str, str]]:
+    from pydoc_data.topics import topics
+
+    for name, text in topics.items():
+        yield f"topic/{name}", text
+
+
+def _module_files(root: Path) -> Iterator[tuple[str, Path]]:
+    for path in root.rglob("*.py"):
+        relative = path.relative_to(root)
+        if not _LEFT_OUT.intersection(relative.parts):
+            yield f"module/{relative.as_posix()}", path
+
+
+def _docstrings(path: Path) -> Iterator[str]:
+    try:
+        tree = ast.parse(path.read_bytes())
+    except SyntaxError:
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            text = ast.get_docstring(node, clean=False)
+            if text:
+                yield text
+
+
+def library_documents(max_bytes: int | None = None, only: str = "") -> list[str]:
+    """Different documents in an order fixed by the hash of where they come from, until `max_bytes` are reached.
+
+    `only` is "topic" for the reference's topics, "module" for docstrings, or empty for both.
+    """
+    sources: list[tuple[str, str | Path]] = []
+    if only in ("", "topic"):
+        sources += _topic_documents()
+    if only in ("", "module"):
+        sources += _module_files(Path(sysconfig.get_path("stdlib")))
+    sources.sort(key=lambda source: hashlib.sha256(source[0].encode()).digest())
+    documents: dict[str, None] = {}
+    num_bytes = 0
+    for _, source in sources:
+        for raw in _docstrings(source) if isinstance(source, Path) else (source,):
+            text = inspect.cleandoc(raw).strip()
+            size = len(text.encode("utf-8", "replace"))
+            if size < MIN_DOCSTRING_BYTES or text in documents:
+                continue
+            if max_bytes is not None and num_bytes + size > max_bytes:
+                return list(documents)
+            documents[text] = None
+            num_bytes += size
+    return list(documents)
+
+
+def documents_sha256(documents: list[str]) -> str:
+    """Identity of a list of documents."""
+    return sha256_hex(canonical_json(documents))

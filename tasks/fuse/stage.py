@@ -1,0 +1,138 @@
+"""Merges branches that share one vocabulary, by any of mergekit's methods.
+
+Inputs: "base" and "branch.<name>" for each branch. The recipe reads like a mergekit file in which models are called
+`base` or by the names of their branches; gradients and filters mean what they mean there. The published fusion of
+Medius is
+
+    merge_method: ties
+    models:
+      llama: {parameters: {density: 1.0, weight: 1.0}}
+      qwen:
+        parameters:
+          density: 0.66
+          weight:
+            - {filter: mlp, value: [0, 0.3, 0.6, 0.1]}
+            - {filter: self_attn, value: [0, 0, 0.2, 0.1]}
+            - {value: 0.1}
+    parameters: {normalize: false, int8_mask: true}
+    dtype: float32
+    out_dtype: bfloat16
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from tasks.artifacts.frozen import Frozen
+from tasks.runtime.declare import Runtime, Stage, StageConfig
+
+BASE = "base"
+
+MERGE_METHODS = (
+    "arcee_fusion",
+    "breadcrumbs",
+    "breadcrumbs_ties",
+    "dare_linear",
+    "dare_ties",
+    "della",
+    "della_linear",
+    "karcher",
+    "linear",
+    "model_stock",
+    "multislerp",
+    "nearswap",
+    "nuslerp",
+    "passthrough",
+    "ram",
+    "ramplus_tl",
+    "sce",
+    "slerp",
+    "task_arithmetic",
+    "ties",
+)
+"""What mergekit 0.1.5 registers; named here since a config must be checked without importing it."""
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+Scalar = bool | float | str
+ScalarOrGradient = Scalar | tuple[Scalar, ...]
+
+
+class Filtered(Frozen):
+    """A value for the tensors whose name contains `filter`; without a filter, for all that no entry before it took."""
+
+    value: ScalarOrGradient
+    filter: str | None = None
+
+
+Setting = ScalarOrGradient | Filtered | tuple[Filtered, ...]
+"""One number, a gradient over the layers, or either by filter."""
+
+
+class Branch(Frozen):
+    """How one model takes part."""
+
+    parameters: dict[str, Setting] = Field(default_factory=dict)
+
+
+class FuseRecipe(Frozen):
+    """One merge."""
+
+    merge_method: Literal[MERGE_METHODS]  # type: ignore[valid-type]
+    models: dict[str, Branch] = Field(min_length=1)
+    """By branch name, in the order in which the method takes them; `base` may be among them."""
+    base_model: str | None = BASE
+    """`base`, a branch's name, or None for a method without a base such as linear."""
+    parameters: dict[str, Setting] = Field(default_factory=dict)
+    """The method's own, such as normalize and int8_mask, and defaults for all models."""
+    dtype: Dtype = "float32"
+    """In which the arithmetic is done."""
+    out_dtype: Dtype = "bfloat16"
+    chat_from: str = BASE
+    """The model whose tokenizer_config, chat template, generation_config and end tokens the result gets. All models
+    have the same ids; a merge of chat models onto a base that was never one must take a branch's, or it never stops."""
+    seed: int = Field(0, ge=0)
+    """For the methods that drop entries at random."""
+
+    @model_validator(mode="after")
+    def _names_are_known(self) -> FuseRecipe:
+        for name in self.models:
+            if not re.fullmatch(r"[a-z0-9][a-z0-9_.-]*", name):
+                raise ValueError(f"models has the name {name!r}; use lower-case letters, digits, and _ . - between")
+        for field in ("base_model", "chat_from"):
+            name = getattr(self, field)
+            if name not in (None, BASE, *self.models):
+                raise ValueError(f"{field} is {name!r}, which is neither {BASE} nor one of {', '.join(self.models)}")
+        return self
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """The branches that must come as inputs "branch.<name>"."""
+        return tuple(name for name in self.models if name != BASE)
+
+    def mergekit_config(self) -> dict[str, Any]:
+        """The recipe as a mergekit configuration, with models by name."""
+        dumped = self.model_dump(mode="json", exclude_none=True, exclude={"models", "chat_from", "seed"})
+        models = [
+            {"model": name, **branch.model_dump(mode="json", exclude_none=True)} for name, branch in self.models.items()
+        ]
+        return {**dumped, "models": models}
+
+
+class FuseRuntime(Runtime):
+    """Where the merge is computed."""
+
+    low_cpu_memory: bool = False
+    """Keep intermediate tensors on the GPU."""
+
+
+class FuseConfig(StageConfig):
+    """One fusion."""
+
+    recipe: FuseRecipe
+    runtime: FuseRuntime = FuseRuntime()
+
+
+STAGE = Stage(name="fuse", version=1, config=FuseConfig)

@@ -1,0 +1,171 @@
+"""Merges the branches with mergekit, after making sure that their rows mean the same tokens."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from mergekit.config import MergeConfiguration
+from mergekit.io.tasks import LoaderCache
+from mergekit.merge import run_merge
+from mergekit.options import MergeOptions
+from safetensors import safe_open
+
+from tasks.artifacts.errors import BadInputError
+from tasks.fuse.stage import BASE, FuseRecipe, FuseRuntime
+from tasks.modeling.model_files import (
+    TOKEN_ID_FIELDS,
+    copy_tokenizer_files,
+    num_rows,
+    read_json,
+    resolve_device,
+    weights_directory,
+    write_config,
+)
+from tasks.modeling.tokenizer_files import load_tokenizer, real_vocab_size, tokenizer_digest
+from tasks.worker.job import Job, worker_main
+
+MAX_SHARD_BYTES = 5 * 10**9
+
+
+def run(job: Job) -> None:
+    """The merged model and merge_config.yml."""
+    started = time.monotonic()
+    recipe, runtime = FuseRecipe.model_validate(job.recipe), FuseRuntime.model_validate(job.runtime)
+    directories = _input_directories(job, recipe)
+    _check_alike(directories)
+    configuration = MergeConfiguration.model_validate(recipe.mergekit_config())
+
+    # mergekit gives "@" and "+" in a path a meaning: models are links named as in the recipe, in the current folder.
+    staging = job.new_directory("merge")
+    for name, directory in directories.items():
+        (staging / name).symlink_to(weights_directory(directory).resolve(), target_is_directory=True)
+    job.progress(0, 2, "steps")
+    # It also keeps open files by the name of the model, for the life of the process.
+    LoaderCache.loaders.clear()
+    with contextlib.chdir(staging):
+        run_merge(
+            configuration,
+            "out",
+            MergeOptions(
+                device=resolve_device(runtime.device).type,
+                low_cpu_memory=runtime.low_cpu_memory,
+                out_shard_size=MAX_SHARD_BYTES,
+                copy_tokenizer=False,
+                write_model_card=False,
+                random_seed=recipe.seed,
+                quiet=True,
+            ),
+        )
+    LoaderCache.loaders.clear()
+
+    out = staging / "out"
+    _write_configs(out, directories[recipe.chat_from])
+    copy_tokenizer_files(directories[recipe.chat_from], out)
+    (out / "merge_config.yml").write_text(yaml.safe_dump(recipe.mergekit_config(), sort_keys=False), encoding="utf-8")
+    job.progress(1, 2, "steps")
+    num_parameters, distances = _distances(out, {name: staging / name for name in directories})
+    job.complete(
+        out,
+        {
+            "parameters": num_parameters,
+            "num_rows": num_rows(out),
+            "relative_distance": distances,
+            "seconds": time.monotonic() - started,
+        },
+    )
+
+
+def _input_directories(job: Job, recipe: FuseRecipe) -> dict[str, Path]:
+    given = job.inputs("branch")
+    if set(given) != set(recipe.branches):
+        raise BadInputError(
+            f"fuse has the branches {sorted(given)} as inputs and {sorted(recipe.branches)} in recipe.models; name the "
+            f"same ones in both"
+        )
+    return {
+        BASE: job.input(BASE).directory(),
+        **{name: branch.directory() for name, branch in given.items()},
+    }
+
+
+def _check_alike(directories: dict[str, Path]) -> None:
+    """Refuses models of other tensors or with rows of other tokens: mergekit would mix those or cut them to size."""
+    found = {}
+    for name, directory in directories.items():
+        tokenizer = load_tokenizer(directory)
+        rows = num_rows(weights_directory(directory))
+        if rows < real_vocab_size(tokenizer):
+            raise BadInputError(f"{name} has {rows} rows and a tokenizer with {real_vocab_size(tokenizer)} ids")
+        found[name] = (tokenizer_digest(tokenizer), rows)
+    digest, rows = found[BASE]
+    tensors = {name: _tensor_files(weights_directory(directory)).keys() for name, directory in directories.items()}
+    for name, (other_digest, other_rows) in found.items():
+        if other_digest != digest:
+            raise BadInputError(
+                f"{BASE} and {name} have different tokenizers ({digest[:12]} and {other_digest[:12]}); bring both into "
+                f"one vocabulary (surgeon, mode: revert) before they are fused"
+            )
+        if other_rows != rows:
+            raise BadInputError(
+                f"{BASE} has {rows} embedding rows and {name} {other_rows}; make the rows equal before they are fused "
+                f"(the padding of the one that a surgery made)"
+            )
+        if tensors[name] != tensors[BASE]:
+            raise BadInputError(
+                f"only one of {BASE} and {name} has {sorted(tensors[name] ^ tensors[BASE])[0]}; fuse models of one "
+                f"architecture, all with tied heads or none"
+            )
+
+
+def _write_configs(out: Path, chat: Path) -> None:
+    """config.json of the merge and generation_config.json, both with the token ids of the model that chats."""
+    source = weights_directory(chat)
+    chat_config = read_json(source / "config.json")
+    ids = {name: chat_config[name] for name in TOKEN_ID_FIELDS if chat_config.get(name) is not None}
+    config = {name: value for name, value in read_json(out / "config.json").items() if name not in TOKEN_ID_FIELDS}
+    write_config(out / "config.json", {**config, **ids})
+    stored = source / "generation_config.json"
+    generation = read_json(stored) if stored.is_file() else {}
+    given = {name: value for name, value in generation.items() if value is not None}
+    write_config(out / "generation_config.json", {**ids, **given})
+
+
+def _distances(out: Path, models: dict[str, Path]) -> tuple[int, dict[str, float]]:
+    """Number of parameters, and ‖merged − model‖ / ‖model‖ over all tensors, for each model."""
+    num_parameters = 0
+    squares = {name: [0.0, 0.0] for name in models}
+    files = {name: _tensor_files(directory) for name, directory in models.items()}
+    for tensor_name, merged in _tensors(out):
+        num_parameters += merged.numel()
+        for name, of_tensor in files.items():
+            with safe_open(of_tensor[tensor_name], framework="pt") as file:
+                tensor = file.get_tensor(tensor_name).float()
+            squares[name][0] += float((merged.float() - tensor).square().sum(dtype=torch.float64))
+            squares[name][1] += float(tensor.square().sum(dtype=torch.float64))
+    return num_parameters, {name: math.sqrt(moved / norm) for name, (moved, norm) in squares.items()}
+
+
+def _tensor_files(directory: Path) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for path in sorted(directory.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            found.update(dict.fromkeys(file.keys(), path))
+    return found
+
+
+def _tensors(directory: Path) -> Iterator[tuple[str, Any]]:
+    for path in sorted(directory.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 - not a dict
+                yield name, file.get_tensor(name)
+
+
+if __name__ == "__main__":
+    worker_main(run)

@@ -1,0 +1,101 @@
+"""Lays out the final model with its card, and brings it to the target."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from tasks.artifacts.errors import BadInputError
+from tasks.artifacts.fingerprint import tree_sha256
+from tasks.publish.card import build_card, notice_text
+from tasks.publish.lineage import ancestors
+from tasks.publish.stage import PublishRecipe, PublishRuntime
+from tasks.worker.job import InputArtifact, Job, worker_main
+
+_SUFFIXES = {".safetensors", ".json", ".jinja"}
+_NAMES = {"merges.txt", "vocab.txt"}
+
+
+def run(job: Job) -> None:
+    recipe = PublishRecipe.model_validate(job.recipe)
+    runtime = PublishRuntime.model_validate(job.runtime)
+    model, evaluation = job.input("model"), job.input("evaluation")
+    results = evaluation.json("results.json")
+    candidate = results["candidate"]
+    evaluated = evaluation.manifest.inputs.get(f"model.{candidate}")
+    if evaluated is None or evaluated.digest != model.record.digest:
+        raise BadInputError(
+            f"the evaluation {evaluation.artifact.uri} measured another model as {candidate!r} than "
+            f"{model.artifact.uri}; evaluate the model that is to be published"
+        )
+    target = _target_directory(recipe, runtime)
+    lineage = ancestors(job.store, [model.record, evaluation.record])
+    directory = _lay_out(job, model)
+    build_card(recipe, results, lineage, directory).save(directory / "README.md")
+    if notice := notice_text(recipe):
+        (directory / "NOTICE").write_text(notice, encoding="utf-8")
+    job.progress(1, 2, "steps")
+    # The target comes before the receipt: an upload that failed is tried again, and a repeated one changes nothing.
+    if target is not None:
+        _copy(directory, target)
+    if recipe.target == "hub":
+        _push(directory, recipe, runtime)
+    own = results["models"][candidate]
+    job.complete(
+        directory,
+        {
+            "repo_name": recipe.repo_name,
+            "license": recipe.terms.license_name or recipe.terms.license,
+            "target": recipe.target,
+            "num_ancestors": len(lineage),
+            "accuracy": own["accuracy"],
+            "bits_per_byte": own.get("bits_per_byte"),
+        },
+    )
+
+
+def _target_directory(recipe: PublishRecipe, runtime: PublishRuntime) -> Path | None:
+    if recipe.target != "directory":
+        return None
+    if runtime.directory is None:
+        raise BadInputError("publish.recipe.target is directory: set publish.runtime.directory to the folder")
+    return Path(runtime.directory).expanduser()
+
+
+def _lay_out(job: Job, model: InputArtifact) -> Path:
+    source = model.directory()
+    if model.manifest.object("reference.json") is not None:
+        raise BadInputError(f"{model.artifact.uri} only refers to a model on the hub, so there is nothing to publish")
+    directory = job.new_directory("publish")
+    for entry in model.manifest.objects:
+        if Path(entry.name).suffix in _SUFFIXES or entry.name in _NAMES:
+            (directory / entry.name).symlink_to((source / entry.name).resolve())
+    if not any(directory.glob("*.safetensors")):
+        raise BadInputError(f"{model.artifact.uri} has no safetensors at its root, so it is no model to publish")
+    return directory
+
+
+def _copy(directory: Path, target: Path) -> None:
+    if target.exists():
+        if tree_sha256(target) != tree_sha256(directory):
+            raise BadInputError(f"{target} exists with other content; name another in publish.runtime.directory")
+        return
+    # Whole or not at all: a killed copy leaves only the partial folder, which the next one replaces.
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(directory, partial)
+    partial.rename(target)
+
+
+def _push(directory: Path, recipe: PublishRecipe, runtime: PublishRuntime) -> None:
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    api.create_repo(recipe.repo_name, private=runtime.private, exist_ok=True)
+    api.upload_folder(
+        repo_id=recipe.repo_name, folder_path=directory, commit_message=f"Publish {recipe.title}", delete_patterns="*"
+    )
+
+
+if __name__ == "__main__":
+    worker_main(run)

@@ -1,0 +1,306 @@
+"""Runs one step to a committed artifact: reuse → lease → launch → verify → commit → judge.
+
+Knows no Prefect, so a stage can be run by a test, by hand or by another orchestrator. The store is the only memory: a
+step called again after any interruption goes on from the receipts and checkpoints that stand there.
+"""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from tasks.artifacts.artifact import Artifact
+from tasks.artifacts.errors import (
+    BadInputError,
+    InterruptedRunError,
+    LeaseHeldError,
+    MediusError,
+    ObjectMissingError,
+    StaleInputError,
+    TransientStoreError,
+    WorkerFailedError,
+    WorkerInterruptedError,
+)
+from tasks.artifacts.fingerprint import sha256_hex
+from tasks.artifacts.lease import Lease
+from tasks.artifacts.manifest import MAIN_SHARD, ArtifactRef, InputRecord, Manifest, Provenance, digest_of
+from tasks.artifacts.store import Store
+from tasks.runtime.declare import GateResult, Step
+from tasks.runtime.gates import judge, require_passed
+from tasks.runtime.launch import WorkerProcess, worker_command, worker_environment
+from tasks.runtime.provenance import git_state, hardware, package_versions, timestamp
+from tasks.worker.job import EXIT_BAD_INPUT, EXIT_PREEMPTED, EXIT_TRANSIENT
+from tasks.worker.spec import Event, WorkerSpec
+
+_INTERRUPTED = ("Signal 9 (SIGKILL)", "Signal 15 (SIGTERM)", "Connection closed by peer", "Connection reset by peer")
+_OUT_OF_MEMORY = ("out of memory", "OutOfMemoryError", "MemoryError", "can't allocate memory")
+
+
+@dataclass
+class RunContext:
+    """What all steps of one run share."""
+
+    store: Store
+    scratch: Path
+    """A local folder for launches and for inputs fetched from S3."""
+    flow_run: str | None = None
+    stop: threading.Event = field(default_factory=threading.Event)
+    """Set to end every worker of the run: each saves a checkpoint and the step raises InterruptedRunError."""
+    watch: Callable[[Step, Event], None] = lambda _step, _event: None
+    """Called with every event of every worker, from the thread that runs the step."""
+    slots: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(8))
+    """How many workers may run at once on this host; a step that finds its artifact finished takes none."""
+    lease_wait_seconds: float = 24 * 3600
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished step."""
+
+    ref: ArtifactRef
+    manifest: Manifest
+    gates: list[GateResult]
+
+
+def execute(step: Step, context: RunContext) -> Outcome:
+    """Brings `step` to a committed artifact and judges it.
+
+    Raises:
+        GateFailedError: its own verdict or an input's failed.
+        StaleInputError: it is finished, but an input has other bytes by now.
+        BadInputError, WorkerFailedError: the worker ended with an error; not worth a retry.
+        WorkerInterruptedError, TransientStoreError, LeaseHeldError: worth a retry.
+        InterruptedRunError: `context.stop` was set.
+    """
+    artifact = Artifact(context.store, step.directory)
+    inputs = _resolve_inputs(step, context.store)
+    manifest = artifact.manifest()
+    reused = manifest is not None
+    if manifest is None:
+        manifest = _build(step, artifact, inputs, context)
+    _require_same_inputs(artifact, manifest, inputs)
+    gates = judge(step, artifact, manifest)
+    ref = ArtifactRef(uri=artifact.uri, directory=step.directory, key=step.key, digest=manifest.digest, reused=reused)
+    return Outcome(ref, manifest, gates)
+
+
+def _resolve_inputs(step: Step, store: Store) -> dict[str, InputRecord]:
+    records = {}
+    for role, source in step.inputs.items():
+        artifact = Artifact(store, source.directory)
+        manifest = artifact.manifest()
+        if manifest is None:
+            raise BadInputError(
+                f"{step.label} needs {source.label} ({role}), which is not finished in {store.uri}; run that first"
+            )
+        require_passed(artifact)
+        records[role] = InputRecord(key=manifest.key, digest=manifest.digest, directory=source.directory)
+    return records
+
+
+def _require_same_inputs(artifact: Artifact, manifest: Manifest, inputs: dict[str, InputRecord]) -> None:
+    for role, record in inputs.items():
+        made_from = manifest.inputs[role].digest
+        if made_from != record.digest:
+            raise StaleInputError(
+                f"{artifact.uri} was made from {role} {made_from[:12]}…, but {record.directory} now holds "
+                f"{record.digest[:12]}…; delete {artifact.uri}/manifest.json and its shards/ folder to rebuild it"
+            )
+
+
+def _build(step: Step, artifact: Artifact, inputs: dict[str, InputRecord], context: RunContext) -> Manifest:
+    """Holds the lease while the worker runs, then commits. Another run's result is as good as ours."""
+    started = time.monotonic()
+    worker: list[WorkerProcess] = []
+
+    def end_workers() -> None:
+        for process in worker:
+            process.kill()
+
+    lease = Lease(context.store, artifact.path("lease.json"), step.config.runtime.lease_ttl_seconds, end_workers)
+    deadline = time.monotonic() + context.lease_wait_seconds
+    said = False
+    while True:
+        if (manifest := artifact.manifest()) is not None:
+            return manifest
+        _raise_if_stopped(step, context)
+        try:
+            lease.acquire(wait_seconds=1)
+            break
+        except LeaseHeldError as error:
+            if time.monotonic() >= deadline:
+                raise
+            if not said:
+                context.watch(step, Event(time=time.time(), kind="log", message=f"waiting: {error}"))
+                said = True
+    with lease:
+        if (manifest := artifact.manifest()) is not None:
+            return manifest
+        attempt = uuid.uuid4().hex[:8]
+        if not context.store.exists(artifact.path(f"shards/{MAIN_SHARD}.json")):
+            with context.slots:
+                _raise_if_stopped(step, context)
+                _launch(step, artifact, inputs, context, attempt, worker, lease)
+        lease.require_held()
+        return _commit(step, artifact, inputs, context, time.monotonic() - started)
+
+
+def _launch(
+    step: Step,
+    artifact: Artifact,
+    inputs: dict[str, InputRecord],
+    context: RunContext,
+    attempt: str,
+    worker: list[WorkerProcess],
+    lease: Lease,
+) -> None:
+    # One folder a step and store: the lease makes this run its only user, so what a killed launch left can go.
+    own = context.scratch / f"{sha256_hex(context.store.uri.encode())[:8]}-{step.label}-{step.key[:16]}"
+    shutil.rmtree(own, ignore_errors=True)
+    scratch = own / attempt
+    scratch.mkdir(parents=True)
+    spec = WorkerSpec(
+        stage=step.stage.name,
+        label=step.label,
+        key=step.key,
+        attempt=attempt,
+        store=context.store.uri,
+        directory=step.directory,
+        scratch=str(scratch),
+        input_cache=str(context.scratch / "inputs"),
+        recipe=step.config.recipe.model_dump(mode="json"),
+        runtime=step.config.runtime.model_dump(mode="json"),
+        inputs=inputs,
+    )
+    spec_file = scratch / "spec.json"
+    spec_file.write_text(spec.model_dump_json(indent=1))
+    runtime = step.config.runtime
+    command = worker_command(step.stage.worker, spec_file, runtime)
+    process = WorkerProcess(command, worker_environment(runtime), scratch / "worker.log")
+    worker.append(process)
+    tail = _EventTail(scratch / "events.jsonl", lambda event: context.watch(step, event))
+
+    def poll() -> None:
+        tail.read()
+        if context.stop.is_set():
+            process.stop(runtime.stop_grace_seconds)
+
+    try:
+        code = process.wait(poll)
+        tail.read()
+        lease.require_held()
+        _raise_if_stopped(step, context)
+        _raise_for_exit(step, artifact, process, code)
+    finally:
+        process.kill()
+        context.store.upload(process.log, artifact.path(f"logs/worker-{attempt}.log"))
+        shutil.rmtree(own, ignore_errors=True)
+
+
+def _raise_if_stopped(step: Step, context: RunContext) -> None:
+    if context.stop.is_set():
+        raise InterruptedRunError(
+            f"{step.label} was stopped; run the same command again and it goes on from its last checkpoint or shard"
+        )
+
+
+def _raise_for_exit(step: Step, artifact: Artifact, process: WorkerProcess, code: int) -> None:
+    """Turns a worker's end into the error that says whether a retry makes sense."""
+    finished = artifact.store.exists(artifact.path(f"shards/{MAIN_SHARD}.json"))
+    if code == 0 and finished:
+        return
+    tail = process.log_tail()
+    last = next((line for line in reversed(tail.splitlines()) if line.strip()), "it printed nothing")
+    logs = f"{artifact.uri}/logs"
+    if code == EXIT_BAD_INPUT:
+        raise BadInputError(f"{step.label}: {last.partition(': ')[2] or last}")
+    if code == EXIT_PREEMPTED:
+        raise WorkerInterruptedError(f"{step.label} was preempted and saved its state; a retry goes on from there")
+    if code == EXIT_TRANSIENT:
+        raise TransientStoreError(f"{step.label}: {last}")
+    if any(sign.lower() in tail.lower() for sign in _OUT_OF_MEMORY):
+        raise WorkerFailedError(
+            f"{step.label} ran out of memory; lower its micro-batch or chunk size in the profile's runtime block "
+            f"(log: {logs}).\n{tail}"
+        )
+    if code < 0 or any(sign in tail for sign in _INTERRUPTED):
+        raise WorkerInterruptedError(
+            f"{step.label}: its process was killed (exit {code}); if nobody did that, the kernel may have, for want of "
+            f"memory. A retry goes on from the last checkpoint or shard (log: {logs}).\n{tail}"
+        )
+    raise WorkerFailedError(
+        f"{step.label}: its worker ended with exit code {code}. Last lines of {logs}:\n{tail}\nMend the cause and run "
+        f"the same command again; finished shards and checkpoints are kept."
+    )
+
+
+def _commit(
+    step: Step, artifact: Artifact, inputs: dict[str, InputRecord], context: RunContext, seconds: float
+) -> Manifest:
+    receipts = artifact.receipts()
+    objects = artifact.covered_objects(receipts)
+    sizes = {entry.path: entry.size for entry in context.store.list(artifact.path("data"))}
+    for entry in objects:
+        if sizes.get(artifact.path(entry.path)) != entry.size:
+            raise ObjectMissingError(
+                f"{artifact.uri}/{entry.path} is missing or has another size than its receipt says; delete the receipt "
+                f"in {artifact.uri}/shards and run again"
+            )
+    sha, dirty = git_state()
+    attempts = {entry.path.split("/")[1].rpartition("-")[2] for entry in objects}
+    return artifact.commit(
+        Manifest(
+            stage=step.stage.name,
+            version=step.stage.version,
+            label=step.label,
+            key=step.key,
+            digest=digest_of(objects),
+            recipe=step.config.recipe.model_dump(mode="json"),
+            inputs=inputs,
+            objects=objects,
+            metrics=receipts[MAIN_SHARD].metrics,
+            provenance=Provenance(
+                write_id=uuid.uuid4().hex,
+                created=timestamp(),
+                seconds=round(seconds, 3),
+                attempts=len(attempts),
+                flow_run=context.flow_run,
+                git_sha=sha,
+                git_dirty=dirty,
+                hardware=hardware(),
+                versions=package_versions(),
+                runtime=step.config.runtime.model_dump(mode="json"),
+            ),
+        )
+    )
+
+
+class _EventTail:
+    """Reads the complete new lines of a growing events.jsonl."""
+
+    def __init__(self, path: Path, emit: Callable[[Event], None]) -> None:
+        self._path = path
+        self._emit = emit
+        self._offset = 0
+
+    def read(self) -> None:
+        if not self._path.exists():
+            return
+        with self._path.open("rb") as file:
+            file.seek(self._offset)
+            data = file.read()
+        complete = data[: data.rfind(b"\n") + 1]
+        self._offset += len(complete)
+        for line in complete.splitlines():
+            try:
+                event = Event.model_validate_json(line)
+            except ValidationError as error:
+                raise MediusError(f"{self._path} has a line that is no event: {line[:200]!r}") from error
+            self._emit(event)

@@ -1,0 +1,51 @@
+"""Stage sft: a model learns the assistant turns of instruction documents by cross-entropy.
+
+Inputs: "model", "corpus" (rows of the instructions, in the model's tokenizer).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+from pydantic import Field, model_validator
+
+from tasks.runtime.declare import GateResult, Gates, Stage, StageConfig, at_most
+from tasks.training.settings import TrainingRecipe, TrainingRuntime, check_split
+
+
+class SftRecipe(TrainingRecipe):
+    """A training without a teacher."""
+
+
+class SftGates(Gates):
+    """Thresholds on the held-out split."""
+
+    heldout_ce_must_not_rise: float | None = Field(1.0, gt=0)
+    """Largest cross-entropy afterwards, as a part of the one before."""
+
+
+class SftConfig(StageConfig):
+    recipe: SftRecipe
+    runtime: TrainingRuntime = TrainingRuntime()
+    gates: SftGates = SftGates()
+
+    @model_validator(mode="after")
+    def _even_split(self) -> Self:
+        check_split(self.recipe, self.runtime)
+        return self
+
+
+def judge(metrics: Mapping[str, Any], gates: SftGates) -> list[GateResult]:
+    """Held-out cross-entropy after over before."""
+    start, end = metrics.get("heldout_ce_start"), metrics.get("heldout_ce")
+    ratio = end / start if start and end is not None else None
+    return at_most(
+        "heldout_ce_must_not_rise",
+        ratio,
+        gates.heldout_ce_must_not_rise,
+        "cross-entropy of held-out answers after the training, divided by the one before",
+    )
+
+
+STAGE = Stage(name="sft", version=1, config=SftConfig, judge=judge)

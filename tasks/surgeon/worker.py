@@ -1,0 +1,27 @@
+"""Runs a surgery: what recipe.mode says."""
+
+from __future__ import annotations
+
+from pydantic import TypeAdapter
+
+from tasks.surgeon.stage import RevertRecipe, SurgeonRecipe, SurgeonRuntime
+from tasks.worker.job import Job, worker_main
+
+
+def run(job: Job) -> None:
+    """A model in another vocabulary, and surgery.json."""
+    recipe = TypeAdapter(SurgeonRecipe).validate_python(job.recipe)
+    runtime = SurgeonRuntime.model_validate(job.runtime)
+    # Either alone is imported: mergekit costs 2 CPU-seconds that a reversion does not need.
+    if isinstance(recipe, RevertRecipe):
+        from tasks.surgeon.revert import revert
+
+        revert(job, recipe, runtime)
+    else:
+        from tasks.surgeon.transplant import transplant
+
+        transplant(job, recipe, runtime)
+
+
+if __name__ == "__main__":
+    worker_main(run)

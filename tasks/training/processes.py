@@ -1,0 +1,105 @@
+"""The processes of one training: how they find each other, their device, and how they agree on a value.
+
+Must be joined before DeepSpeed is imported: which accelerator it uses is decided by an environment variable then.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+from tasks.artifacts.errors import BadInputError
+from tasks.training.settings import TrainingRuntime
+
+Value = TypeVar("Value")
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+"""A process that uploads a checkpoint of hundreds of gigabytes keeps the others waiting at a barrier."""
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among its peers."""
+
+    rank: int
+    local_rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        """Waits for all processes."""
+        self.any(False)
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on any process."""
+        return bool(self.sum(torch.tensor([float(flag)]))[0])
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """The sum over processes, on the CPU."""
+        values = values.cpu()
+        if self.world_size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def from_main(self, value: Value) -> Value:
+        """The main process's value on every process."""
+        holder = [value]
+        if self.world_size > 1:
+            dist.broadcast_object_list(holder, src=0, device=torch.device("cpu"))
+        return holder[0]
+
+
+def join(runtime: TrainingRuntime, scratch: Path) -> Processes:
+    """Joins the process group that the launcher's environment describes; without a launcher, a group of one.
+
+    Raises:
+        BadInputError: the number of processes is not the configured one, CUDA is asked for and missing, or the
+            processes do not share the scratch folder through which checkpoints are collected.
+    """
+    if runtime.device == "cuda" and not torch.cuda.is_available():
+        raise BadInputError("runtime.device is cuda, but torch finds no CUDA device; install a CUDA build or use cpu")
+    on_cuda = runtime.device != "cpu" and torch.cuda.is_available()
+    os.environ["DS_ACCELERATOR"] = "cuda" if on_cuda else "cpu"
+    launched = "WORLD_SIZE" in os.environ
+    # DeepSpeed reads these, too; a group of one meets in a file of this launch alone, so that no port can clash.
+    rank = int(os.environ.setdefault("RANK", "0"))
+    local_rank = int(os.environ.setdefault("LOCAL_RANK", "0"))
+    world_size = int(os.environ.setdefault("WORLD_SIZE", "1"))
+    if runtime.hostfile is None and world_size != runtime.num_processes:
+        raise BadInputError(
+            f"{world_size} process(es) were started where num_processes is {runtime.num_processes}; use the launcher "
+            f"torchrun or deepspeed for more than one"
+        )
+    if on_cuda:
+        torch.cuda.set_device(local_rank)
+    if not dist.is_initialized():
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if on_cuda else "gloo",
+            init_method="env://" if launched and world_size > 1 else (scratch / "rendezvous").absolute().as_uri(),
+            rank=rank,
+            world_size=world_size,
+            timeout=COLLECTIVE_TIMEOUT,
+        )
+    processes = Processes(
+        rank, local_rank, world_size, torch.device("cuda", local_rank) if on_cuda else torch.device("cpu")
+    )
+    _check_scratch(processes, scratch)
+    return processes
+
+
+def _check_scratch(processes: Processes, scratch: Path) -> None:
+    (scratch / f"rank-{processes.rank}").touch()
+    processes.barrier()
+    if len(list(scratch.glob("rank-*"))) != processes.world_size:
+        raise BadInputError(
+            f"the processes do not share the scratch folder {scratch}; put it on a file system that all nodes mount"
+        )

@@ -1,0 +1,98 @@
+"""What every training stage can be told: its part of the recipe, of the runtime and the checks between the two.
+
+Inert like the stage declarations that use it: no torch. The ZeRO stage stands in the runtime, since sharding the
+optimiser changes where numbers live and the order of sums (last bits), never what is learnt; precision stands in the
+recipe, since it does change the weights.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from tasks.artifacts.frozen import Frozen
+from tasks.runtime.declare import Runtime
+
+
+class OptimizerRecipe(Frozen):
+    """AdamW and its schedule. Weight decay is applied to matrices only, never to norms and biases."""
+
+    learning_rate: float = Field(gt=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    warmup_fraction: float = Field(0.05, ge=0, lt=1)
+    """Part of all steps in which the rate rises linearly from 0."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    final_fraction: float = Field(0.1, ge=0, le=1)
+    """The cosine ends at this part of `learning_rate`."""
+    max_grad_norm: float = Field(1.0, gt=0)
+
+    def rate(self, step: int, num_steps: int) -> float:
+        """Learning rate of step 0 ≤ step < num_steps."""
+        warmup = math.ceil(self.warmup_fraction * num_steps)
+        if step < warmup:
+            return self.learning_rate * (step + 1) / warmup
+        if self.schedule == "constant":
+            return self.learning_rate
+        progress = (step - warmup) / max(1, num_steps - warmup)
+        cosine = 0.5 * (1 + math.cos(math.pi * progress))
+        return self.learning_rate * (self.final_fraction + (1 - self.final_fraction) * cosine)
+
+
+class TrainingRecipe(Frozen):
+    """How long, on what and how exactly a model is trained. Exactly one of `steps` and `epochs` is given."""
+
+    optimizer: OptimizerRecipe
+    steps: int | None = Field(None, ge=1)
+    epochs: float | None = Field(None, gt=0)
+    rows_per_step: int = Field(ge=1)
+    """Documents of one optimiser step, over all processes and micro-batches."""
+    seed: int = Field(0, ge=0, lt=2**63)
+    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    """Of weights and activations; optimiser state, sums of losses and of the head's gradient are float32 in both."""
+    log_every_steps: int = Field(10, ge=1)
+    """Distance of the lines in training_log.jsonl; each line is the mean since the one before."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give either steps or epochs, not both and not neither")
+        return self
+
+    def num_steps(self, num_rows: int) -> int:
+        """Optimiser steps over a training split of `num_rows` documents; at least one."""
+        if self.steps is not None:
+            return self.steps
+        return max(1, int(self.epochs * num_rows / self.rows_per_step))  # type: ignore[operator]
+
+
+class TrainingRuntime(Runtime):
+    """Batches per device, sharding and checkpoints: free to change between two launches of one training."""
+
+    micro_batch_rows: int = Field(1, ge=1)
+    """Documents of one forward pass on one process; accumulation follows from the recipe's rows_per_step."""
+    deepspeed_config: str = "configs/deepspeed/zero1.json"
+    """Absolute or relative to the checkout. It may say how (ZeRO stage, buckets), not what (rates, batch sizes)."""
+    gradient_checkpointing: bool = False
+    checkpoint_every_steps: int = Field(200, ge=1)
+    keep_checkpoints: int = Field(2, ge=1)
+
+
+def accumulation_steps(recipe: TrainingRecipe, runtime: TrainingRuntime, world_size: int) -> int:
+    """Micro-batches of one process in one optimiser step. Raises ValueError where they do not come out even."""
+    rows = world_size * runtime.micro_batch_rows
+    if recipe.rows_per_step % rows:
+        raise ValueError(
+            f"rows_per_step is {recipe.rows_per_step}, which {world_size} process(es) with micro_batch_rows="
+            f"{runtime.micro_batch_rows} cannot share evenly; make it a multiple of {rows}"
+        )
+    return recipe.rows_per_step // rows
+
+
+def check_split(recipe: TrainingRecipe, runtime: TrainingRuntime) -> None:
+    """The check above while the profile is read, where the number of processes is known by then."""
+    if runtime.hostfile is None:
+        accumulation_steps(recipe, runtime, runtime.num_processes)

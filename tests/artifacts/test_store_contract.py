@@ -1,0 +1,151 @@
+"""What the protocol needs of a store, on local disk and on a real S3 server with credentials."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from tasks.artifacts.errors import (
+    BadInputError,
+    ObjectChangedError,
+    ObjectExistsError,
+    ObjectMissingError,
+    StoreError,
+)
+from tasks.artifacts.probe import require_conditional_writes
+from tasks.artifacts.store import Store, open_store
+from tests.seaweed import BUCKET, SeaweedServer
+
+
+def test_what_is_put_is_read_back_and_listed(any_store: Store, tmp_path: Path) -> None:
+    any_store.put("a/b/one", b"1")
+    any_store.put("a/b/one", b"22")
+    (tmp_path / "file").write_bytes(b"333")
+    any_store.upload(tmp_path / "file", "a/two")
+    any_store.put("ab/other", b"x")
+    assert any_store.get("a/b/one") == b"22"
+    assert [(entry.path, entry.size) for entry in any_store.list("a")] == [("a/b/one", 2), ("a/two", 3)]
+    any_store.download("a/two", tmp_path / "deep" / "copy")
+    assert (tmp_path / "deep" / "copy").read_bytes() == b"333"
+    any_store.delete("a/two")
+    any_store.delete("a/two")
+    assert not any_store.exists("a/two")
+    assert list(any_store.list("nothing/here")) == []
+
+
+def test_a_missing_object_is_named(any_store: Store, tmp_path: Path) -> None:
+    for action in (any_store.get, any_store.read, lambda path: any_store.download(path, tmp_path / "x")):
+        with pytest.raises(ObjectMissingError, match="no/such"):
+            action("no/such")
+
+
+def test_create_has_one_winner_among_racing_writers(any_store: Store) -> None:
+    results: list[str] = []
+    barrier = threading.Barrier(6)
+
+    def write(name: int) -> None:
+        barrier.wait()
+        try:
+            any_store.create("race", f"writer {name}".encode())
+            results.append(f"writer {name}")
+        except ObjectExistsError:
+            results.append("lost")
+
+    threads = [threading.Thread(target=write, args=(name,)) for name in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    winners = [result for result in results if result != "lost"]
+    assert len(results) == 6
+    assert winners == [any_store.get("race").decode()]
+
+
+def test_a_repeated_create_with_the_same_bytes_is_a_lost_response(any_store: Store) -> None:
+    etag = any_store.create("once", b"mine")
+    assert any_store.create("once", b"mine") == etag
+    with pytest.raises(ObjectExistsError, match="once"):
+        any_store.create("once", b"other")
+
+
+def test_replace_needs_the_version_that_was_read(any_store: Store) -> None:
+    etag = any_store.create("lease", b"1")
+    newer = any_store.replace("lease", b"2", etag)
+    assert any_store.read("lease").etag == newer
+    with pytest.raises(ObjectChangedError, match="lease"):
+        any_store.replace("lease", b"3", etag)
+    any_store.delete("lease")
+    with pytest.raises(ObjectChangedError, match="lease"):
+        any_store.replace("lease", b"3", newer)
+
+
+def test_modification_times_are_told_by_the_clock_that_now_tells(any_store: Store) -> None:
+    any_store.put("clock", b"x")
+    # S3 counts whole seconds.
+    assert -1.5 <= any_store.now() - any_store.read("clock").modified <= 5
+
+
+def test_the_probe_accepts_both_backends_and_leaves_nothing(any_store: Store) -> None:
+    require_conditional_writes(any_store)
+    assert list(any_store.list("probe")) == []
+
+
+@pytest.mark.parametrize("path", ["../x", "a/../../x", "/etc/passwd", "a//b", "a/./b", "a b", "", "ä"])
+def test_names_cannot_leave_the_root(any_store: Store, path: str) -> None:
+    with pytest.raises(BadInputError, match="object name"):
+        any_store.put(path, b"x")
+
+
+class _IgnoresConditions:
+    """A server that accepts If-None-Match and overwrites all the same, as some gateways do."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.uri = "s3://careless"
+
+    def create(self, path: str, data: bytes) -> str:
+        self.store.put(path, data)
+        return "etag"
+
+    def delete(self, path: str) -> None:
+        self.store.delete(path)
+
+
+def test_a_store_without_conditional_writes_is_refused(store: Store) -> None:
+    with pytest.raises(BadInputError, match="s3://careless ignores If-None-Match"):
+        require_conditional_writes(_IgnoresConditions(store))  # type: ignore[arg-type]
+
+
+def test_wrong_credentials_are_one_sentence(seaweed: SeaweedServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {**seaweed.environment, "AWS_SECRET_ACCESS_KEY": "wrong"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(StoreError, match="denied.*check the credentials"):
+        open_store(f"s3://{BUCKET}/x").put("a", b"1")
+
+
+def test_an_unreachable_server_is_worth_a_retry(monkeypatch: pytest.MonkeyPatch, seaweed: SeaweedServer) -> None:
+    for name, value in {**seaweed.environment, "AWS_ENDPOINT_URL": "http://127.0.0.1:9"}.items():
+        monkeypatch.setenv(name, value)
+    store = open_store(f"s3://{BUCKET}/x")
+    store.fs.retries = 1
+    with pytest.raises(StoreError, match="does not answer") as caught:
+        store.get("a")
+    assert caught.value.retryable
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_no_half_file(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    import errno
+
+    store.put("a/kept", b"1")
+
+    def full(*_arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(StoreError, match="is full.*free some space"):
+        store.put("a/new", b"2")
+    monkeypatch.undo()
+    assert [entry.path for entry in store.list("a")] == ["a/kept"]
+    assert not any(path.name.startswith(".tmp") for path in Path(store.uri).rglob("*"))

@@ -1,0 +1,188 @@
+"""A run that ends early, in any way, and goes on later: what was paid for is never paid for again."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks.artifacts.artifact import Artifact
+from tasks.artifacts.errors import BadInputError, CorruptArtifactError
+from tasks.artifacts.fingerprint import artifact_key
+from tasks.artifacts.store import Store
+from tasks.evolve.client import EndpointError
+from tasks.worker.job import EXIT_PREEMPTED
+from tasks.worker.spec import WorkerSpec
+
+Recipe = Callable[..., dict[str, Any]]
+RunStage = Callable[..., Artifact]
+
+
+def recorded_calls(store: Store) -> set[str]:
+    return {entry.path for entry in store.list("artifacts") if "/calls/" in entry.path}
+
+
+def digest_of(artifact: Artifact) -> str:
+    manifest = artifact.manifest()
+    assert manifest is not None
+    return manifest.digest
+
+
+def launch(recipe: dict[str, Any], runtime: dict[str, Any], store: Store, tmp_path: Path) -> subprocess.Popen[bytes]:
+    """The worker as the runtime starts it, under the key that run_stage gives the same recipe."""
+    key = artifact_key("evolve", 1, recipe, {})
+    spec = WorkerSpec(
+        stage="evolve",
+        label="evolve",
+        key=key,
+        attempt="0badcafe",
+        store=store.uri,
+        directory=f"artifacts/evolve/evolve-{key[:16]}",
+        scratch=str(tmp_path / "scratch" / "0badcafe"),
+        input_cache=str(tmp_path / "inputs"),
+        recipe=recipe,
+        runtime=runtime,
+        inputs={},
+    )
+    path = tmp_path / "spec.json"
+    path.write_text(spec.model_dump_json())
+    return subprocess.Popen([sys.executable, "-m", "tasks.evolve.worker", "--spec", str(path)], stderr=subprocess.PIPE)
+
+
+def wait_for_calls(store: Store, number: int, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 30
+    while len(recorded_calls(store)) < number:
+        assert process.poll() is None, process.stderr and process.stderr.read().decode()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def slowly(endpoint: Any, seconds: float) -> None:
+    endpoint.respond = lambda body: endpoint.Reply(endpoint.scripted(body).content, delay=seconds)
+
+
+def test_a_server_that_goes_away_costs_no_finished_call(
+    run_stage: RunStage, endpoint: Any, autoevol_recipe: Recipe, store: Store
+) -> None:
+    recipe = autoevol_recipe(num_seeds=10)
+    endpoint.stop_after = 17
+    with pytest.raises(EndpointError, match=r"did not answer a call in 2 tries.*finished calls are kept") as caught:
+        run_stage("evolve", recipe, {}, endpoint.settings(max_retries=1, concurrency=4))
+    assert caught.value.retryable
+    assert len(recorded_calls(store)) == 17
+    endpoint.stop()
+    with pytest.raises(EndpointError, match="connection failed"):
+        run_stage("evolve", recipe, {}, {"endpoint": {"base_url": "http://127.0.0.1:9/v1", "max_retries": 0}})
+    endpoint.restart()
+    resumed = run_stage("evolve", recipe, {}, endpoint.settings())
+    assert set(endpoint.answered.values()) == {1}
+    manifest = resumed.manifest()
+    assert manifest is not None
+    assert manifest.metrics["calls_of_earlier_launches"] == 17
+    assert manifest.metrics["calls"] == sum(endpoint.answered.values()) == len(recorded_calls(store))
+
+    undisturbed = autoevol_recipe(num_seeds=10, max_seeds=100)
+    assert digest_of(run_stage("evolve", undisturbed, {}, endpoint.settings())) == digest_of(resumed)
+
+
+def test_a_call_that_ends_the_launch_takes_none_in_flight_with_it(
+    run_stage: RunStage, endpoint: Any, autoevol_recipe: Recipe, store: Store
+) -> None:
+    def respond(body: dict[str, Any]) -> Any:
+        if "number 3" in endpoint.prompt_of(body):
+            return endpoint.Reply(status=404, raw="{}", delay=0.1)
+        return endpoint.Reply(endpoint.scripted(body).content, delay=0.3)
+
+    endpoint.respond = respond
+    recipe = autoevol_recipe(num_seeds=4, method_rounds=0)
+    with pytest.raises(BadInputError, match="status 404"):
+        run_stage("evolve", recipe, {}, endpoint.settings(concurrency=4))
+    assert len(recorded_calls(store)) == 3
+    endpoint.respond = endpoint.scripted
+    run_stage("evolve", recipe, {}, endpoint.settings())
+    assert set(endpoint.answered.values()) == {1}
+
+
+def test_a_killed_worker_repeats_only_calls_in_flight(
+    run_stage: RunStage, endpoint: Any, autoevol_recipe: Recipe, store: Store, tmp_path: Path
+) -> None:
+    recipe = autoevol_recipe(num_seeds=12)
+    slowly(endpoint, 0.03)
+    process = launch(recipe, endpoint.settings(concurrency=3), store, tmp_path)
+    wait_for_calls(store, 10, process)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    time.sleep(0.1)  # the server ends the calls in flight, whose answers nobody reads
+    recorded, answered = len(recorded_calls(store)), sum(endpoint.answered.values())
+    assert answered - recorded <= 3
+    endpoint.respond = endpoint.scripted
+    artifact = run_stage("evolve", recipe, {}, endpoint.settings())
+    repeated = sum(times - 1 for times in endpoint.answered.values())
+    assert repeated == answered - recorded
+    manifest = artifact.manifest()
+    assert manifest is not None
+    assert manifest.metrics["rows"] == 12
+
+
+def test_a_worker_asked_to_stop_records_what_is_in_flight(
+    run_stage: RunStage, endpoint: Any, autoevol_recipe: Recipe, store: Store, tmp_path: Path
+) -> None:
+    recipe = autoevol_recipe(num_seeds=30)
+    slowly(endpoint, 0.1)
+    process = launch(recipe, endpoint.settings(concurrency=3), store, tmp_path)
+    wait_for_calls(store, 5, process)
+    process.terminate()
+    assert process.wait(timeout=20) == EXIT_PREEMPTED
+    assert len(recorded_calls(store)) == sum(endpoint.answered.values())
+    events = [json.loads(line) for line in (tmp_path / "scratch/0badcafe/events.jsonl").read_text().splitlines()]
+    assert any(event["kind"] == "progress" and event["unit"] == "calls" for event in events)
+    endpoint.respond = endpoint.scripted
+    run_stage("evolve", recipe, {}, endpoint.settings())
+    assert set(endpoint.answered.values()) == {1}
+
+
+def test_a_spent_budget_stops_the_run_and_a_larger_one_goes_on(
+    run_stage: RunStage, endpoint: Any, autoevol_recipe: Recipe
+) -> None:
+    recipe = autoevol_recipe()
+    limited = endpoint.settings(token_budget=300, concurrency=2)
+    with pytest.raises(BadInputError, match=r"token budget of evolve is spent .* raise runtime.endpoint.token_budget"):
+        run_stage("evolve", recipe, {}, limited)
+    # 30 tokens a call: ten calls reach the budget, and one more may have been in flight.
+    first = sum(endpoint.answered.values())
+    assert 10 <= first <= 11
+    with pytest.raises(BadInputError, match="token budget of evolve is spent"):
+        run_stage("evolve", recipe, {}, limited)
+    assert sum(endpoint.answered.values()) == first
+    run_stage("evolve", recipe, {}, endpoint.settings(token_budget=100_000))
+    assert set(endpoint.answered.values()) == {1}
+
+
+def test_a_budget_needs_an_endpoint_that_counts(run_stage: RunStage, endpoint: Any, autoevol_recipe: Recipe) -> None:
+    choice = {"finish_reason": "stop", "message": {"role": "assistant", "content": "x"}}
+    endpoint.respond = lambda _body: endpoint.Reply(raw=json.dumps({"choices": [choice]}))
+    with pytest.raises(BadInputError, match="does not say how many tokens"):
+        run_stage("evolve", autoevol_recipe(), {}, endpoint.settings(token_budget=1000, concurrency=1))
+
+
+def test_a_damaged_record_is_named(run_stage: RunStage, endpoint: Any, autoevol_recipe: Recipe, store: Store) -> None:
+    recipe = autoevol_recipe()
+    endpoint.stop_after = 5
+    with pytest.raises(EndpointError):
+        run_stage("evolve", recipe, {}, endpoint.settings(max_retries=0))
+    path = min(recorded_calls(store))
+    store.put(path, b'{"text": "half')
+    endpoint.restart()
+    with pytest.raises(CorruptArtifactError, match=r"recorded call .* delete this object"):
+        run_stage("evolve", recipe, {}, endpoint.settings())
+    store.delete(path)
+    run_stage("evolve", recipe, {}, endpoint.settings())
+    assert sorted(endpoint.answered.values())[-2:] == [1, 2]

@@ -1,0 +1,197 @@
+"""Merges give what their formulas say, and models of different vocabularies are never merged."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from pydantic import ValidationError
+from safetensors import safe_open
+from safetensors.torch import load_file
+from transformers import AutoTokenizer
+
+from tasks.artifacts.artifact import Artifact
+from tasks.artifacts.errors import BadInputError
+from tasks.artifacts.manifest import Manifest
+from tasks.fuse.stage import MERGE_METHODS, FuseRecipe
+from tasks.modeling.model_files import load_causal_lm
+from tasks.modeling.tokenizer_files import load_tokenizer, tokenizer_digest
+
+RunStage = Callable[..., Artifact]
+MakeModel = Callable[..., Path]
+
+MEDIUS = yaml.safe_load("""
+merge_method: ties
+models:
+  llama: {parameters: {density: 1.0, weight: 1.0}}
+  qwen:
+    parameters:
+      density: 0.66
+      weight:
+        - {filter: mlp, value: [0, 0.3, 0.6, 0.1]}
+        - {filter: self_attn, value: [0, 0, 0.2, 0.1]}
+        - {value: 0.1}
+parameters: {normalize: false, int8_mask: true}
+dtype: float32
+out_dtype: bfloat16
+""")
+LINEAR = {
+    "merge_method": "linear",
+    "base_model": None,
+    "models": {"one": {"parameters": {"weight": 0.5}}, "two": {"parameters": {"weight": 0.5}}},
+    "out_dtype": "float32",
+}
+
+
+def _manifest(artifact: Artifact) -> Manifest:
+    manifest = artifact.manifest()
+    assert manifest is not None
+    return manifest
+
+
+def _files(artifact: Artifact, target: Path) -> Path:
+    return artifact.fetch(_manifest(artifact), target)
+
+
+def _ties(base: torch.Tensor, branches: list[tuple[torch.Tensor, float, float]]) -> torch.Tensor:
+    """TIES without normalisation, for (tensor, density, weight), in float32; see arXiv 2306.01708, section 4."""
+    deltas = []
+    for tensor, density, weight in branches:
+        delta = tensor.float() - base.float()
+        num_kept = int(density * delta.numel())
+        kept = torch.zeros_like(delta).flatten()
+        top = delta.abs().flatten().argsort(descending=True)[:num_kept]
+        kept[top] = 1
+        deltas.append(delta * kept.view_as(delta) * weight)
+    total = sum(deltas, torch.zeros_like(base, dtype=torch.float32))
+    sign = torch.where(total >= 0, 1.0, -1.0)
+    agreed = [torch.where(delta.sign() == sign, delta, 0.0) for delta in deltas]
+    return (base.float() + sum(agreed, torch.zeros_like(total))).to(torch.bfloat16)
+
+
+def test_medius_recipe_merges_by_filter_and_layer(tmp_path: Path, run_stage: RunStage, make_model: MakeModel) -> None:
+    """Four layers, so that a gradient of four values gives each layer one of them exactly."""
+    base, llama, qwen = make_model("base", 0), make_model("llama", 1), make_model("qwen", 2)
+    artifact = run_stage("fuse", MEDIUS, {"base": base, "branch.llama": llama, "branch.qwen": qwen})
+    result = _files(artifact, tmp_path / "result")
+    merged, *parts = (load_file(path / "model.safetensors") for path in (result, base, llama, qwen))
+    weights = {"mlp": [0, 0.3, 0.6, 0.1], "self_attn": [0, 0, 0.2, 0.1]}
+    for name, tensor in merged.items():
+        kind = next((kind for kind in weights if kind in name), None)
+        weight = 0.1 if kind is None else weights[kind][int(name.split(".")[2])]
+        expected = _ties(parts[0][name], [(parts[1][name], 1.0, 1.0), (parts[2][name], 0.66, weight)])
+        torch.testing.assert_close(tensor, expected, rtol=0.01, atol=1e-3, msg=name)
+    assert tokenizer_digest(load_tokenizer(result)) == tokenizer_digest(load_tokenizer(base))
+    assert json.loads((result / "config.json").read_text())["dtype"] == "bfloat16"
+    distances = _manifest(artifact).metrics["relative_distance"]
+    assert distances["llama"] < distances["qwen"]
+    assert set(distances) == {"base", "llama", "qwen"}
+
+
+def test_result_names_no_path_and_two_runs_have_equal_bytes(
+    tmp_path: Path, run_stage: RunStage, artifact_of: Callable[..., Artifact], make_model: MakeModel
+) -> None:
+    base, llama, qwen = make_model("base", 0), make_model("llama", 1), make_model("qwen", 2)
+    runs = [
+        run_stage("fuse", MEDIUS, {"base": artifact_of(base), "branch.llama": llama, "branch.qwen": qwen})
+        for _ in range(2)
+    ]
+    assert _manifest(runs[0]).key != _manifest(runs[1]).key
+    assert _manifest(runs[0]).digest == _manifest(runs[1]).digest
+    result = _files(runs[0], tmp_path / "result")
+    assert sorted(path.name for path in result.iterdir()) == [
+        "chat_template.jinja",
+        "config.json",
+        "generation_config.json",
+        "merge_config.yml",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
+    for file in result.iterdir():
+        assert str(tmp_path).encode() not in file.read_bytes(), file.name
+    with safe_open(result / "model.safetensors", framework="pt") as file:
+        assert file.metadata() == {"format": "pt"}
+    stored = yaml.safe_load((result / "merge_config.yml").read_text())
+    assert [model["model"] for model in stored["models"]] == ["llama", "qwen"]
+    assert stored["base_model"] == "base"
+
+
+def test_identical_models_merge_to_themselves(tmp_path: Path, run_stage: RunStage, make_model: MakeModel) -> None:
+    model = make_model("model", 0)
+    artifact = run_stage("fuse", LINEAR, {"base": model, "branch.one": model, "branch.two": model})
+    merged = load_file(_files(artifact, tmp_path / "result") / "model.safetensors")
+    for name, tensor in load_file(model / "model.safetensors").items():
+        assert torch.equal(merged[name], tensor.float()), name
+    metrics = _manifest(artifact).metrics
+    assert metrics["relative_distance"] == {"base": 0.0, "one": 0.0, "two": 0.0}
+    assert metrics["parameters"] == sum(tensor.numel() for tensor in merged.values())
+
+
+def test_result_chats_like_the_model_that_the_recipe_names(
+    tmp_path: Path, run_stage: RunStage, make_model: MakeModel
+) -> None:
+    """A base that was never a chat model ends texts with another token; a merge that takes it over never stops."""
+    base = make_model("base", 0, eos="<|endoftext|>")
+    one, two = make_model("one", 1), make_model("two", 2)
+    artifact = run_stage(
+        "fuse",
+        {**LINEAR, "merge_method": "task_arithmetic", "base_model": "base", "chat_from": "one"},
+        {"base": base, "branch.one": one, "branch.two": two},
+    )
+    result = _files(artifact, tmp_path / "result")
+    im_end = load_tokenizer(one).convert_tokens_to_ids("<|im_end|>")
+    tokenizer = AutoTokenizer.from_pretrained(result)
+    assert tokenizer.eos_token_id == im_end
+    assert tokenizer.chat_template == load_tokenizer(one).chat_template
+    assert json.loads((result / "config.json").read_text())["eos_token_id"] == im_end
+    assert load_causal_lm(result, dtype=torch.float32).generation_config.eos_token_id == im_end
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"digits": 3}, "base and two have different tokenizers"),
+        ({"rows": 320}, "base has 288 embedding rows and two 320"),
+        ({"tied": False}, "lm_head"),
+    ],
+)
+def test_models_that_do_not_match_are_refused(
+    run_stage: RunStage, make_model: MakeModel, other: dict[str, Any], message: str
+) -> None:
+    model, odd = make_model("model", 0), make_model("odd", 1, **other)
+    with pytest.raises(BadInputError, match=message):
+        run_stage("fuse", LINEAR, {"base": model, "branch.one": model, "branch.two": odd})
+
+
+def test_branches_of_recipe_and_inputs_must_be_the_same(run_stage: RunStage, make_model: MakeModel) -> None:
+    model = make_model("model", 0)
+    with pytest.raises(BadInputError, match=r"\['one', 'three'\] as inputs and \['one', 'two'\]"):
+        run_stage("fuse", LINEAR, {"base": model, "branch.one": model, "branch.three": model})
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"merge_method": "blend"}, "ties"),
+        ({"base_model": "three"}, "base_model is 'three'"),
+        ({"chat_from": "three"}, "chat_from is 'three'"),
+        ({"models": {"../one": {}}}, "lower-case"),
+        ({"dtype": "int8"}, "float32"),
+        ({"models": {"one": {"parameters": {"weight": [{"filtre": "mlp", "value": 1}]}}}}, "filtre"),
+    ],
+)
+def test_impossible_recipes_are_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        FuseRecipe.model_validate({**LINEAR, **fields})
+
+
+def test_method_names_are_those_of_mergekit() -> None:
+    from mergekit.merge_methods.registry import registered_methods
+
+    assert tuple(sorted(method.spec.name for method in registered_methods())) == MERGE_METHODS
