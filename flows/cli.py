@@ -26,7 +26,7 @@ from tasks.runtime.gates import accept as accept_gate
 from tasks.runtime.state import StepState, explain as explain_step, step_state
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-console = Console(highlight=False)
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 150)
 
 ProfileName = Annotated[str, typer.Argument(help="A file in configs/ by name, or a path to a YAML file.")]
 Sets = Annotated[list[str] | None, typer.Option("--set", help="Override one value: --set a.b.c=value. Repeatable.")]
@@ -68,13 +68,16 @@ def run(profile: ProfileName, set_: Sets = None, store: StoreUri = None, smoke: 
 
 def prepare_prefect() -> None:
     """Settings for a flow run from the command line; what the user has set in the environment wins."""
+    home = Path(".medius/prefect").resolve()
+    home.mkdir(parents=True, exist_ok=True)
     defaults = {
-        "PREFECT_HOME": str(Path(".medius/prefect").resolve()),
+        "PREFECT_HOME": str(home),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
         # A loaded machine has been seen to need 48 s.
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
-        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "WARNING",
+        # The one sentence of a failure is printed at the end; tracebacks stay with the run, on the dashboard.
+        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
         # A killed flow process is noticed by missed heartbeats.
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
     }
@@ -86,7 +89,9 @@ def prepare_prefect() -> None:
 def plan(profile: ProfileName, set_: Sets = None, store: StoreUri = None, smoke: Smoke = False) -> None:
     """Show every stage with its key, its inputs and its state; needs no network where the store is a folder."""
     steps, opened, name = _steps(profile, set_, store, smoke)
-    table = Table("stage", "key", "inputs", "state", "why", title=f"{name} in {opened.uri}", title_justify="left")
+    table = Table(title=f"{name} in {opened.uri}", title_justify="left")
+    for column in ("stage", "key", "inputs", "state", "why"):
+        table.add_column(column, overflow="fold", no_wrap=column in {"stage", "key", "state"})
     for state in (step_state(step, opened) for step in steps):
         table.add_row(
             state.step.label,

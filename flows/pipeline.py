@@ -35,8 +35,9 @@ from tasks.surgeon.stage import STAGE as SURGEON
 def build(profile: Profile) -> list[Step]:
     """The steps of a profile, each after its inputs. Two steps with one key are one step."""
     models = {name: Step(MODELS, f"model-{name}", config) for name, config in profile.models.items()}
-    base = models[profile.fusion.merge_base]
-    fused_from: dict[str, Step] = {"base": base}
+    fused_from: dict[str, Step] = {"base": models[profile.fusion.merge_base]}
+    # All students have one tokenizer, and its chat template is the one that the result will have.
+    chat = models[next(iter(profile.branches.values())).student]
     compared: dict[str, Step] = {}
     for name, branch in profile.branches.items():
         teacher, student = models[branch.teacher], models[branch.student]
@@ -58,7 +59,7 @@ def build(profile: Profile) -> list[Step]:
         fused_from[f"branch.{name}"] = trained
     fused = Step(FUSE, "fuse", profile.fusion.fuse, fused_from)
     evolved = Step(EVOLVE, "evolve", profile.fine_tuning.evolve)
-    instructions = Step(CORPUS, "corpus-sft", profile.fine_tuning.corpus, {"tokenizer": base, "instructions": evolved})
+    instructions = Step(CORPUS, "corpus-sft", profile.fine_tuning.corpus, {"tokenizer": chat, "instructions": evolved})
     final = Step(SFT, "sft", profile.fine_tuning.sft, {"model": fused, "corpus": instructions})
     compared |= {"fused": fused, "final": final, **{name: models[name] for name in profile.assessment.baselines}}
     heldout = next(step for step in _closure([fused]) if step.stage is CORPUS)

@@ -93,8 +93,8 @@ class Profile(Frozen):
     fine_tuning: FineTuning
     assessment: Assessment
     publish: PublishConfig
-    expected: dict[str, dict[str, float]] = Field(default_factory=dict)
-    """Rows of a published card, by model and benchmark: the report says how near a run came."""
+    expected: dict[str, float] = Field(default_factory=dict)
+    """What a published card reports for the final model, by benchmark: the report says how near a run came."""
 
     @model_validator(mode="after")
     def _names_exist(self) -> Self:
@@ -125,7 +125,9 @@ def profile_path(name_or_path: str) -> Path:
     return found
 
 
-def load_profile(name_or_path: str, overrides: Sequence[str] = (), store: str | None = None) -> Profile:
+def load_profile(
+    name_or_path: str, overrides: Sequence[str] = (), store: str | None = None, *, smoke: bool = False
+) -> Profile:
     """Reads, overrides, validates and resolves a profile. Raises BadInputError with the file and the key."""
     path = profile_path(name_or_path)
     try:
@@ -138,6 +140,8 @@ def load_profile(name_or_path: str, overrides: Sequence[str] = (), store: str | 
         _override(document, text)
     if store is not None:
         document["store"] = store
+    if smoke:
+        document = shrink(document)
     try:
         profile = Profile.model_validate(document)
     except ValidationError as error:
@@ -179,6 +183,25 @@ def _override(document: dict[str, Any], text: str) -> None:
         place[keys[-1]] = parsed
     else:
         raise BadInputError(f"--set {text!r}: {'.'.join(keys[:-1])} has no part {keys[-1]!r}")
+
+
+SMOKE_FRACTION = 0.001
+_AMOUNTS = {"limit": 4, "count": 4, "max_bytes": 20_000, "max_rows": 64, "steps": 2, "items_per_kind": 2}
+"""What `--smoke` shrinks, wherever it stands in a recipe, and the least that still exercises every stage."""
+
+
+def shrink(value: Any) -> Any:
+    """A profile's document with every amount of data or steps at 0.1 %: the same DAG under other keys."""
+    if isinstance(value, Mapping):
+        return {
+            key: max(_AMOUNTS[key], int(item * SMOKE_FRACTION))
+            if key in _AMOUNTS and isinstance(item, int) and item > _AMOUNTS[key]
+            else shrink(item)
+            for key, item in value.items()
+        }
+    if isinstance(value, list):
+        return [shrink(item) for item in value]
+    return value
 
 
 def resolve(block: T) -> T:

@@ -85,10 +85,15 @@ def execute(step: Step, context: RunContext) -> Outcome:
     reused = manifest is not None
     if manifest is None:
         manifest = _build(step, artifact, inputs, context)
+        _say(step, context, f"done in {manifest.provenance.seconds:.0f} s")
     _require_same_inputs(artifact, manifest, inputs)
     gates = judge(step, artifact, manifest)
     ref = ArtifactRef(uri=artifact.uri, directory=step.directory, key=step.key, digest=manifest.digest, reused=reused)
     return Outcome(ref, manifest, gates)
+
+
+def _say(step: Step, context: RunContext, message: str) -> None:
+    context.watch(step, Event(time=time.time(), kind="log", message=message))
 
 
 def _resolve_inputs(step: Step, store: Store) -> dict[str, InputRecord]:
@@ -138,7 +143,7 @@ def _build(step: Step, artifact: Artifact, inputs: dict[str, InputRecord], conte
             if time.monotonic() >= deadline:
                 raise
             if not said:
-                context.watch(step, Event(time=time.time(), kind="log", message=f"waiting: {error}"))
+                _say(step, context, f"waiting: {error}")
                 said = True
     with lease:
         if (manifest := artifact.manifest()) is not None:

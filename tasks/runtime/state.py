@@ -52,8 +52,8 @@ def step_state(step: Step, store: Store) -> StepState:
         return StepState(step, "working", f"process {holder.process} on {holder.host}; {saved or 'nothing saved yet'}")
     if saved:
         return StepState(step, "started", f"{saved}, to be resumed")
-    missing = [source.label for source in step.inputs.values() if Artifact(store, source.directory).manifest() is None]
-    return StepState(step, "missing", f"waits for {', '.join(missing)}" if missing else "ready to run")
+    missing = sum(Artifact(store, source.directory).manifest() is None for source in step.inputs.values())
+    return StepState(step, "missing", f"{missing} inputs are missing" if missing else "ready to run")
 
 
 def _live_holder(store: Store, path: str) -> LeaseRecord | None:

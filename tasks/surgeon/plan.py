@@ -177,5 +177,6 @@ def _propose(student: PreTrainedTokenizerFast, donor: PreTrainedTokenizerFast, t
     if token in (donor.bos_token, donor.pad_token):
         return neutral or end
     if "start" in token:
-        return next((name for name in sorted(names) if "start" in name), neutral or end)
+        start = end.replace("end", "start")
+        return start if start in names else neutral or end
     return "\\n" if "end_header" in token else end

@@ -1,0 +1,31 @@
+"""What a finished run prints: the results table, how the final model stands, and where the model is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from tasks.artifacts.store import Store
+from tasks.publish.report import kl_by_model, read_results
+from tasks.publish.tables import headline, results_table
+from tasks.runtime.declare import Step
+
+
+def print_results(steps: Sequence[Step], store: Store, console: Console) -> None:
+    """Prints the evaluation of a finished run."""
+    evaluation = next(step for step in steps if step.stage.name == "evaluate")
+    published = next(step for step in steps if step.stage.name == "publish")
+    results = read_results(store, evaluation.directory)
+    if results is None:
+        return
+    kl = kl_by_model(store, evaluation.directory)
+    content = results_table(results, kl)
+    table = Table(*content.columns)
+    for row in content.rows:
+        table.add_row(*row)
+    console.print(table)
+    for line in headline(results, kl):
+        console.print(line, soft_wrap=True)
+    console.print(f"model: {store.locate(published.directory)}", soft_wrap=True)
