@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from flows.prefect_server import start_own_server
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.errors import BadInputError, MediusError
 from tasks.artifacts.runs import all_runs
@@ -45,14 +46,15 @@ def _steps(profile: str, overrides: list[str] | None, store: str | None, smoke: 
 @app.command()
 def run(profile: ProfileName, set_: Sets = None, store: StoreUri = None, smoke: Smoke = False) -> None:
     """Run a recipe, or what of it is not finished; print the results."""
-    prepare_prefect()
+    from flows.profiles import load_profile
+
+    # Everything a profile can get wrong is said before a server boots and Prefect is imported.
+    loaded = load_profile(profile, set_ or (), store, smoke=smoke)
+    wait_until_up = start_own_server(prepare_prefect())
     from flows.opened import STOP
     from flows.pipeline import build, distillation
-    from flows.profiles import load_profile
     from flows.results import print_results
 
-    # Everything a profile can get wrong is said before Prefect boots.
-    loaded = load_profile(profile, set_ or (), store, smoke=smoke)
     steps = build(loaded)
 
     def interrupt(_signal: int, _frame: FrameType | None) -> None:
@@ -61,13 +63,14 @@ def run(profile: ProfileName, set_: Sets = None, store: StoreUri = None, smoke: 
         STOP.set()
         Console(stderr=True).print("stopping: each stage saves what it has; press Ctrl-C again to give that up")
 
+    wait_until_up()
     signal.signal(signal.SIGINT, interrupt)
     distillation(profile, set_ or [], store, smoke)
     print_results(steps, open_store(loaded.store), console)
 
 
-def prepare_prefect() -> None:
-    """Settings for a flow run from the command line; what the user has set in the environment wins."""
+def prepare_prefect() -> Path:
+    """Settings for a flow run from the command line; what the user has set wins. Returns Prefect's home."""
     home = Path(".medius/prefect").resolve()
     home.mkdir(parents=True, exist_ok=True)
     defaults = {
@@ -83,6 +86,7 @@ def prepare_prefect() -> None:
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+    return Path(os.environ["PREFECT_HOME"])
 
 
 @app.command()

@@ -50,6 +50,8 @@ class EvaluateRecipe(Frozen):
     """The model that will be published; compared with every other."""
     parents: tuple[str, ...] = ()
     """The models that were fused into the candidate."""
+    twins: dict[str, str] = Field(default_factory=dict)
+    """Branch → its CE-only twin: their held-out KL to the teacher, measured where they were trained, is compared."""
     apply_chat_template: bool = True
     template_date: str = "26 Jul 2024"
     """Given to the chat template as `date_string`: Llama's prints today's date otherwise."""
@@ -87,6 +89,8 @@ class EvaluateRuntime(Runtime):
 class EvaluateGates(Gates):
     """When the candidate is worth publishing."""
 
+    max_kl_over_twin: float | None = None
+    """Held-out KL of any branch to its teacher, as a part of its twin's."""
     min_paired_z: float | None = None
     """Accuracy of the candidate minus that of the reference, in paired standard errors."""
     max_bits_per_byte_excess: float | None = None
@@ -102,6 +106,12 @@ class EvaluateConfig(StageConfig):
 
 def _judge(metrics: Mapping[str, Any], gates: EvaluateGates) -> list[GateResult]:
     return [
+        *at_most(
+            "max_kl_over_twin",
+            metrics.get("worst_kl_over_twin"),
+            gates.max_kl_over_twin,
+            "each branch is nearer to its teacher than the same training without the teacher brings it",
+        ),
         *at_least(
             "min_paired_z",
             metrics.get("candidate_over_reference_z"),

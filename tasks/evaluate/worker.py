@@ -50,15 +50,37 @@ def run(job: Job) -> None:
     for name, each in measured.items():
         _write_lines(directory / "samples" / f"{name}.jsonl", each.items)
         _write_lines(directory / "documents" / f"{name}.jsonl", each.documents)
-    job.complete(directory, {**gate_metrics(results), "models": results["models"], "paired": results["paired"]})
+    job.complete(
+        directory,
+        {
+            **gate_metrics(results),
+            "worst_kl_over_twin": _worst_kl_over_twin(recipe, models),
+            "models": results["models"],
+            "paired": results["paired"],
+        },
+    )
+
+
+def _worst_kl_over_twin(recipe: EvaluateRecipe, models: Mapping[str, InputArtifact]) -> float | None:
+    """The largest ratio of a branch's held-out KL to its twin's; both were measured in the teacher's vocabulary."""
+    ratios = []
+    for branch, twin in recipe.twins.items():
+        values = [models[name].metrics.get("heldout_kl") for name in (branch, twin)]
+        if None in values:
+            raise BadInputError(
+                f"evaluate.recipe.twins names {branch} and {twin}, and one of them is not the direct result of a "
+                f"distillation; name the branch before its reversion"
+            )
+        ratios.append(values[0] / values[1])
+    return max(ratios, default=None)
 
 
 def _check_names(recipe: EvaluateRecipe, models: Mapping[str, InputArtifact]) -> None:
-    for name in (recipe.reference, recipe.candidate, *recipe.parents):
+    for name in (recipe.reference, recipe.candidate, *recipe.parents, *recipe.twins, *recipe.twins.values()):
         if name not in models:
             raise BadInputError(
                 f"evaluate compares with {name!r}, which is not among its models {', '.join(sorted(models))}; "
-                f'add the input "model.{name}" or change reference, candidate or parents'
+                f'add the input "model.{name}" or change reference, candidate, parents or twins'
             )
     for name in models:
         if not _NAME.fullmatch(name):

@@ -84,8 +84,8 @@ def execute(step: Step, context: RunContext) -> Outcome:
     manifest = artifact.manifest()
     reused = manifest is not None
     if manifest is None:
-        manifest = _build(step, artifact, inputs, context)
-        _say(step, context, f"done in {manifest.provenance.seconds:.0f} s")
+        manifest, reused = _build(step, artifact, inputs, context)
+        _say(step, context, "done by another run" if reused else f"done in {manifest.provenance.seconds:.0f} s")
     _require_same_inputs(artifact, manifest, inputs)
     gates = judge(step, artifact, manifest)
     ref = ArtifactRef(uri=artifact.uri, directory=step.directory, key=step.key, digest=manifest.digest, reused=reused)
@@ -120,8 +120,10 @@ def _require_same_inputs(artifact: Artifact, manifest: Manifest, inputs: dict[st
             )
 
 
-def _build(step: Step, artifact: Artifact, inputs: dict[str, InputRecord], context: RunContext) -> Manifest:
-    """Holds the lease while the worker runs, then commits. Another run's result is as good as ours."""
+def _build(
+    step: Step, artifact: Artifact, inputs: dict[str, InputRecord], context: RunContext
+) -> tuple[Manifest, bool]:
+    """Holds the lease while the worker runs, then commits. Another run's result is as good as ours: then (it, True)."""
     started = time.monotonic()
     worker: list[WorkerProcess] = []
 
@@ -134,7 +136,7 @@ def _build(step: Step, artifact: Artifact, inputs: dict[str, InputRecord], conte
     said = False
     while True:
         if (manifest := artifact.manifest()) is not None:
-            return manifest
+            return manifest, True
         _raise_if_stopped(step, context)
         try:
             lease.acquire(wait_seconds=1)
@@ -147,14 +149,14 @@ def _build(step: Step, artifact: Artifact, inputs: dict[str, InputRecord], conte
                 said = True
     with lease:
         if (manifest := artifact.manifest()) is not None:
-            return manifest
+            return manifest, True
         attempt = uuid.uuid4().hex[:8]
         if not context.store.exists(artifact.path(f"shards/{MAIN_SHARD}.json")):
             with context.slots:
                 _raise_if_stopped(step, context)
                 _launch(step, artifact, inputs, context, attempt, worker, lease)
         lease.require_held()
-        return _commit(step, artifact, inputs, context, time.monotonic() - started)
+        return _commit(step, artifact, inputs, context, time.monotonic() - started), False
 
 
 def _launch(

@@ -59,7 +59,7 @@ class WorkerProcess:
         with log.open("ab") as output:
             # The thread that calls this must outlive the worker: the parent-death signal is tied to it.
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tasks.worker.leash", *command],
+                [sys.executable, "-m", "tasks.worker.leash", str(os.getpid()), *command],
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,

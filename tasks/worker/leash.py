@@ -1,7 +1,7 @@
 """Keeps a process from outliving the one that started it.
 
 Two independent ties, since each alone has a hole. The kernel's parent-death signal reaches only a direct child, so
-`python -m tasks.worker.leash CMD…` sets it on the launched command and every rank sets it again on itself. And
+`python -m tasks.worker.leash PARENT CMD…` sets it on the launched command and every rank sets it again on itself. And
 standard input is a pipe whose other end only the runtime holds: a rank that torchrun put into a session of its own
 still inherits it and reads end-of-file the moment the runtime is gone, however it went.
 """
@@ -38,9 +38,12 @@ def watch_stdin() -> None:
 
 
 def main() -> None:
-    """Runs a command under the parent-death signal, which survives the exec."""
+    """Runs a command under the parent-death signal, which survives the exec; argv[1] is the parent's process id."""
     die_with_parent()
-    os.execvp(sys.argv[1], sys.argv[1:])
+    if os.getppid() != int(sys.argv[1]):
+        # The parent ended before the signal was set, which then never comes.
+        sys.exit(1)
+    os.execvp(sys.argv[2], sys.argv[2:])
 
 
 if __name__ == "__main__":

@@ -1,0 +1,79 @@
+"""A Prefect server for one run from the command line, where nobody has configured another.
+
+Prefect would start one by itself, but leave it running when the flow's process is killed. This one hangs on the same
+leash as the workers. It writes into PREFECT_HOME, so a later server shows the run as well.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+from tasks.artifacts.errors import MediusError
+
+START_SECONDS = 120
+"""A loaded machine has been seen to need 48."""
+STOP_SECONDS = 20
+
+
+def is_configured(home: Path) -> bool:
+    """Whether the user has told Prefect which server to use."""
+    return (
+        any(name in os.environ for name in ("PREFECT_API_URL", "PREFECT_PROFILE")) or (home / "profiles.toml").exists()
+    )
+
+
+def start_own_server(home: Path) -> Callable[[], None]:
+    """Starts a server and names it in PREFECT_API_URL, which Prefect reads when it is imported; call this before.
+
+    It is stopped when the interpreter exits, after Prefect has sent its last logs there. Returns a function that
+    returns when the server answers: what is imported before that costs no time.
+    """
+    if is_configured(home):
+        return lambda: None
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    with (home / "server.log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tasks.worker.leash", str(os.getpid()), *command],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            # Ctrl-C goes to the terminal's whole process group; the flow needs its server until its last state is told.
+            start_new_session=True,
+        )
+    # Exit handlers run in reverse order, so this one after those of the libraries that are imported from here on.
+    atexit.register(_stop, process)
+    url = f"http://127.0.0.1:{port}/api"
+    os.environ["PREFECT_API_URL"] = url
+    return lambda: _wait_until_up(process, url, home / "server.log")
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _wait_until_up(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            with urllib.request.urlopen(f"{url}/health", timeout=5):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.1)
+    raise MediusError(f"the Prefect server did not come up in {START_SECONDS} s; its log is {log}")

@@ -1,0 +1,158 @@
+"""Two runs on one artifact: who works, who waits, and who takes over from whom."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from tasks.artifacts.artifact import encode_record
+from tasks.artifacts.errors import LeaseHeldError, LeaseLostError
+from tasks.artifacts.lease import Lease, LeaseRecord
+from tasks.artifacts.store import Store, open_store
+
+PATH = "artifacts/distill/a-0123456789abcdef/lease.json"
+
+
+def standing(store: Store) -> LeaseRecord:
+    return LeaseRecord.model_validate_json(store.get(PATH))
+
+
+def held_elsewhere(store: Store, ttl_seconds: float) -> LeaseRecord:
+    """A lease as a run on another host would have written it just now."""
+    mine = Lease(store, PATH, ttl_seconds).record
+    record = mine.model_copy(update={"owner": "other", "host": "node7", "boot": "another"})
+    store.put(PATH, encode_record(record))
+    return record
+
+
+def test_only_one_of_two_holds_it(any_store: Store) -> None:
+    first, second = Lease(any_store, PATH, 60), Lease(any_store, PATH, 60)
+    first.acquire(wait_seconds=0)
+    with first:
+        with pytest.raises(LeaseHeldError, match=rf"lease.json is held by process {first.record.process} on"):
+            second.acquire(wait_seconds=0)
+        assert standing(any_store).owner == first.record.owner
+    assert not any_store.exists(PATH), "leaving the block releases it"
+    second.acquire(wait_seconds=0)
+    assert standing(any_store).owner == second.record.owner
+
+
+def test_one_winner_among_racing_runs(any_store: Store) -> None:
+    leases = [Lease(any_store, PATH, 60) for _ in range(5)]
+    barrier = threading.Barrier(len(leases))
+    winners = []
+
+    def race(lease: Lease) -> None:
+        barrier.wait()
+        try:
+            lease.acquire(wait_seconds=0)
+        except LeaseHeldError:
+            return
+        winners.append(lease.record.owner)
+
+    threads = [threading.Thread(target=race, args=(lease,)) for lease in leases]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert winners == [standing(any_store).owner]
+
+
+def test_one_winner_takes_over_an_expired_lease(any_store: Store) -> None:
+    held_elsewhere(any_store, ttl_seconds=0.1)
+    # S3 counts whole seconds.
+    time.sleep(1.5)
+    test_one_winner_among_racing_runs(any_store)
+
+
+def test_it_expires_by_the_servers_clock(any_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    held_elsewhere(any_store, ttl_seconds=2)
+    waiting = Lease(any_store, PATH, 60)
+    # This node's clock is a day ahead, which must not make the lease look expired.
+    real = time.time
+    monkeypatch.setattr("time.time", lambda: real() + 86400)
+    with pytest.raises(LeaseHeldError, match="node7"):
+        waiting.acquire(wait_seconds=0)
+    monkeypatch.undo()
+    start = time.monotonic()
+    waiting.acquire(wait_seconds=10)
+    assert time.monotonic() - start <= 6
+    assert standing(any_store).owner == waiting.record.owner
+
+
+def test_a_lease_that_is_renewed_does_not_expire(any_store: Store) -> None:
+    first, second = Lease(any_store, PATH, 3), Lease(any_store, PATH, 3)
+    first.acquire(wait_seconds=0)
+    with first:
+        with pytest.raises(LeaseHeldError):
+            second.acquire(wait_seconds=4.5)
+        assert standing(any_store).renewals >= 2
+        first.require_held()
+
+
+_HOLD = """
+import sys, time
+from tasks.artifacts.lease import Lease
+from tasks.artifacts.store import open_store
+lease = Lease(open_store(sys.argv[1]), sys.argv[2], 3600)
+lease.acquire(0)
+print("held", flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_dead_holder_on_this_host_is_replaced_at_once(store: Store) -> None:
+    holder = subprocess.Popen([sys.executable, "-c", _HOLD, store.uri, PATH], stdout=subprocess.PIPE)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == b"held\n"
+    mine = Lease(store, PATH, 3600)
+    with pytest.raises(LeaseHeldError, match=f"process {holder.pid} "):
+        mine.acquire(wait_seconds=0)
+    holder.kill()
+    holder.wait()
+    mine.acquire(wait_seconds=0)
+    assert standing(store).owner == mine.record.owner
+
+
+def test_a_process_that_took_over_a_dead_ones_number_is_not_the_holder(store: Store) -> None:
+    record = Lease(store, PATH, 3600).record
+    store.put(PATH, encode_record(record.model_copy(update={"owner": "gone", "process_started": "1"})))
+    Lease(store, PATH, 3600).acquire(wait_seconds=0)
+
+
+def test_a_silent_holder_on_another_host_is_waited_for(store: Store) -> None:
+    held_elsewhere(store, ttl_seconds=3600)
+    with pytest.raises(LeaseHeldError, match="on node7"):
+        Lease(store, PATH, 3600).acquire(wait_seconds=0)
+
+
+def test_a_loss_is_told_and_the_new_holder_left_alone(any_store: Store) -> None:
+    lost = threading.Event()
+    lease = Lease(any_store, PATH, 1, lost.set)
+    lease.acquire(wait_seconds=0)
+    with lease:
+        other = held_elsewhere(any_store, ttl_seconds=60)
+        assert lost.wait(5)
+        with pytest.raises(LeaseLostError, match="taken over by another run"):
+            lease.require_held()
+    assert standing(any_store).owner == other.owner
+
+
+def test_a_deleted_lease_is_lost(store: Store) -> None:
+    lost = threading.Event()
+    lease = Lease(store, PATH, 1, lost.set)
+    lease.acquire(wait_seconds=0)
+    with lease:
+        store.delete(PATH)
+        assert lost.wait(5)
+        assert lease.lost
+
+
+def test_two_stores_hold_two_leases(store: Store, tmp_path_factory: pytest.TempPathFactory) -> None:
+    other = open_store(str(tmp_path_factory.mktemp("other")))
+    Lease(store, PATH, 60).acquire(wait_seconds=0)
+    Lease(other, PATH, 60).acquire(wait_seconds=0)

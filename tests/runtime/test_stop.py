@@ -1,0 +1,166 @@
+"""How workers end when they should: asked, forced, or because whoever started them is gone."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tasks.artifacts.artifact import Artifact, encode_record
+from tasks.artifacts.errors import InterruptedRunError, LeaseLostError
+from tasks.artifacts.lease import LeaseRecord
+from tasks.artifacts.store import Store
+from tasks.runtime.declare import Step
+from tasks.runtime.execute import RunContext, execute
+from tests.runtime.conftest import ROOT, is_alive, wait_for
+from tests.runtime.errand import errand
+
+
+@pytest.fixture
+def announced(tmp_path: Path) -> Path:
+    folder = tmp_path / "processes"
+    folder.mkdir()
+    return folder
+
+
+def processes(folder: Path) -> list[int]:
+    return [int(path.name) for path in folder.iterdir()]
+
+
+class Background:
+    """A step executed in a thread, and how that ended."""
+
+    def __init__(self, step: Step, context: RunContext) -> None:
+        self.error: BaseException | None = None
+        self.thread = threading.Thread(target=self._run, args=(step, context))
+        self.thread.start()
+
+    def _run(self, step: Step, context: RunContext) -> None:
+        try:
+            execute(step, context)
+        except BaseException as error:
+            self.error = error
+
+
+def test_a_stopped_run_saves_and_the_next_goes_on_from_there(context: RunContext, announced: Path) -> None:
+    step = errand("a", behaviour="work", steps=60, announce=str(announced))
+    running = Background(step, context)
+    wait_for(lambda: processes(announced), 30, "the worker starts")
+    time.sleep(0.5)
+    context.stop.set()
+    running.thread.join(20)
+    assert isinstance(running.error, InterruptedRunError)
+    assert running.error.exit_code == 4
+    assert "run the same command again" in str(running.error)
+    assert not any(is_alive(process) for process in processes(announced))
+    assert not context.store.exists(f"{step.directory}/lease.json")
+    context.stop.clear()
+    outcome = execute(step, context)
+    assert 0 < outcome.manifest.metrics["resumed_at"] < 60
+
+
+def test_a_stopped_run_launches_nothing(context: RunContext, announced: Path) -> None:
+    context.stop.set()
+    with pytest.raises(InterruptedRunError):
+        execute(errand("a", announce=str(announced)), context)
+    assert not processes(announced)
+
+
+def test_a_worker_that_does_not_listen_is_killed_after_the_grace_period(context: RunContext, announced: Path) -> None:
+    running = Background(errand("a", behaviour="deaf", announce=str(announced), stop_grace_seconds=1), context)
+    wait_for(lambda: processes(announced), 30, "the worker starts")
+    time.sleep(0.5)
+    start = time.monotonic()
+    context.stop.set()
+    running.thread.join(20)
+    assert 1 <= time.monotonic() - start <= 5
+    assert isinstance(running.error, InterruptedRunError)
+    assert not any(is_alive(process) for process in processes(announced))
+
+
+def test_a_lost_lease_ends_the_worker(context: RunContext, announced: Path) -> None:
+    step = errand("a", behaviour="deaf", announce=str(announced), lease_ttl_seconds=5)
+    running = Background(step, context)
+    wait_for(lambda: processes(announced), 30, "the worker starts")
+    path = f"{step.directory}/lease.json"
+    record = LeaseRecord.model_validate_json(context.store.get(path))
+    taken = record.model_copy(update={"owner": "other", "host": "node7"})
+    context.store.put(path, encode_record(taken))
+    running.thread.join(10)
+    assert isinstance(running.error, LeaseLostError)
+    assert running.error.retryable
+    assert not any(is_alive(process) for process in processes(announced))
+    assert LeaseRecord.model_validate_json(context.store.get(path)) == taken
+
+
+_LAUNCH = """
+import sys
+from pathlib import Path
+from tasks.artifacts.store import open_store
+from tasks.runtime.execute import RunContext, execute
+from tests.runtime.errand import errand
+store, scratch, announced, launcher, count = sys.argv[1:]
+step = errand("a", behaviour="deaf", announce=announced, launcher=launcher, num_processes=int(count))
+execute(step, RunContext(store=open_store(store), scratch=Path(scratch)))
+"""
+
+
+@pytest.fixture
+def launching(store: Store, tmp_path: Path, announced: Path, request: pytest.FixtureRequest) -> Iterator[Step]:
+    """A process of its own that executes a step whose workers neither end nor listen."""
+    launcher, count = request.param
+    arguments = [store.uri, str(tmp_path / "scratch"), str(announced), launcher, str(count)]
+    process = subprocess.Popen([sys.executable, "-c", _LAUNCH, *arguments], cwd=ROOT)
+    try:
+        wait_for(lambda: len(processes(announced)) == count, 120, "the workers start")
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def tree(scratch: Path) -> list[int]:
+    """Every process whose command line names the scratch folder: workers, ranks and what launched them."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit() and is_alive(int(folder.name)):
+            try:
+                command = (folder / "cmdline").read_bytes()
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if str(scratch).encode() in command:
+                found.append(int(folder.name))
+    return found
+
+
+@pytest.mark.parametrize("launching", [("python", 1), ("torchrun", 2)], indirect=True, ids=["python", "torchrun"])
+def test_no_worker_outlives_a_killed_run(
+    launching: subprocess.Popen[bytes], announced: Path, tmp_path: Path, store: Store
+) -> None:
+    workers = processes(announced)
+    assert all(is_alive(worker) for worker in workers)
+    assert set(workers) <= set(tree(tmp_path / "scratch"))
+    launching.send_signal(signal.SIGKILL)
+    launching.wait()
+    wait_for(lambda: not tree(tmp_path / "scratch"), 5, "all processes of the run are gone")
+    assert not any(is_alive(worker) for worker in workers)
+    # The dead run's lease delays nobody on this host.
+    step = errand("a")
+    start = time.monotonic()
+    execute(step, RunContext(store=store, scratch=tmp_path / "scratch"))
+    assert time.monotonic() - start < 30
+    assert Artifact(store, step.directory).manifest() is not None
+
+
+def test_a_worker_whose_parent_is_gone_before_it_begins_does_not_begin(tmp_path: Path) -> None:
+    marker = tmp_path / "ran"
+    # Process 1 is alive but is not the parent, as after a kill between fork and the leash's first line.
+    result = subprocess.run([sys.executable, "-m", "tasks.worker.leash", "1", "touch", str(marker)], check=False)
+    assert result.returncode == 1
+    assert not marker.exists()
