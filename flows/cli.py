@@ -24,7 +24,8 @@ from tasks.artifacts.store import Store, open_store
 from tasks.artifacts.verify import find_damage
 from tasks.runtime.declare import Step
 from tasks.runtime.gates import accept as accept_gate
-from tasks.runtime.state import StepState, explain as explain_step, step_state
+from tasks.runtime.state import StepState, step_state
+from tasks.runtime.state import explain as explain_step
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 150)

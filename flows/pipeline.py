@@ -74,7 +74,7 @@ def build(profile: Profile) -> list[Step]:
 
 
 def _closure(roots: list[Step]) -> list[Step]:
-    """All steps that `roots` need, each after its inputs. Of two steps with one key the first takes the other's place."""
+    """All steps that `roots` need, each after its inputs; the first of two with one key stands for both."""
     found: dict[str, Step] = {}
 
     def visit(step: Step) -> Step:

@@ -1,7 +1,7 @@
 """A profile: one complete YAML file that says everything a run needs.
 
-`load_profile` reads, overrides (`--set a.b=value`), validates, and resolves: a source without a pinned revision gets the
-hash of its present content, so that every key is known before anything runs.
+`load_profile` reads, overrides (`--set a.b=value`), validates, and resolves: a source without a pinned revision gets
+the hash of its present content, so that every key is known before anything runs.
 """
 
 from __future__ import annotations
@@ -115,10 +115,7 @@ class Profile(Frozen):
 def profile_path(name_or_path: str) -> Path:
     """`tiny` means configs/tiny.yaml; anything with a suffix is a path."""
     path = Path(name_or_path)
-    if path.suffix in {".yaml", ".yml"}:
-        found = path
-    else:
-        found = CONFIGS / f"{name_or_path}.yaml"
+    found = path if path.suffix in {".yaml", ".yml"} else CONFIGS / f"{name_or_path}.yaml"
     if not found.is_file():
         known = ", ".join(sorted(file.stem for file in CONFIGS.glob("*.yaml")))
         raise BadInputError(f"there is no profile {name_or_path!r}; name a YAML file or one of: {known}")

@@ -1,4 +1,4 @@
-"""Fixtures that stand for the runtime where a test needs one stage alone: real workers, real artifacts, no orchestration."""
+"""Stand-ins for the runtime where a test needs one stage alone: real workers and artifacts, no orchestration."""
 
 from __future__ import annotations
 

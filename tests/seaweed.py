@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 ACCESS_KEY = "medius-test"
-SECRET_KEY = "medius-test-secret"  # noqa: S105
+SECRET_KEY = "medius-test-secret"
 BUCKET = "medius"
 
 

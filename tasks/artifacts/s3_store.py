@@ -45,6 +45,7 @@ class S3Store(Store):
             checked(self.prefix)
         # Listings must show what another process wrote a moment ago.
         self.fs = s3fs.S3FileSystem(use_listings_cache=False, skip_instance_cache=True)
+        self._zarr_fs = s3fs.S3FileSystem(asynchronous=True, use_listings_cache=False, skip_instance_cache=True)
 
     def _key(self, path: str) -> str:
         return f"{self.prefix}/{checked(path)}" if self.prefix else checked(path)
@@ -160,8 +161,6 @@ class S3Store(Store):
         return None
 
     def zarr_store(self, path: str) -> zarr.abc.store.Store:
-        import s3fs
         from zarr.storage import FsspecStore
 
-        fs = s3fs.S3FileSystem(asynchronous=True, use_listings_cache=False, skip_instance_cache=True)
-        return FsspecStore(fs, path=f"{self.bucket}/{self._key(path)}", read_only=True)
+        return FsspecStore(self._zarr_fs, path=f"{self.bucket}/{self._key(path)}", read_only=True)

@@ -24,18 +24,13 @@ from tasks.artifacts.fingerprint import sha256_hex
 from tasks.corpus.documents import Document
 from tasks.exercises.holdout import Message
 from tasks.logits.rows import Row, make_row
+from tasks.modeling.template_date import date_string
 
-_MONTHS = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"]
 _PROBE = (Message("user", "a"), Message("assistant", "b"), Message("user", "c"), Message("assistant", "d"))
 _PINNED_CLOCK = "{% macro strftime_now(format) %}{{ date_string }}{% endmacro %}{{ '' }}"
 """Put before every template: some ask the clock without looking for date_string. The empty output keeps what follows
 from losing its first line break to the macro."""
 Overlong = Literal["split", "drop", "error"]
-
-
-def date_string(day: date) -> str:
-    """As Llama's template writes dates, 26 Jul 2024, in English under any locale."""
-    return f"{day.day:02d} {_MONTHS[day.month - 1]} {day.year}"
 
 
 @dataclass(frozen=True)

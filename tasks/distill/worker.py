@@ -34,6 +34,7 @@ def run(job: Job) -> None:
         train=train,
         heldout=reader.rows("heldout"),
         weights=LossWeights(recipe.loss.kd, recipe.loss.ce, recipe.loss.temperature),
+        measures_kl=True,
     ).run()
 
 

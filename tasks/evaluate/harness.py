@@ -10,6 +10,7 @@ import logging
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import date
 from typing import Any
 
 import lm_eval
@@ -24,6 +25,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerF
 from tasks.artifacts.errors import BadInputError
 from tasks.evaluate.exercise_tasks import METRIC, exercise_tasks
 from tasks.evaluate.stage import EvaluateRecipe, ExerciseTasks
+from tasks.modeling.template_date import date_string
 
 logging.getLogger("lm_eval").setLevel(logging.ERROR)
 
@@ -112,7 +114,7 @@ class ExactLM(HFLM):  # type: ignore[misc, unused-ignore]
             batch_size=batch_size,
             # The template writes its own BOS, or the model was trained without one.
             add_bos_token=False if recipe.apply_chat_template else None,
-            chat_template_args={"date_string": recipe.template_date},
+            chat_template_args={"date_string": date_string(date.fromisoformat(recipe.template_date))},
         )
         self._before_batch = before_batch
 

@@ -7,9 +7,10 @@ and only these are measured: bits per byte of the same raw text, and the accurac
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import date
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from tasks.artifacts.frozen import Frozen
 from tasks.runtime.declare import GateResult, Gates, Runtime, Stage, StageConfig, at_least, at_most
@@ -53,8 +54,8 @@ class EvaluateRecipe(Frozen):
     twins: dict[str, str] = Field(default_factory=dict)
     """Branch → its CE-only twin: their held-out KL to the teacher, measured where they were trained, is compared."""
     apply_chat_template: bool = True
-    template_date: str = "26 Jul 2024"
-    """Given to the chat template as `date_string`: Llama's prints today's date otherwise."""
+    template_date: str = "2024-07-26"
+    """An ISO date: what a chat template prints as today's date."""
     max_new_tokens: int = Field(32, ge=1)
     """For the exercises; a harness task states its own."""
     seed: int = 0
@@ -64,6 +65,11 @@ class EvaluateRecipe(Frozen):
     """Bits per byte on the first held-out texts only."""
     window_tokens: int = Field(2048, ge=2)
     """Longest window for bits per byte; a model with a shorter context uses its own."""
+
+    @field_validator("template_date")
+    @classmethod
+    def _iso_date(cls, text: str) -> str:
+        return date.fromisoformat(text).isoformat()
 
     @model_validator(mode="after")
     def _names(self) -> EvaluateRecipe:

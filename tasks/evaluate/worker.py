@@ -65,13 +65,13 @@ def _worst_kl_over_twin(recipe: EvaluateRecipe, models: Mapping[str, InputArtifa
     """The largest ratio of a branch's held-out KL to its twin's; both were measured in the teacher's vocabulary."""
     ratios = []
     for branch, twin in recipe.twins.items():
-        values = [models[name].metrics.get("heldout_kl") for name in (branch, twin)]
-        if None in values:
+        own, other = (models[name].metrics.get("heldout_kl") for name in (branch, twin))
+        if own is None or other is None:
             raise BadInputError(
                 f"evaluate.recipe.twins names {branch} and {twin}, and one of them is not the direct result of a "
                 f"distillation; name the branch before its reversion"
             )
-        ratios.append(values[0] / values[1])
+        ratios.append(own / other)
     return max(ratios, default=None)
 
 

@@ -48,14 +48,16 @@ TEXTS: dict[str, tuple[str, ...]] = {
 
 
 def bits_per_byte(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> dict[str, float]:
-    """Mean bits for a UTF-8 byte of each kind in TEXTS, each text scored whole after the tokenizer's bos (or eos).
+    """Mean bits for a UTF-8 byte of each kind in TEXTS, each scored whole after the bos (see below) or eos.
 
     Rows from the tokenizer's size on are padding and take no probability.
 
     Raises:
         BadInputError: the tokenizer has neither bos nor eos, or the model has fewer rows than the tokenizer has ids.
     """
-    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    # Qwen's tokenizers have no bos, but their config.json names the token that documents began with in training.
+    candidates = (tokenizer.bos_token_id, model.config.bos_token_id, tokenizer.eos_token_id)
+    start = next((token for token in candidates if token is not None), None)
     if start is None:
         raise BadInputError("the tokenizer has neither a bos nor an eos token; set one in its tokenizer_config.json")
     num_real = real_vocab_size(tokenizer)

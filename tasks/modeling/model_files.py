@@ -60,7 +60,7 @@ def load_causal_lm(
         use_safetensors=True,
         trust_remote_code=False,
     )
-    model.eval()  # type: ignore[no-untyped-call]
+    model.eval()
     return model
 
 
@@ -116,7 +116,7 @@ def resolve_device(name: str) -> torch.device:
 def vocabulary_weights(model: PreTrainedModel) -> list[torch.nn.Parameter]:
     """The embedding and, where it is not tied to it, the head: one or two matrices of (rows, D)."""
     embedding = model.get_input_embeddings().weight
-    head = model.get_output_embeddings().weight  # type: ignore[no-untyped-call]
+    head = model.get_output_embeddings().weight
     assert isinstance(embedding, torch.nn.Parameter)
     return [embedding] if head is embedding else [embedding, head]
 

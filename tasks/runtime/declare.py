@@ -31,7 +31,6 @@ class Runtime(Frozen):
     retry_delay_seconds: float = Field(5, ge=0)
     stop_grace_seconds: float = Field(60, ge=0)
     lease_ttl_seconds: float = Field(60, ge=5)
-    work_pool: str | None = None
 
 
 class Gates(Frozen):

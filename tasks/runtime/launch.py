@@ -1,4 +1,4 @@
-"""One interface over `python`, `torchrun` and `deepspeed`: start a worker in its own process group, watch and end it."""
+"""One interface over `python`, `torchrun` and `deepspeed`: start a worker in its own group, watch it, end it."""
 
 from __future__ import annotations
 

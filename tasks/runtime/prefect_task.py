@@ -13,8 +13,12 @@ from typing import Any
 from uuid import UUID
 
 from prefect import task
-from prefect.artifacts import create_markdown_artifact, create_progress_artifact, create_table_artifact
-from prefect.artifacts import update_progress_artifact
+from prefect.artifacts import (
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.logging import get_run_logger
@@ -128,4 +132,4 @@ def submit_stage(step: Step, context: RunContext, after: list[Any]) -> Any:
         retry_delay_seconds=runtime.retry_delay_seconds,
         tags={f"stage:{step.stage.name}"},
     )
-    return named.submit(StageRun(step, context), wait_for=after)
+    return named.submit(StageRun(step, context), wait_for=after)  # type: ignore[call-overload]

@@ -39,6 +39,7 @@ def run(job: Job) -> None:
         train=CorpusRows(read_rows(corpus / "train.parquet")),
         heldout=CorpusRows(read_rows(corpus / "heldout.parquet")),
         weights=LossWeights(kd=0.0, ce=1.0),
+        measures_kl=False,
     ).run()
 
 

@@ -210,6 +210,4 @@ def _donor_ids(directory: Path, tokenizer: PreTrainedTokenizerFast) -> dict[str,
 def _generation_config(student_directory: Path, ids: dict[str, Any]) -> GenerationConfig:
     """The student's way of sampling with the donor's token ids."""
     stored = weights_directory(student_directory) / "generation_config.json"
-    return GenerationConfig(  # type: ignore[no-untyped-call]
-        **{**(read_json(stored) if stored.is_file() else {}), **ids}
-    )
+    return GenerationConfig(**{**(read_json(stored) if stored.is_file() else {}), **ids})

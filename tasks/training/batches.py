@@ -27,9 +27,14 @@ from tasks.training.losses import Targets
 class TrainingRow(Protocol):
     """One document. A row of a logit store also has topk_ids_PK, topk_logprobs_PK and tail_logprob_P."""
 
-    row_id: str
-    input_ids: np.ndarray
-    loss_mask: np.ndarray
+    @property
+    def row_id(self) -> str: ...
+
+    @property
+    def input_ids(self) -> np.ndarray: ...
+
+    @property
+    def loss_mask(self) -> np.ndarray: ...
 
 
 class RowSource(Protocol):
@@ -79,7 +84,6 @@ class TemperedRows:
         self._rows = rows
         self._temperature = temperature
         self._index = index
-        self.num_targets, self.num_tokens, self.row_id = rows.num_targets, rows.num_tokens, rows.row_id
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -91,6 +95,15 @@ class TemperedRows:
             topk_logprobs_PK=row.topk_logprobs_PK / self._temperature - row.tempered_lse_PM[:, self._index, None],
             tail_logprob_P=row.tempered_tail_PM[:, self._index],
         )
+
+    def num_targets(self, index: int) -> int:
+        return self._rows.num_targets(index)
+
+    def num_tokens(self, index: int) -> int:
+        return self._rows.num_tokens(index)
+
+    def row_id(self, index: int) -> str:
+        return self._rows.row_id(index)
 
 
 @dataclass(frozen=True)

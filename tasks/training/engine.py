@@ -53,7 +53,7 @@ class DivergedError(MediusError):
 
 
 def _output_matrix(model: PreTrainedModel) -> nn.Parameter:
-    weight_RD: nn.Parameter = model.get_output_embeddings().weight  # type: ignore[no-untyped-call]
+    weight_RD: nn.Parameter = model.get_output_embeddings().weight
     return weight_RD
 
 
@@ -188,7 +188,7 @@ class TrainingEngine:
 
         torch.manual_seed(recipe.seed)
         if runtime.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call]
+            model.gradient_checkpointing_enable({"use_reentrant": False})
         module = LanguageModelLoss(model, num_real)
         parameters = list(module.parameters())
         groups = [

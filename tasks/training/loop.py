@@ -73,7 +73,9 @@ class Training:
         train: RowSource,
         heldout: RowSource,
         weights: LossWeights,
+        measures_kl: bool,
     ) -> None:
+        """`measures_kl` says whether the rows carry a teacher; a KL to nothing would read as a perfect 0."""
         for name, rows in (("training", train), ("held-out", heldout)):
             if not len(rows):
                 raise BadInputError(f"{job.spec.label}: the {name} split has no rows; give the corpus more documents")
@@ -83,6 +85,7 @@ class Training:
         self._processes = processes
         self._model_directory = model_directory
         self._heldout = heldout
+        self._measures_kl = measures_kl
         self._num_steps = recipe.num_steps(len(train))
         self._seconds: dict[str, float] = {}
         self._last_report = 0.0
@@ -198,7 +201,7 @@ class Training:
             kl, ce, count = self._processes.sum(sums_3).tolist()
         if not count:
             raise BadInputError(f"{self._job.spec.label}: the held-out split has no target token")
-        return {"kl": kl / count, "ce": ce / count}
+        return {**({"kl": kl / count} if self._measures_kl else {}), "ce": ce / count}
 
     # Checkpoints
 

@@ -86,9 +86,7 @@ def head_loss(
         The sum kd·T²·KL + ce·CE with a graph (0 for N = 0), and a float64 tensor [Σ KL, Σ CE] without one.
     """
     chunk = chunk_tokens or max(1, CHUNK_BYTES // (4 * num_real))
-    loss, parts = _HeadLoss.apply(  # type: ignore[no-untyped-call]
-        hidden_ND, weight_RD, *targets.tensors(), num_real, weights, chunk
-    )
+    loss, parts = _HeadLoss.apply(hidden_ND, weight_RD, *targets.tensors(), num_real, weights, chunk)
     return loss, parts
 
 

@@ -121,7 +121,7 @@ def test_a_store_without_conditional_writes_is_refused(store: Store) -> None:
 def test_wrong_credentials_are_one_sentence(seaweed: SeaweedServer, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {**seaweed.environment, "AWS_SECRET_ACCESS_KEY": "wrong"}.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(StoreError, match="denied.*check the credentials"):
+    with pytest.raises(StoreError, match=r"denied.*check the credentials"):
         open_store(f"s3://{BUCKET}/x").put("a", b"1")
 
 
@@ -144,7 +144,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_no_half_file(store: Store, monke
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(StoreError, match="is full.*free some space"):
+    with pytest.raises(StoreError, match=r"is full.*free some space"):
         store.put("a/new", b"2")
     monkeypatch.undo()
     assert [entry.path for entry in store.list("a")] == ["a/kept"]

@@ -26,7 +26,7 @@ RECIPE: dict[str, Any] = {
     "candidate": "final",
     "parents": ["twin"],
     "max_new_tokens": 4,
-    "template_date": DATE,
+    "template_date": "2024-07-26",
 }
 
 

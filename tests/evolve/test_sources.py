@@ -60,8 +60,8 @@ def test_exercises_rise_in_difficulty_and_come_from_the_training_split(run_stage
         assert (question["role"], answer["role"]) == ("user", "assistant")
         assert split_of(question["content"]) == row["lineage"]["split"] == "train"
         if row["lineage"]["kind"] == "add":
-            first, second = question["content"].removeprefix("Add: ").split(" + ")
-            assert int(answer["content"]) == int(first) + int(second)
+            added, numbers = question["content"].removeprefix("Add ").split(" to each: ")
+            assert answer["content"] == " ".join(str(int(number) + int(added)) for number in numbers.split())
     assert json.loads(read(artifact, "evolve.json"))["generated"] is True
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -237,7 +239,8 @@ def test_a_torn_manifest_is_no_artifact_and_no_crash(context: RunContext) -> Non
 
 
 def test_two_runs_of_one_key_do_the_work_once(context: RunContext, launches: Logs, events: list[Event]) -> None:
-    step = errand("a", behaviour="work", steps=10)
+    # Long enough for the second to say that it waits, which it does after a second.
+    step = errand("a", behaviour="work", steps=50)
     outcomes: list[Outcome] = []
     threads = [threading.Thread(target=lambda: outcomes.append(execute(step, context))) for _ in range(2)]
     for thread in threads:
@@ -259,9 +262,6 @@ def test_what_a_worker_says_reaches_the_watcher_in_order(context: RunContext, ev
 
 def test_a_worker_also_runs_by_hand(context: RunContext, tmp_path: Path) -> None:
     """With the spec alone and no runtime around it: what the README tells people who debug a stage."""
-    import subprocess
-    import sys
-
     step = errand("by hand")
     spec = {
         "stage": "errand",

@@ -112,7 +112,9 @@ execute(step, RunContext(store=open_store(store), scratch=Path(scratch)))
 
 
 @pytest.fixture
-def launching(store: Store, tmp_path: Path, announced: Path, request: pytest.FixtureRequest) -> Iterator[Step]:
+def launching(
+    store: Store, tmp_path: Path, announced: Path, request: pytest.FixtureRequest
+) -> Iterator[subprocess.Popen[bytes]]:
     """A process of its own that executes a step whose workers neither end nor listen."""
     launcher, count = request.param
     arguments = [store.uri, str(tmp_path / "scratch"), str(announced), launcher, str(count)]
@@ -148,8 +150,11 @@ def test_no_worker_outlives_a_killed_run(
     assert set(workers) <= set(tree(tmp_path / "scratch"))
     launching.send_signal(signal.SIGKILL)
     launching.wait()
-    wait_for(lambda: not tree(tmp_path / "scratch"), 5, "all processes of the run are gone")
-    assert not any(is_alive(worker) for worker in workers)
+
+    def gone() -> bool:
+        return not tree(tmp_path / "scratch") and not any(is_alive(worker) for worker in workers)
+
+    wait_for(gone, 5, "all processes of the run are gone")
     # The dead run's lease delays nobody on this host.
     step = errand("a")
     start = time.monotonic()

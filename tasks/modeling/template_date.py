@@ -1,0 +1,12 @@
+"""The date that a chat template prints: pinned in the profile, since Llama's would print today's."""
+
+from __future__ import annotations
+
+from datetime import date
+
+_MONTHS = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"]
+
+
+def date_string(day: date) -> str:
+    """As Llama's template writes dates, 26 Jul 2024, in English under any locale."""
+    return f"{day.day:02d} {_MONTHS[day.month - 1]} {day.year}"

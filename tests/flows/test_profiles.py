@@ -1,0 +1,233 @@
+"""What a profile can get wrong is one sentence, said before anything runs; what is right builds one DAG anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from flows.pipeline import build
+from flows.profiles import CONFIGS, load_profile, shrink
+from tasks.artifacts.errors import BadInputError
+from tests.golden.keys import constant_content, profile_names
+
+Micro = Callable[..., Path]
+
+
+def refusal(profile: str | Path, *overrides: str) -> str:
+    """The one sentence in which a profile is refused."""
+    with pytest.raises(BadInputError) as caught:
+        build(load_profile(str(profile), overrides))
+    text = str(caught.value)
+    assert "\n" not in text
+    assert len(text) < 600
+    assert caught.value.exit_code == 2
+    return text
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "what"),
+    [
+        ({"fusion.fuse.recipe.dtpye": "float32"}, "fusion.fuse.recipe.dtpye", "there is no such key"),
+        ({"stroe": "x"}, "stroe", "there is no such key"),
+        ({"branches.llama.distill.recipe.steps": "many"}, "branches.llama.distill.recipe.steps", "integer"),
+        ({"branches.llama.distill.recipe.steps": 0}, "branches.llama.distill.recipe.steps", "greater than or equal"),
+        ({"branches.llama.distill.recipe.epochs": 1}, "branches.llama.distill.recipe", "either steps or epochs"),
+        ({"branches.llama.distill.recipe.optimizer": None}, "branches.llama.distill.recipe.optimizer", "valid"),
+        ({"branches.llama.distill.runtime.micro_batch_rows": 5}, "branches.llama.distill", "make it a multiple of 5"),
+        ({"branches.llama.dump_logits.gates.min_captured_mass": 1.5}, "min_captured_mass", "less than or equal to 1"),
+        ({"branches.llama.corpus.recipe.sources": []}, "branches.llama.corpus.recipe.sources", "at least 1"),
+        ({"branches.llama.corpus.recipe.template_date": "July"}, "corpus.recipe.template_date", "isoformat"),
+        ({"branches": {}}, "branches", "at least 1"),
+        ({"name": "Micro run"}, "name", "pattern"),
+        ({"branches.llama.teacher": "llama-techer"}, "branches.llama.teacher", "not among models: base, merge-base"),
+        ({"branches.qwen.student": "nobody"}, "branches.qwen.student", "not among models"),
+        ({"fusion.merge_base": "nobody"}, "fusion.merge_base", "not among models"),
+        ({"assessment.baselines": ["nobody"]}, "assessment.baselines[0]", "not among models"),
+        ({"branches.llama.revert": None}, "branches.llama", "go together"),
+        ({"models.base.recipe.source.kind": "minature"}, "models.base.recipe.source", "miniature"),
+        ({"branches.llama.distill.recipe.optimizer.learning_rate": float("nan")}, "learning_rate", "finite"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_wrong_value_is_named_with_file_and_key(
+    micro: Micro, changes: dict[str, object], key: str, what: str
+) -> None:
+    path = micro(changes)
+    text = refusal(path)
+    assert text.startswith(f"{path}: ")
+    assert key in text
+    assert what in text
+
+
+@pytest.mark.parametrize("key", ["store", "fusion", "fine_tuning.sft", "branches.qwen.corpus", "publish.recipe.title"])
+def test_a_missing_block_is_named(micro: Micro, key: str) -> None:
+    text = refusal(micro(remove=key))
+    assert f"edited.yaml: {key}: Field required" in text
+
+
+def test_several_faults_are_counted(micro: Micro) -> None:
+    assert "(1 more)" in refusal(micro({"stroe": "x", "nmae": "y"}))
+
+
+def test_an_unknown_miniature_is_refused_with_the_ones_there_are() -> None:
+    text = refusal("micro", "models.base.recipe.source.name=qwen-studnet")
+    assert "'qwen-studnet'" in text
+    assert "qwen-student" in text
+
+
+def test_a_missing_profile_names_the_ones_there_are(tmp_path: Path) -> None:
+    assert "there is no profile 'mikro'" in refusal("mikro")
+    assert "micro" in refusal("mikro")
+    assert "nothing.yaml" in refusal(tmp_path / "nothing.yaml")
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        ("a: [1\nb: 2", "is no valid YAML"),
+        ("a: !!python/object/apply:os.system [ls]", "is no valid YAML"),
+        ("- a\n- b", "must hold a mapping"),
+        ("", "must hold a mapping"),
+    ],
+)
+def test_a_file_that_is_no_profile(tmp_path: Path, content: str, what: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(content)
+    text = refusal(path)
+    assert str(path) in text
+    assert what in text
+
+
+def test_a_file_that_is_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_bytes(b"\xff\xfe\x00\x80name")
+    assert str(path) in refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("override", "what"),
+    [
+        ("fusion", "must look like"),
+        ("=1", "must look like"),
+        ("fusion..dtype=1", "must look like"),
+        ("fusion.fuse.recipe.dtype=[1", "no valid YAML"),
+        ("name.part.more=1", "has no part"),
+        ("branches.llama.corpus.recipe.sources.7.count=1", "has no part"),
+        ("fusion.fuse.recipe.dtyp=float32", "there is no such key"),
+        ("branches.lama.distill.recipe.steps=3", "branches.lama"),
+    ],
+)
+def test_a_wrong_set_is_named(override: str, what: str) -> None:
+    assert what in refusal("micro", override)
+
+
+def test_set_reaches_into_mappings_and_lists() -> None:
+    profile = load_profile(
+        "micro",
+        ["branches.llama.corpus.recipe.sources.1.count=7", "branches.qwen.distill.recipe.optimizer.learning_rate=1e-3"],
+    )
+    sources = [source.model_dump() for source in profile.branches["llama"].corpus.recipe.sources]
+    assert sources[1]["count"] == 7
+    assert profile.branches["qwen"].distill.recipe.optimizer.learning_rate == 0.001
+
+
+def test_the_store_option_wins_over_the_file() -> None:
+    assert load_profile("micro", store="s3://bucket/x").store == "s3://bucket/x"
+
+
+def test_a_set_changes_no_other_branch() -> None:
+    """YAML anchors make two branches share one mapping; an override of one must not reach the other."""
+    plain = {step.label: step.key for step in build(load_profile("micro"))}
+    changed = {
+        step.label: step.key for step in build(load_profile("micro", ["branches.llama.distill.recipe.steps=17"]))
+    }
+    assert changed["distill-llama"] != plain["distill-llama"]
+    assert changed["distill-qwen"] == plain["distill-qwen"]
+    assert changed["logits-llama"] == plain["logits-llama"]
+    assert changed["publish"] != plain["publish"]
+
+
+@pytest.mark.parametrize("profile", profile_names())
+def test_every_profile_builds(profile: str) -> None:
+    with constant_content():
+        steps = build(load_profile(profile))
+    labels = [step.label for step in steps]
+    assert len(set(labels)) == len(labels)
+    assert len({step.key for step in steps}) == len(steps)
+    for index, step in enumerate(steps):
+        earlier = {before.key for before in steps[:index]}
+        assert {source.key for source in step.inputs.values()} <= earlier, f"{step.label} comes before its inputs"
+    assert steps[-1].stage.name == "publish"
+    head = (CONFIGS / f"{profile}.yaml").read_text().splitlines()
+    assert head[0].startswith(f"# {profile}:")
+    comment = "\n".join(line for line in head if line.startswith("#"))
+    for part in ("Hardware:", "Cost:", f"medius run {profile}", "Prints at its end"):
+        assert part in comment, f"the comment at the head of {profile}.yaml says no {part!r}"
+
+
+@pytest.mark.parametrize("profile", profile_names())
+def test_smoke_is_the_same_dag_under_other_keys(profile: str) -> None:
+    with constant_content():
+        full, smoke = build(load_profile(profile)), build(load_profile(profile, smoke=True))
+
+    def shape(steps: object) -> list[tuple[str, str, dict[str, str]]]:
+        assert isinstance(steps, list)
+        return [
+            (step.label, step.stage.name, {role: source.label for role, source in step.inputs.items()})
+            for step in steps
+        ]
+
+    assert shape(full) == shape(smoke)
+    by_label = {step.label: step.key for step in full}
+    for step in smoke:
+        same = step.stage.name == "models" or step.config.recipe == next(
+            other.config.recipe for other in full if other.label == step.label
+        )
+        if not same:
+            assert step.key != by_label[step.label]
+    # Nothing that learns from data, and nothing made of it, has the key of the full run.
+    heavy = {"corpus", "dump_logits", "distill", "fuse", "sft", "evaluate", "publish"}
+    assert not {step.key for step in smoke if step.stage.name in heavy} & set(by_label.values())
+
+
+def test_shrink_leaves_small_amounts_and_other_numbers_alone() -> None:
+    document = {"steps": 50_000, "count": 3, "max_bytes": 10, "rate": 0.5, "k": 64, "deep": [{"limit": 9_000_000}]}
+    assert shrink(document) == {
+        "steps": 50, "count": 3, "max_bytes": 10, "rate": 0.5, "k": 64, "deep": [{"limit": 9_000}]
+    }  # fmt: skip
+
+
+def test_a_third_teacher_is_a_block_of_yaml(micro: Micro) -> None:
+    """A profile lists its branches; one more needs no line of code."""
+    import yaml
+
+    document = yaml.safe_load((CONFIGS / "micro.yaml").read_text())
+    third = {**document["branches"]["qwen"], "teacher": "merge-base"}
+    models = {
+        **document["fusion"]["fuse"]["recipe"]["models"],
+        "third": {"parameters": {"density": 0.5, "weight": 0.2}},
+    }
+    path = micro({"branches.third": third, "fusion.fuse.recipe.models": models})
+    steps = {step.label: step for step in build(load_profile(str(path)))}
+    assert {"logits-third", "distill-third"} <= steps.keys()
+    assert "surgeon-third" not in steps
+    assert steps["fuse"].inputs["branch.third"] is steps["distill-third"]
+    # Teachers with one tokenizer read one corpus, unless the profile says otherwise.
+    assert steps["logits-third"].inputs["teacher"].label == "model-merge-base"
+
+
+def test_where_and_on_what_a_profile_runs_is_in_no_key(micro: Micro) -> None:
+    plain = {step.label: step.key for step in build(load_profile("micro"))}
+    path = micro(
+        {
+            "name": "elsewhere",
+            "store": "s3://other/place",
+            "parallel_stages": 1,
+            "branches.qwen.distill.runtime.micro_batch_rows": 4,
+            "branches.qwen.distill.runtime.checkpoint_every_steps": 100,
+            "branches.llama.dump_logits.gates.min_captured_mass": 0.1,
+        }
+    )
+    assert {step.label: step.key for step in build(load_profile(str(path)))} == plain

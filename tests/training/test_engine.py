@@ -1,0 +1,145 @@
+"""The real DeepSpeed engine against a plain PyTorch loop with dense logits, and its own sizes against each other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from tasks.artifacts.errors import BadInputError
+from tasks.training.batches import Batch, CorpusRows, StepLoader, StepOrder, collate
+from tasks.training.engine import DivergedMicroBatchError, StepResult, TrainingEngine, check_head
+from tasks.training.losses import LossWeights
+from tasks.training.processes import join
+from tasks.training.settings import OptimizerRecipe, TrainingRecipe, TrainingRuntime
+from tests.training.parts import VOCAB, make_model, make_row, make_rows
+
+OPTIMIZER = OptimizerRecipe(learning_rate=1e-2, weight_decay=0.1, max_grad_norm=0.5)
+ROWS_PER_STEP, STEPS = 8, 3
+SOURCE = CorpusRows(make_rows()["train"])
+
+
+def make_engine(
+    scratch: Path, *, zero: int = 1, micro: int = 8, precision: str = "float32", checkpointing: bool = False
+) -> TrainingEngine:
+    recipe = TrainingRecipe(optimizer=OPTIMIZER, steps=STEPS, rows_per_step=ROWS_PER_STEP, precision=precision)
+    runtime = TrainingRuntime(
+        micro_batch_rows=micro,
+        deepspeed_config=f"configs/deepspeed/zero{zero}.json",
+        gradient_checkpointing=checkpointing,
+        device="cpu",
+    )
+    return TrainingEngine(
+        make_model().to(torch.float32 if precision == "float32" else torch.bfloat16),
+        num_real=VOCAB,
+        weights=LossWeights(kd=0, ce=1),
+        recipe=recipe,
+        runtime=runtime,
+        processes=join(runtime, scratch),
+    )
+
+
+def train(scratch: Path, *, micro: int = 8, **settings: object) -> tuple[list[StepResult], dict[str, torch.Tensor]]:
+    engine = make_engine(scratch, micro=micro, **settings)  # type: ignore[arg-type]
+    loader = StepLoader(SOURCE, StepOrder(len(SOURCE), ROWS_PER_STEP, 0), STEPS, micro, 0, 1)
+    results = []
+    for step in range(STEPS):
+        share = loader.load(step)
+        results.append(engine.step(share.batches, share.num_targets, OPTIMIZER.learning_rate))
+    loader.close()
+    return results, {name: parameter.float().clone() for name, parameter in engine.parameters()}
+
+
+def plain_torch() -> tuple[list[StepResult], dict[str, torch.Tensor]]:
+    """One document at a time with all logits, float64, torch's own clipping and AdamW."""
+    model: PreTrainedModel = make_model().double().train()
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim == 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}], lr=1e-2, betas=(0.9, 0.95)
+    )
+    order = StepOrder(len(SOURCE), ROWS_PER_STEP, 0)
+    results = []
+    for step in range(STEPS):
+        losses, count = [], 0
+        for index in order.rows(step):
+            row = SOURCE[index]
+            ids_T = torch.from_numpy(row.input_ids).long()
+            labels_T = torch.where(torch.from_numpy(row.loss_mask) == 1, ids_T, -100)
+            logits_PV = model(input_ids=ids_T[None]).logits[0, :-1, :VOCAB]
+            losses.append(torch.nn.functional.cross_entropy(logits_PV, labels_T[1:], reduction="sum"))
+            count += int((labels_T[1:] >= 0).sum())
+        loss = sum(losses) / count
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        optimizer.step()
+        optimizer.zero_grad()
+        results.append(StepResult(float(loss), 0.0, float(loss), float(norm)))
+    return results, {name: parameter.detach().float() for name, parameter in model.named_parameters()}
+
+
+def assert_close(found: tuple[list, dict], expected: tuple[list, dict], values: float, weights: float) -> None:
+    for a, b in zip(found[0], expected[0], strict=True):
+        assert (a.loss, a.ce, a.grad_norm) == pytest.approx((b.loss, b.ce, b.grad_norm), rel=values)
+        assert abs(a.kd) < 1e-6
+    for name, weight in expected[1].items():
+        assert (found[1][name] - weight).norm() <= weights * weight.norm() + 1e-7, name
+
+
+def test_equals_a_plain_loop_whatever_the_micro_batch_and_sharding(tmp_path: Path) -> None:
+    """Gradients before clipping (their norm) and losses to 1e-5 in each of three steps; Adam's division by a root
+    of small second moments leaves 1e-4 in single weights."""
+    expected = plain_torch()
+    for zero, micro in ((1, 8), (1, 1), (2, 2), (3, 4)):
+        assert_close(train(tmp_path, zero=zero, micro=micro), expected, 1e-5, 1e-4)
+    assert_close(train(tmp_path, zero=3, micro=4, checkpointing=True), expected, 1e-5, 1e-4)
+
+
+def test_bfloat16_is_accumulated_in_float32(tmp_path: Path) -> None:
+    """ZeRO-1 takes another optimizer class in bfloat16, which once divided by the accumulation steps again."""
+    expected = train(tmp_path)
+    for zero, micro in ((1, 8), (1, 2), (2, 2), (3, 2)):
+        assert_close(train(tmp_path, zero=zero, micro=micro, precision="bfloat16"), expected, 2e-2, 2e-2)
+
+
+def test_a_document_is_judged_alone(tmp_path: Path) -> None:
+    engine = make_engine(tmp_path)
+    rows = make_rows()["train"][:6]
+    alone = sum(engine.judge(collate([row])) for row in rows)
+    together = engine.judge(collate(rows))
+    assert torch.allclose(alone, together, rtol=1e-5)
+    assert together[2] == sum(row.loss_mask[1:].sum() for row in rows)
+
+
+def test_micro_batches_without_targets_and_with_broken_ones(tmp_path: Path) -> None:
+    engine = make_engine(tmp_path, micro=4)
+    batches = [collate([make_row(6, seed) for seed in range(start, start + 4)]) for start in (0, 4)]
+    masked = batches[1].without_targets()
+    count = len(batches[0].positions_N)
+    result = engine.step([batches[0], masked], count, 1e-3)
+    assert result.loss > 0
+    nothing = engine.step([batches[0].without_targets(), masked], 0, 1e-3)
+    assert (nothing.loss, nothing.grad_norm) == (0, 0)
+    with torch.no_grad():
+        # Token 7 is in none of the documents until it is put there.
+        for _, parameter in engine.parameters():
+            if parameter.shape[0] == make_model().config.vocab_size:
+                parameter[63] = torch.nan
+    broken = Batch(batches[1].row_ids, batches[1].input_ids_BT.clone(), batches[1].positions_N, batches[1].targets)
+    broken.input_ids_BT[:, 0] = 63
+    with pytest.raises(DivergedMicroBatchError) as failure:
+        engine.step([batches[0], broken], count + len(broken.positions_N), 1e-3)
+    assert failure.value.index == 1
+
+
+def test_a_head_that_is_more_than_a_matrix_is_refused() -> None:
+    model = make_model()
+    check_head(model, VOCAB)
+    with pytest.raises(BadInputError, match="64 rows for a tokenizer of 65"):
+        check_head(model, 65)
+    output = torch.nn.Linear(16, 64, bias=True)
+    model.set_output_embeddings(output)
+    with pytest.raises(BadInputError, match="plain head"):
+        check_head(model, VOCAB)
