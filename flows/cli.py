@@ -15,10 +15,11 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
+from typer.exceptions import TyperException
 
 from flows.prefect_server import start_own_server
 from tasks.artifacts.artifact import Artifact
-from tasks.artifacts.errors import BadInputError, MediusError
+from tasks.artifacts.errors import BadInputError, InterruptedRunError, MediusError
 from tasks.artifacts.runs import all_runs
 from tasks.artifacts.store import Store, open_store
 from tasks.artifacts.verify import find_damage
@@ -51,6 +52,7 @@ def run(profile: ProfileName, set_: Sets = None, store: StoreUri = None, smoke: 
 
     # Everything a profile can get wrong is said before a server boots and Prefect is imported.
     loaded = load_profile(profile, set_ or (), store, smoke=smoke)
+    opened = open_store(loaded.store)
     wait_until_up = start_own_server(prepare_prefect())
     from flows.opened import STOP
     from flows.pipeline import build, distillation
@@ -66,8 +68,10 @@ def run(profile: ProfileName, set_: Sets = None, store: StoreUri = None, smoke: 
 
     wait_until_up()
     signal.signal(signal.SIGINT, interrupt)
+    # While the flow runs Prefect has a handler of its own, which cancels the flow and then calls this one.
+    signal.signal(signal.SIGTERM, interrupt)
     distillation(profile, set_ or [], store, smoke)
-    print_results(steps, open_store(loaded.store), console)
+    print_results(steps, opened, console)
 
 
 def prepare_prefect() -> Path:
@@ -210,15 +214,17 @@ def _find(store: Store, key: str) -> Artifact:
 def main() -> None:
     """Entry point: expected failures become one sentence and an exit code."""
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)
+        # Typer turns KeyboardInterrupt into the return value 130.
+        if code == 130:
+            raise InterruptedRunError("stopped; run the same command again and it goes on from what is finished")
+        sys.exit(code)
     except MediusError as error:
         Console(stderr=True, highlight=False).print(f"medius: {error}", soft_wrap=True, markup=False)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        sys.exit(4)
-    except typer.BadParameter as error:
-        error.show()
-        sys.exit(2)
+    except TyperException as error:
+        typer.echo(error.format_message(), err=True)
+        sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

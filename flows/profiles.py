@@ -6,7 +6,7 @@ the hash of its present content, so that every key is known before anything runs
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -23,6 +23,7 @@ from tasks.evolve.stage import EvolveConfig
 from tasks.fuse.stage import FuseConfig
 from tasks.models.stage import ModelsConfig
 from tasks.publish.stage import PublishConfig
+from tasks.runtime.declare import Gates
 from tasks.sft.stage import SftConfig
 from tasks.surgeon.stage import SurgeonConfig
 
@@ -128,8 +129,8 @@ def load_profile(
     """Reads, overrides, validates and resolves a profile. Raises BadInputError with the file and the key."""
     path = profile_path(name_or_path)
     try:
-        document = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+        document = _unshared(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise BadInputError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(document, dict):
         raise BadInputError(f"{path} must hold a mapping; see configs/tiny.yaml for a complete one")
@@ -143,7 +144,7 @@ def load_profile(
         profile = Profile.model_validate(document)
     except ValidationError as error:
         raise BadInputError(_first_problem(path, error)) from error
-    return resolve(profile)
+    return resolve(ungated(profile) if smoke else profile)
 
 
 def _first_problem(path: Path, error: ValidationError) -> str:
@@ -155,6 +156,13 @@ def _first_problem(path: Path, error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         message = "there is no such key"
     return f"{path}: {where or 'profile'}: {message}{more}; correct the file or the --set"
+
+
+def _unshared(value: Any) -> Any:
+    """A copy in which two aliases of one YAML anchor are two objects, so that `--set` changes the one it names."""
+    if isinstance(value, dict):
+        return {key: _unshared(item) for key, item in value.items()}
+    return [_unshared(item) for item in value] if isinstance(value, list) else value
 
 
 def _override(document: dict[str, Any], text: str) -> None:
@@ -183,40 +191,72 @@ def _override(document: dict[str, Any], text: str) -> None:
 
 
 SMOKE_FRACTION = 0.001
-_AMOUNTS = {"limit": 4, "count": 4, "max_bytes": 20_000, "max_rows": 64, "steps": 2, "items_per_kind": 2}
+_AMOUNTS = {
+    "limit": 4,
+    "count": 8,
+    "max_bytes": 20_000,
+    "max_rows": 64,
+    "steps": 2,
+    "items_per_kind": 2,
+    "max_seeds": 64,
+}
 """What `--smoke` shrinks, wherever it stands in a recipe, and the least that still exercises every stage."""
+_HELDOUT_FRACTION = 0.25
+"""At least this part of a shrunk corpus is held out: 0.2 % of a few hundred documents may be none."""
+_UNBOUNDED = {"lm_eval": "limit", "files": "limit", "dataset": "max_rows", "autoevol": "max_seeds"}
+"""The amount of each `type` or `kind` that takes everything where its amount is not given."""
 
 
 def shrink(value: Any) -> Any:
     """A profile's document with every amount of data or steps at 0.1 %: the same DAG under other keys."""
     if isinstance(value, Mapping):
-        return {
-            key: max(_AMOUNTS[key], int(item * SMOKE_FRACTION))
-            if key in _AMOUNTS and isinstance(item, int) and item > _AMOUNTS[key]
-            else shrink(item)
-            for key, item in value.items()
-        }
+        amount = _UNBOUNDED.get(str(value.get("kind") or value.get("type")))
+        if amount is not None and value.get(amount) is None:
+            value = {**value, amount: _AMOUNTS[amount]}
+        return {key: _shrunk(key, item) for key, item in value.items()}
     if isinstance(value, list):
         return [shrink(item) for item in value]
     return value
 
 
-def resolve(block: T) -> T:
-    """Gives every source inside `block` its identity (see `with_identity` of the sources)."""
-    changed = {name: _resolved(getattr(block, name)) for name in type(block).model_fields}
+def _shrunk(key: str, item: Any) -> Any:
+    if key == "heldout_fraction":
+        return max(_HELDOUT_FRACTION, item)
+    if key in _AMOUNTS and isinstance(item, int) and item > _AMOUNTS[key]:
+        return max(_AMOUNTS[key], int(item * SMOKE_FRACTION))
+    return shrink(item)
+
+
+def resolve(profile: Profile) -> Profile:
+    """Gives every source its identity (see `with_identity` of the sources)."""
+    return _rebuilt(profile, lambda block: block.with_identity() if hasattr(block, "with_identity") else block)
+
+
+def ungated(profile: Profile) -> Profile:
+    """Without thresholds: two steps on a handful of documents teach nothing that a gate could find."""
+    return _rebuilt(
+        profile,
+        lambda block: (
+            block.model_copy(update=dict.fromkeys(type(block).model_fields)) if isinstance(block, Gates) else block
+        ),
+    )
+
+
+def _rebuilt(block: T, change: Callable[[Any], Any]) -> T:
+    """`block` with every block inside it, and then itself, replaced by what `change` makes of it."""
+    changed = {name: _rebuilt_value(getattr(block, name), change) for name in type(block).model_fields}
     changed = {name: value for name, value in changed.items() if value is not getattr(block, name)}
-    block = block.model_copy(update=changed) if changed else block
-    identify = getattr(block, "with_identity", None)
-    return identify() if identify is not None else block
+    rebuilt: T = change(block.model_copy(update=changed) if changed else block)
+    return rebuilt
 
 
-def _resolved(value: Any) -> Any:
+def _rebuilt_value(value: Any, change: Callable[[Any], Any]) -> Any:
     if isinstance(value, Frozen):
-        return resolve(value)
+        return _rebuilt(value, change)
     if isinstance(value, tuple | list):
-        items = [_resolved(item) for item in value]
+        items = [_rebuilt_value(item, change) for item in value]
         return type(value)(items) if any(a is not b for a, b in zip(items, value, strict=True)) else value
     if isinstance(value, Mapping):
-        entries = {key: _resolved(item) for key, item in value.items()}
+        entries = {key: _rebuilt_value(item, change) for key, item in value.items()}
         return entries if any(entries[key] is not value[key] for key in value) else value
     return value

@@ -25,7 +25,9 @@ def single_stage(
     steps = build(loaded)
     chosen = [step for step in steps if step.label == stage]
     if not chosen:
-        raise BadInputError(f"{profile} has no stage {stage!r}; its stages are {', '.join(step.label for step in steps)}")
+        raise BadInputError(
+            f"{profile} has no stage {stage!r}; its stages are {', '.join(step.label for step in steps)}"
+        )
     with open_run(loaded, steps) as context:
         [reference] = gather([submit_stage(chosen[0], context, [])])
     return str(reference.uri)

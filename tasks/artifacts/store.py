@@ -122,7 +122,7 @@ def open_store(uri: str) -> Store:
         from tasks.artifacts.s3_store import S3Store
 
         return S3Store(uri)
-    if "://" in uri and not uri.startswith("file://"):
+    if re.match(r"\w+:", uri) and not uri.startswith("file://"):
         raise BadInputError(f"the store {uri!r} has an unknown scheme; use s3://bucket/prefix or a directory")
     from tasks.artifacts.local_store import LocalStore
 

@@ -188,7 +188,7 @@ class TrainingEngine:
 
         torch.manual_seed(recipe.seed)
         if runtime.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.activation_checkpointing_enable({"use_reentrant": False})
         module = LanguageModelLoss(model, num_real)
         parameters = list(module.parameters())
         groups = [

@@ -55,17 +55,17 @@ def test_verify_of_an_empty_store_finds_nothing_wrong(medius: Medius, tmp_path: 
         (("plan", "mikro"), "there is no profile 'mikro'"),
         (("plan", "micro", "--set", "nonsense"), "must look like"),
         (("plan", "micro", "--set", "fusion.fuse.recipe.dtyp=x"), "fusion.fuse.recipe.dtyp: there is no such key"),
-        (("explain", "micro", "sfft"), "there is no stage 'sfft'; the stages are: model-base"),
+        (("explain", "micro", "sfft"), "there is no stage 'sfft'; the stages are: model-merge-base"),
         (("run", "mikro"), "there is no profile 'mikro'"),
         (("run", "micro", "--store", "gs://bucket/x"), "unknown scheme"),
         (("plan", "micro", "--store", "s3:/typo"), "typo"),
         (("accept", "0123456789abcdef", "gate", "--reason", "x"), "has no artifact with key 0123456789abcdef"),
-        (("plan",), "PROFILE"),
+        (("plan",), "Missing argument"),
         (("plan", "micro", "--stor", "x"), "--stor"),
         (("paln", "micro"), "paln"),
         (("accept", "0123456789abcdef", "gate"), "--reason"),
     ],
-    ids=" ".join,
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(medius: Medius, arguments: tuple[str, ...], what: str) -> None:
     said = medius(*arguments)

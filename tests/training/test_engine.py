@@ -76,7 +76,7 @@ def plain_torch() -> tuple[list[StepResult], dict[str, torch.Tensor]]:
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
         optimizer.step()
         optimizer.zero_grad()
-        results.append(StepResult(float(loss), 0.0, float(loss), float(norm)))
+        results.append(StepResult(loss.item(), 0.0, loss.item(), norm.item()))
     return results, {name: parameter.detach().float() for name, parameter in model.named_parameters()}
 
 
@@ -99,9 +99,13 @@ def test_equals_a_plain_loop_whatever_the_micro_batch_and_sharding(tmp_path: Pat
 
 def test_bfloat16_is_accumulated_in_float32(tmp_path: Path) -> None:
     """ZeRO-1 takes another optimizer class in bfloat16, which once divided by the accumulation steps again."""
-    expected = train(tmp_path)
+    expected, weights = train(tmp_path)
     for zero, micro in ((1, 8), (1, 2), (2, 2), (3, 2)):
-        assert_close(train(tmp_path, zero=zero, micro=micro, precision="bfloat16"), expected, 2e-2, 2e-2)
+        found, rounded = train(tmp_path, zero=zero, micro=micro, precision="bfloat16")
+        # No comparison of weights one by one: a key bias has no gradient but rounding.
+        assert_close((found, {}), (expected, {}), 1e-2, 0)
+        difference = sum(float((rounded[name] - weight).norm()) ** 2 for name, weight in weights.items())
+        assert difference < 1e-4 * sum(float(weight.norm()) ** 2 for weight in weights.values())
 
 
 def test_a_document_is_judged_alone(tmp_path: Path) -> None:
@@ -123,7 +127,7 @@ def test_micro_batches_without_targets_and_with_broken_ones(tmp_path: Path) -> N
     nothing = engine.step([batches[0].without_targets(), masked], 0, 1e-3)
     assert (nothing.loss, nothing.grad_norm) == (0, 0)
     with torch.no_grad():
-        # Token 7 is in none of the documents until it is put there.
+        # The last padding row is in none of the documents until it is put there.
         for _, parameter in engine.parameters():
             if parameter.shape[0] == make_model().config.vocab_size:
                 parameter[63] = torch.nan

@@ -1,0 +1,172 @@
+"""The stage distill as a whole, in this process: what it makes, what stops it, and what a resume changes (nothing)."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tasks.artifacts.artifact import Artifact
+from tasks.artifacts.errors import BadInputError
+from tasks.artifacts.store import Store
+from tasks.worker.job import PreemptedError
+from tests.training.parts import (
+    ROWS,
+    VOCAB,
+    dense_logits,
+    logit_store,
+    make_model,
+    make_rows,
+    model_directory,
+    truncate,
+)
+
+RECIPE = {
+    "loss": {"kd": 0.9, "ce": 0.1},
+    "optimizer": {"learning_rate": 0.01},
+    "steps": 8,
+    "rows_per_step": 6,
+    "precision": "float32",
+    "log_every_steps": 3,
+}
+RUNTIME = {"device": "cpu", "micro_batch_rows": 3}
+TEACHER = make_model(seed=1, initializer_range=0.5)
+Inputs = dict[str, Artifact]
+
+
+@pytest.fixture
+def inputs(tmp_path: Path, artifact_of: Callable[..., Artifact]) -> Inputs:
+    return {
+        "student": artifact_of(model_directory(tmp_path / "student", make_model())),
+        "logits": logit_store(tmp_path / "logits", artifact_of, TEACHER, make_rows(), temperatures=(2.0,)),
+    }
+
+
+@pytest.fixture(autouse=True)
+def _own_sigterm() -> Iterator[None]:
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def metrics(artifact: Artifact) -> dict[str, Any]:
+    manifest = artifact.manifest()
+    assert manifest is not None
+    return manifest.metrics
+
+
+def files(artifact: Artifact) -> dict[str, bytes]:
+    manifest = artifact.manifest()
+    assert manifest is not None
+    return {entry.name: artifact.store.get(artifact.path(entry.path)) for entry in manifest.objects}
+
+
+def heldout_kl() -> float:
+    """The (K+1)-bucket KL of the untrained student, from dense float64 logits."""
+    total, count = 0.0, 0
+    for row in make_rows()["heldout"]:
+        teacher = truncate(dense_logits(TEACHER, row), row.input_ids[1:], ())
+        student_PV = torch.log_softmax(torch.from_numpy(dense_logits(make_model(), row)), 1)
+        for position in range(len(row.input_ids) - 1):
+            if row.loss_mask[position + 1]:
+                kept = torch.from_numpy(teacher.topk_ids_PK[position]).long()
+                rest = torch.ones(VOCAB, dtype=torch.bool)
+                rest[kept] = False
+                q = torch.cat((student_PV[position, kept], student_PV[position, rest].logsumexp(0)[None]))
+                logp = torch.tensor([*teacher.topk_logprobs_PK[position], teacher.tail_logprob_P[position]])
+                total += float((logp.exp() * (logp - q)).sum())
+                count += 1
+    return total / count
+
+
+def test_learns_and_exports(tmp_path: Path, inputs: Inputs, run_stage: Callable[..., Artifact]) -> None:
+    artifact = run_stage("distill", RECIPE, inputs, RUNTIME)
+    found = metrics(artifact)
+    assert found["heldout_kl_start"] == pytest.approx(heldout_kl(), rel=1e-5)
+    assert found["heldout_kl"] < found["heldout_kl_start"]
+    assert (found["steps"], found["world_size"]) == (8, 1)
+    assert found["tokens"] > found["target_tokens"] > 0
+    assert {"heldout_ce", "heldout_ce_start", "train_loss", "tokens_per_second", "seconds_train"} <= found.keys()
+
+    made = files(artifact)
+    assert not [name for name in made if name.endswith((".bin", ".pt", ".pkl"))]
+    lines = [json.loads(line) for line in made["training_log.jsonl"].splitlines()]
+    assert [line["step"] for line in lines] == [3, 6, 8]
+    assert lines[0].keys() == {"step", "loss", "kd", "ce", "grad_norm", "lr"}
+    assert lines[0]["loss"] == pytest.approx(0.9 * lines[0]["kd"] + 0.1 * lines[0]["ce"], rel=1e-6)
+    manifest = artifact.manifest()
+    assert manifest is not None
+    directory = artifact.fetch(manifest, tmp_path / "made")
+    model = AutoModelForCausalLM.from_pretrained(directory)
+    assert model.get_input_embeddings().weight.shape[0] == ROWS
+    assert model.config.tie_word_embeddings
+    assert AutoTokenizer.from_pretrained(directory)("w1 w5").input_ids == [1, 5]
+    assert not list(artifact.store.list(artifact.path("checkpoints")))
+
+
+def stop_after_first_checkpoint(store: Store) -> threading.Thread:
+    """A SIGTERM to this process as soon as a checkpoint stands, as a preempted node gets it."""
+
+    def watch() -> None:
+        root = Path(store.uri.removeprefix("file://"))
+        deadline = time.monotonic() + 60
+        while not list(root.glob("artifacts/distill/*/checkpoints/step-*.json")) and time.monotonic() < deadline:
+            time.sleep(0.002)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    return thread
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_resumed_run_ends_with_the_same_bytes(
+    inputs: Inputs, store: Store, run_stage: Callable[..., Artifact], precision: str
+) -> None:
+    recipe = {**RECIPE, "steps": 30, "precision": precision}
+    runtime = {**RUNTIME, "checkpoint_every_steps": 2}
+    undisturbed = files(run_stage("distill", recipe, inputs, RUNTIME))
+    # The same training under another key, so that the second does not find the first.
+    recipe["log_every_steps"] = 4
+    thread = stop_after_first_checkpoint(store)
+    with pytest.raises(PreemptedError):
+        run_stage("distill", recipe, inputs, runtime)
+    thread.join()
+    with pytest.raises(BadInputError, match="run it as before"):
+        run_stage("distill", recipe, inputs, {**runtime, "deepspeed_config": "configs/deepspeed/zero2.json"})
+    resumed = run_stage("distill", recipe, inputs, runtime)
+    assert files(resumed)["model.safetensors"] == undisturbed["model.safetensors"]
+    lines = [json.loads(line) for line in files(resumed)["training_log.jsonl"].splitlines()]
+    assert [line["step"] for line in lines] == [4, 8, 12, 16, 20, 24, 28, 30]
+    assert metrics(resumed)["heldout_kl_start"] > metrics(resumed)["heldout_kl"]
+    assert not list(resumed.store.list(resumed.path("checkpoints")))
+
+
+def test_twin_and_temperature(inputs: Inputs, run_stage: Callable[..., Artifact]) -> None:
+    """The twin learns nothing from the teacher but is measured against it; T must be one that the dump took."""
+    start = heldout_kl()
+    twin = metrics(run_stage("distill", {**RECIPE, "loss": {"kd": 0, "ce": 1}}, inputs, RUNTIME))
+    assert twin["heldout_kl_start"] == pytest.approx(start, rel=1e-5)
+    warm = metrics(run_stage("distill", {**RECIPE, "loss": {"kd": 1, "temperature": 2}}, inputs, RUNTIME))
+    assert warm["heldout_kl_start"] == pytest.approx(start, rel=1e-5)
+    assert warm["heldout_kl"] < start
+    assert warm["heldout_kl"] < twin["heldout_kl"]
+    with pytest.raises(BadInputError, match=r"\[1, 2.0\] only"):
+        run_stage("distill", {**RECIPE, "loss": {"kd": 1, "temperature": 3}}, inputs, RUNTIME)
+
+
+def test_another_vocabulary_is_refused(
+    tmp_path: Path, inputs: Inputs, artifact_of: Callable[..., Artifact], run_stage: Callable[..., Artifact]
+) -> None:
+    other = artifact_of(model_directory(tmp_path / "other", make_model(), vocab_size=VOCAB + 1))
+    with pytest.raises(BadInputError, match="tokenizer"):
+        run_stage("distill", RECIPE, {**inputs, "student": other}, RUNTIME)

@@ -1,0 +1,86 @@
+"""The stage sft as a whole, in this process."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from tasks.artifacts.artifact import Artifact
+from tasks.artifacts.errors import BadInputError
+from tasks.logits.rows import Row, row_id_of
+from tasks.training.engine import DivergedError
+from tests.training.parts import VOCAB, corpus_directory, make_model, make_rows, model_directory
+
+RECIPE = {"optimizer": {"learning_rate": 0.01}, "epochs": 4, "rows_per_step": 4, "precision": "float32"}
+RUNTIME = {"device": "cpu", "micro_batch_rows": 2}
+CORPUS_OF = Callable[[dict[str, list[Row]]], Path]
+
+
+@pytest.fixture
+def corpus_of(tmp_path: Path) -> CORPUS_OF:
+    return lambda rows: corpus_directory(tmp_path / "corpus", rows)
+
+
+def test_learns_its_documents(tmp_path: Path, corpus_of: CORPUS_OF, run_stage: Callable[..., Artifact]) -> None:
+    rows = make_rows()
+    inputs = {
+        "model": model_directory(tmp_path / "model", make_model()),
+        "corpus": corpus_of({**rows, "heldout": rows["train"][:3]}),
+    }
+    manifest = run_stage("sft", RECIPE, inputs, RUNTIME).manifest()
+    assert manifest is not None
+    assert manifest.metrics["steps"] == 12
+    assert manifest.metrics["heldout_ce"] < manifest.metrics["heldout_ce_start"]
+    assert not [name for name in manifest.metrics if "kl" in name], "there is no teacher to be near to"
+    assert {"config.json", "model.safetensors", "tokenizer.json", "training_log.jsonl"} <= {
+        entry.name for entry in manifest.objects
+    }
+
+
+def test_a_broken_loss_names_the_documents(
+    tmp_path: Path, corpus_of: CORPUS_OF, run_stage: Callable[..., Artifact]
+) -> None:
+    """Token 59 has no number in its embedding, and is in one document of twelve."""
+    model = make_model(tie_word_embeddings=False)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[VOCAB - 1] = torch.nan
+    rows = {split: [_without(row, VOCAB - 1) for row in part] for split, part in make_rows().items()}
+    bad = rows["train"][4].input_ids.copy()
+    bad[1] = VOCAB - 1
+    rows["train"][4] = _row(rows["train"][4], bad)
+    inputs = {"model": model_directory(tmp_path / "model", model), "corpus": corpus_of(rows)}
+    with pytest.raises(DivergedError) as failure:
+        run_stage("sft", RECIPE, inputs, {**RUNTIME, "micro_batch_rows": 1})
+    message = str(failure.value)
+    assert row_id_of(bad) in message
+    assert not any(row.row_id in message for row in rows["train"] if row.row_id != row_id_of(bad))
+    assert "last good step is" in message
+
+
+def test_unusable_inputs_are_refused(tmp_path: Path, corpus_of: CORPUS_OF, run_stage: Callable[..., Artifact]) -> None:
+    corpus = corpus_of(make_rows())
+    other = model_directory(tmp_path / "other", make_model(), vocab_size=VOCAB + 1)
+    with pytest.raises(BadInputError, match="written with tokenizer"):
+        run_stage("sft", RECIPE, {"model": other, "corpus": corpus}, RUNTIME)
+    inputs = {"model": model_directory(tmp_path / "model", make_model()), "corpus": corpus}
+    with pytest.raises(BadInputError, match="launcher"):
+        run_stage("sft", RECIPE, inputs, {**RUNTIME, "num_processes": 2})
+    empty = corpus_directory(tmp_path / "empty", {**make_rows(), "heldout": []})
+    with pytest.raises(BadInputError, match="held-out split has no rows"):
+        run_stage("sft", RECIPE, {**inputs, "corpus": empty}, RUNTIME)
+    written = json.loads((corpus / "corpus.json").read_text())
+    assert written.keys() == {"tokenizer_digest"}
+
+
+def _row(row: Row, input_ids: object) -> Row:
+    return Row(row_id_of(input_ids), input_ids, row.loss_mask, row.text, row.num_bytes, row.kind, row.source)  # type: ignore[arg-type]
+
+
+def _without(row: Row, token: int) -> Row:
+    input_ids = row.input_ids.copy()
+    input_ids[input_ids == token] = 8
+    return _row(row, input_ids)

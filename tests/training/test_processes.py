@@ -1,0 +1,128 @@
+"""Two real processes under torchrun: the same training as one, and a stop and resume that change no bit."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tasks.artifacts.artifact import Artifact
+from tasks.artifacts.manifest import MAIN_SHARD, InputRecord
+from tasks.artifacts.store import Store
+from tasks.worker.spec import WorkerSpec
+from tests.training.parts import corpus_directory, make_model, make_rows, model_directory
+
+ROOT = Path(__file__).parents[2]
+RECIPE = {"optimizer": {"learning_rate": 0.01}, "steps": 6, "rows_per_step": 8, "precision": "float32"}
+RUNTIME = {"device": "cpu", "micro_batch_rows": 2, "deepspeed_config": "configs/deepspeed/zero3.json"}
+
+
+def start(
+    tmp_path: Path, store: Store, inputs: dict[str, Artifact], name: str, recipe: dict[str, object], every: int = 100
+) -> tuple[Artifact, subprocess.Popen[bytes]]:
+    """Launches the worker of sft in two processes; `name` makes the artifact's folder."""
+    records = {}
+    for role, artifact in inputs.items():
+        manifest = artifact.manifest()
+        assert manifest is not None
+        records[role] = InputRecord(key=manifest.key, digest=manifest.digest, directory=artifact.directory)
+    attempt = os.urandom(4).hex()
+    scratch = tmp_path / "scratch" / attempt
+    scratch.mkdir(parents=True)
+    spec = WorkerSpec(
+        stage="sft",
+        label="sft",
+        key="0" * 64,
+        attempt=attempt,
+        store=store.uri,
+        directory=f"artifacts/sft/{name}",
+        scratch=str(scratch),
+        input_cache=str(tmp_path / "inputs"),
+        recipe=recipe,
+        runtime={**RUNTIME, "num_processes": 2, "launcher": "torchrun", "checkpoint_every_steps": every},
+        inputs=records,
+    )
+    (scratch / "spec.json").write_text(spec.model_dump_json())
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
+    with (scratch / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [*launcher, "tasks.sft.worker", "--spec", str(scratch / "spec.json")],
+            cwd=ROOT,
+            env={**_without_ranks(), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    return Artifact(store, spec.directory), process
+
+
+def _without_ranks() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
+
+
+def finish(tmp_path: Path, process: subprocess.Popen[bytes]) -> None:
+    code = process.wait(timeout=120)
+    logs = max((tmp_path / "scratch").glob("*/log"), key=lambda path: path.stat().st_mtime)
+    assert code == 0, logs.read_text()
+
+
+def weights(artifact: Artifact, tmp_path: Path) -> dict[str, torch.Tensor]:
+    found = next(entry for entry in artifact.receipts()[MAIN_SHARD].objects if entry.name == "model.safetensors")
+    target = tmp_path / f"{artifact.directory.replace('/', '-')}.safetensors"
+    artifact.store.download(artifact.path(found.path), target)
+    return load_file(target)
+
+
+@pytest.fixture
+def inputs(tmp_path: Path, artifact_of: Callable[..., Artifact]) -> dict[str, Artifact]:
+    return {
+        "model": artifact_of(model_directory(tmp_path / "model", make_model())),
+        "corpus": artifact_of(corpus_directory(tmp_path / "corpus", make_rows())),
+    }
+
+
+def test_two_processes_train_what_one_does(
+    tmp_path: Path, store: Store, inputs: dict[str, Artifact], run_stage: Callable[..., Artifact]
+) -> None:
+    two, process = start(tmp_path, store, inputs, "two", RECIPE)
+    one = run_stage("sft", RECIPE, inputs, RUNTIME)
+    finish(tmp_path, process)
+    expected = weights(one, tmp_path)
+    for name, weight in weights(two, tmp_path).items():
+        if name.endswith("k_proj.bias"):
+            # A softmax over keys does not see it: its gradient is rounding alone, which Adam scales up to full steps.
+            continue
+        assert (weight - expected[name]).norm() <= 1e-5 * expected[name].norm() + 1e-6, name
+    metrics_of_one, metrics_of_two = (artifact.receipts()[MAIN_SHARD].metrics for artifact in (one, two))
+    assert metrics_of_two["world_size"] == 2
+    for name in ("heldout_ce_start", "heldout_ce", "train_loss", "tokens"):
+        assert metrics_of_two[name] == pytest.approx(metrics_of_one[name], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_stop_and_go_on_without_a_trace(
+    tmp_path: Path, store: Store, inputs: dict[str, Artifact]
+) -> None:
+    recipe = {**RECIPE, "steps": 60}
+    undisturbed, process = start(tmp_path, store, inputs, "undisturbed", recipe)
+    finish(tmp_path, process)
+    stopped, process = start(tmp_path, store, inputs, "stopped", recipe, every=2)
+    deadline = time.monotonic() + 60
+    while not list((Path(store.uri.removeprefix("file://")) / stopped.directory).glob("checkpoints/step-*.json")):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGTERM)
+    assert process.wait(timeout=60) != 0
+    assert MAIN_SHARD not in stopped.receipts()
+    _, process = start(tmp_path, store, inputs, "stopped", recipe, every=1000)
+    finish(tmp_path, process)
+    expected = weights(undisturbed, tmp_path)
+    assert all(torch.equal(weight, expected[name]) for name, weight in weights(stopped, tmp_path).items())
