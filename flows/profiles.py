@@ -54,6 +54,24 @@ class Branch(Frozen):
             raise ValueError("`surgeon` and `revert` go together: a vocabulary that is changed is changed back")
         return self
 
+    @model_validator(mode="after")
+    def _twin_differs_in_its_loss_only(self) -> Self:
+        if self.twin is None:
+            return self
+        mine, other = (_but_for_the_loss(config.recipe.model_dump()) for config in (self.distill, self.twin))
+        different = [name for name in mine if mine[name] != other[name]]
+        if different:
+            raise ValueError(
+                f"distill and twin differ in {', '.join(different)}; a twin has the same data, steps and seed, and "
+                f"another loss (and learning rate)"
+            )
+        return self
+
+
+def _but_for_the_loss(recipe: dict[str, Any]) -> dict[str, Any]:
+    optimizer = {name: value for name, value in recipe["optimizer"].items() if name != "learning_rate"}
+    return {**{name: value for name, value in recipe.items() if name != "loss"}, "optimizer": optimizer}
+
 
 class Fusion(Frozen):
     """How the branches become one model."""
@@ -96,6 +114,36 @@ class Profile(Frozen):
     publish: PublishConfig
     expected: dict[str, float] = Field(default_factory=dict)
     """What a published card reports for the final model, by benchmark: the report says how near a run came."""
+
+    @model_validator(mode="after")
+    def _branches_hold_out_the_same_documents(self) -> Self:
+        split = {
+            name: branch.corpus.recipe.model_dump(include={"sources", "seed", "heldout_fraction"})
+            for name, branch in self.branches.items()
+        }
+        first, *others = split
+        for name in others:
+            for field in split[first]:
+                if split[name][field] != split[first][field]:
+                    raise ValueError(
+                        f"branches.{first} and branches.{name} differ in corpus.recipe.{field}, so one would be "
+                        f"measured on documents that it was trained on; make them equal"
+                    )
+        return self
+
+    @model_validator(mode="after")
+    def _compared_models_have_names_of_their_own(self) -> Self:
+        names = [*self.models, "fused", "final"]
+        for name, branch in self.branches.items():
+            names += [
+                name,
+                *([f"{name}-twin"] if branch.twin else []),
+                *([f"{name}-reverted"] if branch.revert else []),
+            ]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"{name!r} would name two models of the comparison; rename the branch or the model")
+        return self
 
     @model_validator(mode="after")
     def _names_exist(self) -> Self:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -108,20 +109,23 @@ class Artifact:
             if file.exists() and file.stat().st_size == entry.size:
                 continue
             file.parent.mkdir(parents=True, exist_ok=True)
+            # Two stages may fetch one input at the same time: each works under a name of its own until it is whole.
+            temporary = file.with_name(f".tmp-{uuid.uuid4().hex}")
             source = self.store.local_path(self.path(entry.path))
             if source is not None:
                 if not source.is_file() or source.stat().st_size != entry.size:
                     raise CorruptArtifactError(self._damage(entry, "is missing or has another size"))
-                file.unlink(missing_ok=True)
-                file.symlink_to(source)
+                temporary.symlink_to(source)
+                temporary.replace(file)
                 continue
             try:
-                self.store.download(self.path(entry.path), file)
+                self.store.download(self.path(entry.path), temporary)
             except ObjectMissingError as error:
                 raise CorruptArtifactError(self._damage(entry, "is missing")) from error
-            if file_sha256(file) != entry.sha256:
-                file.unlink()
+            if file_sha256(temporary) != entry.sha256:
+                temporary.unlink()
                 raise CorruptArtifactError(self._damage(entry, "has another checksum than its manifest says"))
+            temporary.replace(file)
         return target
 
     def _damage(self, entry: ObjectRecord, what: str) -> str:

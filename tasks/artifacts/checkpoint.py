@@ -30,6 +30,8 @@ class CheckpointRecord(Frozen):
 
     step: int
     objects: tuple[ObjectRecord, ...]
+    inputs: dict[str, str]
+    """Digest of each input; a checkpoint of other bytes is never resumed."""
     state: dict[str, Any]
 
 
@@ -45,9 +47,10 @@ class Checkpoint:
 class CheckpointFolder:
     """The checkpoints of one artifact, written by one attempt and read from all."""
 
-    def __init__(self, artifact: Artifact, attempt: str) -> None:
+    def __init__(self, artifact: Artifact, attempt: str, inputs: dict[str, str]) -> None:
         self.artifact = artifact
         self.attempt = attempt
+        self.inputs = inputs
 
     def save(self, step: int, directory: Path, state: dict[str, Any], keep: int) -> None:
         """Uploads a local folder as the checkpoint of `step`, then removes all but the newest `keep`."""
@@ -59,17 +62,20 @@ class CheckpointFolder:
             objects.append(
                 ObjectRecord(name=name, path=f"{base}/{name}", size=file.stat().st_size, sha256=file_sha256(file))
             )
-        record = CheckpointRecord(step=step, objects=tuple(objects), state=state)
+        record = CheckpointRecord(step=step, objects=tuple(objects), inputs=self.inputs, state=state)
         self.artifact.store.put(self.artifact.path(f"{base}.json"), encode_record(record))
         for name, _ in self._listed()[keep:]:
-            self._remove(name)
+            if name != f"{base.rpartition('/')[2]}.json":
+                self._remove(name)
 
     def latest(self, target: Path) -> Checkpoint | None:
-        """The newest checkpoint that is whole, copied into a folder below `target`."""
+        """The newest checkpoint that is whole and of these inputs, copied into a folder below `target`."""
         for name, step in self._listed():
             directory = target / name.removesuffix(".json")
             try:
                 record = CheckpointRecord.model_validate_json(self.artifact.store.get(self._path(name)))
+                if record.inputs != self.inputs:
+                    continue
                 self._fetch(record, directory)
             except (ObjectMissingError, CorruptArtifactError, ValidationError, json.JSONDecodeError):
                 continue

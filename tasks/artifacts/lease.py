@@ -25,7 +25,7 @@ from tasks.artifacts.errors import (
     ObjectChangedError,
     ObjectExistsError,
     ObjectMissingError,
-    TransientStoreError,
+    StoreError,
 )
 from tasks.artifacts.frozen import Frozen
 from tasks.artifacts.store import Store
@@ -39,6 +39,7 @@ class LeaseRecord(Frozen):
     boot: str
     process: int
     process_started: str
+    namespace: str = ""
     ttl_seconds: float
     renewals: int = 0
 
@@ -46,6 +47,12 @@ class LeaseRecord(Frozen):
 def _boot_id() -> str:
     path = Path("/proc/sys/kernel/random/boot_id")
     return path.read_text().strip() if path.exists() else socket.gethostname()
+
+
+def _namespace() -> str:
+    """The namespace in which this host's process numbers count: containers may share a host's name and boot."""
+    path = Path("/proc/self/ns/pid")
+    return str(path.readlink()) if path.is_symlink() else ""
 
 
 def _process_started(process: int) -> str | None:
@@ -59,7 +66,7 @@ def _process_started(process: int) -> str | None:
 
 def holder_is_dead(record: LeaseRecord) -> bool:
     """Whether the holder ran on this host and boot and is gone. A holder elsewhere is never called dead."""
-    here = record.host == socket.gethostname() and record.boot == _boot_id()
+    here = (record.host, record.boot, record.namespace) == (socket.gethostname(), _boot_id(), _namespace())
     return here and _process_started(record.process) != record.process_started
 
 
@@ -82,6 +89,7 @@ class Lease:
             boot=_boot_id(),
             process=process,
             process_started=_process_started(process) or "",
+            namespace=_namespace(),
             ttl_seconds=ttl_seconds,
         )
         self._etag = ""
@@ -130,14 +138,30 @@ class Lease:
             self.record = self.record.model_copy(update={"renewals": self.record.renewals + 1})
             try:
                 self._etag = self.store.replace(self.path, encode_record(self.record), self._etag)
-            except TransientStoreError:
-                # Three more tries fit into the time to live; if all fail someone may take over, which the next sees.
-                continue
             except ObjectChangedError:
+                if self._still_mine():
+                    continue
                 self.lost = True
                 if self.on_lost is not None:
                     self.on_lost()
                 return
+            except StoreError:
+                # Three more tries fit into the time to live; if all fail someone may take over, which the next sees.
+                continue
+
+    def _still_mine(self) -> bool:
+        """Whether the version that stands there is a renewal of ours whose response was lost."""
+        try:
+            there = self.store.read(self.path)
+        except ObjectMissingError:
+            return False
+        except StoreError:
+            # Nothing is known; the next renewal asks again.
+            return True
+        if LeaseRecord.model_validate_json(there.data).owner != self.record.owner:
+            return False
+        self._etag = there.etag
+        return True
 
     def require_held(self) -> None:
         """Raises LeaseLostError if another run took over."""
@@ -162,6 +186,6 @@ class Lease:
             there = self.store.read(self.path)
             if LeaseRecord.model_validate_json(there.data).owner == self.record.owner:
                 self.store.delete(self.path)
-        except (ObjectMissingError, TransientStoreError):
+        except StoreError:
             # Expiry frees it.
             return

@@ -84,12 +84,18 @@ class LocalStore(Store):
         target = self._path(path)
         with self._temporary(target) as temporary:
             self._write(temporary, data)
-            try:
-                os.link(temporary, target)
-            except FileExistsError:
-                if self.get(path) != data:
-                    raise ObjectExistsError(f"{self.locate(path)} exists already") from None
-        return sha256_hex(data)
+            while True:
+                try:
+                    os.link(temporary, target)
+                except FileExistsError:
+                    try:
+                        there = self.get(path)
+                    except ObjectMissingError:
+                        # Its holder removed it in between: the name is free again.
+                        continue
+                    if there != data:
+                        raise ObjectExistsError(f"{self.locate(path)} exists already") from None
+                return sha256_hex(data)
 
     def replace(self, path: str, data: bytes, etag: str) -> str:
         target = self._path(path)

@@ -39,6 +39,8 @@ class ShardReceipt(Frozen):
     shard: str
     write_id: str
     objects: tuple[ObjectRecord, ...]
+    inputs: dict[str, str] = Field(default_factory=dict)
+    """Digest of each input that the shard was made from."""
     metrics: dict[str, Any] = Field(default_factory=dict)
     covers: tuple[str, ...] = ()
     """For the shard `main`: the shards whose objects belong to the artifact besides its own."""

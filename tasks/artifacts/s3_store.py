@@ -7,6 +7,7 @@ are never in a profile, a manifest or a log.
 from __future__ import annotations
 
 import errno
+import uuid
 from collections.abc import Callable, Iterator
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _TRANSIENT = {errno.EBUSY, errno.EREMOTEIO, errno.ECONNREFUSED, errno.ECONNRESET, errno.ETIMEDOUT, errno.EIO}
+
+
+_CREATE_TRIES = 5
 
 
 class _ConditionFailedError(Exception):
@@ -98,14 +102,20 @@ class S3Store(Store):
         self._put(path, data)
 
     def create(self, path: str, data: bytes) -> str:
-        try:
-            return self._put(path, data, IfNoneMatch="*")
-        except _ConditionFailedError:
-            # Either another writer won, or a retry inside the client met its own first attempt.
-            there = self.read(path)
-            if there.data != data:
-                raise ObjectExistsError(f"{self.locate(path)} exists already") from None
-            return there.etag
+        for _ in range(_CREATE_TRIES):
+            try:
+                return self._put(path, data, IfNoneMatch="*")
+            except _ConditionFailedError:
+                # Another writer won, or a retry inside the client met its own first attempt, or (409) a conditional
+                # write was under way.
+                try:
+                    there = self.read(path)
+                except ObjectMissingError:
+                    continue
+                if there.data != data:
+                    raise ObjectExistsError(f"{self.locate(path)} exists already") from None
+                return there.etag
+        raise TransientStoreError(f"{self.locate(path)} appears and vanishes while it is written; try again")
 
     def replace(self, path: str, data: bytes, etag: str) -> str:
         try:
@@ -146,7 +156,7 @@ class S3Store(Store):
 
     def download(self, path: str, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".tmp-{target.name}")
+        temporary = target.with_name(f".tmp-{uuid.uuid4().hex}")
         self._call(path, lambda: self.fs.get_file(f"{self.bucket}/{self._key(path)}", str(temporary)))
         temporary.replace(target)
 

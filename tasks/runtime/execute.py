@@ -11,6 +11,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from tasks.artifacts.errors import (
     MediusError,
     ObjectMissingError,
     StaleInputError,
+    StoreError,
     TransientStoreError,
     WorkerFailedError,
     WorkerInterruptedError,
@@ -120,6 +122,17 @@ def _require_same_inputs(artifact: Artifact, manifest: Manifest, inputs: dict[st
             )
 
 
+def _require_resumable(artifact: Artifact, inputs: dict[str, InputRecord]) -> None:
+    """Refuses to add to shards that were made from other input bytes."""
+    digests = {role: record.digest for role, record in inputs.items()}
+    for shard, receipt in artifact.receipts().items():
+        if receipt.inputs != digests:
+            raise StaleInputError(
+                f"{artifact.uri} has the shard {shard} of other inputs than stand there now; delete "
+                f"{artifact.uri}/shards and run again to make its shards anew"
+            )
+
+
 def _build(
     step: Step, artifact: Artifact, inputs: dict[str, InputRecord], context: RunContext
 ) -> tuple[Manifest, bool]:
@@ -151,9 +164,11 @@ def _build(
         if (manifest := artifact.manifest()) is not None:
             return manifest, True
         attempt = uuid.uuid4().hex[:8]
+        _require_resumable(artifact, inputs)
         if not context.store.exists(artifact.path(f"shards/{MAIN_SHARD}.json")):
             with context.slots:
                 _raise_if_stopped(step, context)
+                lease.require_held()
                 _launch(step, artifact, inputs, context, attempt, worker, lease)
         lease.require_held()
         return _commit(step, artifact, inputs, context, time.monotonic() - started), False
@@ -190,7 +205,7 @@ def _launch(
     spec_file.write_text(spec.model_dump_json(indent=1))
     runtime = step.config.runtime
     command = worker_command(step.stage.worker, spec_file, runtime)
-    process = WorkerProcess(command, worker_environment(runtime), scratch / "worker.log")
+    process = WorkerProcess(command, worker_environment(runtime), scratch)
     worker.append(process)
     tail = _EventTail(scratch / "events.jsonl", lambda event: context.watch(step, event))
 
@@ -207,7 +222,9 @@ def _launch(
         _raise_for_exit(step, artifact, process, code)
     finally:
         process.kill()
-        context.store.upload(process.log, artifact.path(f"logs/worker-{attempt}.log"))
+        # The log is for people: where it cannot be kept, what happened to the worker still counts.
+        with suppress(StoreError):
+            context.store.upload(process.log, artifact.path(f"logs/worker-{attempt}.log"))
         shutil.rmtree(own, ignore_errors=True)
 
 
@@ -225,9 +242,11 @@ def _raise_for_exit(step: Step, artifact: Artifact, process: WorkerProcess, code
         return
     tail = process.log_tail()
     last = next((line for line in reversed(tail.splitlines()) if line.strip()), "it printed nothing")
+    if (end := process.end()) is not None:
+        code, last = end
     logs = f"{artifact.uri}/logs"
     if code == EXIT_BAD_INPUT:
-        raise BadInputError(f"{step.label}: {last.partition(': ')[2] or last}")
+        raise BadInputError(f"{step.label}: {last}")
     if code == EXIT_PREEMPTED:
         raise WorkerInterruptedError(f"{step.label} was preempted and saved its state; a retry goes on from there")
     if code == EXIT_TRANSIENT:

@@ -38,6 +38,8 @@ class Acceptance(Frozen):
 
     record: int = 1
     gate: str
+    digest: str
+    """Of the artifact that was accepted: rebuilt with other bytes, it must be looked at again."""
     reason: str
     time: float
 
@@ -70,7 +72,10 @@ def judge(step: Step, artifact: Artifact, manifest: Manifest) -> list[GateResult
                 for entry in failed
             )
             + f". The result is kept in {artifact.uri}; change the recipe, or go on with "
-            + " and ".join(f'"medius accept {step.key[:16]} {entry.gate} --reason ..."' for entry in failed)
+            + " and ".join(
+                f'"medius accept {step.key[:16]} {entry.gate} --store {artifact.store.uri} --reason ..."'
+                for entry in failed
+            )
         )
     return results
 
@@ -78,10 +83,16 @@ def judge(step: Step, artifact: Artifact, manifest: Manifest) -> list[GateResult
 def unaccepted(artifact: Artifact, verdict: Verdict) -> list[VerdictEntry]:
     """The failed gates that nobody has accepted."""
     return [
-        entry
-        for entry in verdict.gates
-        if not entry.passed and not artifact.store.exists(artifact.path(f"acceptances/{entry.gate}.json"))
+        entry for entry in verdict.gates if not entry.passed and not _accepted(artifact, entry.gate, verdict.digest)
     ]
+
+
+def _accepted(artifact: Artifact, gate: str, digest: str) -> bool:
+    try:
+        record = Acceptance.model_validate_json(artifact.store.get(artifact.path(f"acceptances/{gate}.json")))
+    except ObjectMissingError:
+        return False
+    return record.digest == digest
 
 
 def read_verdict(artifact: Artifact) -> Verdict | None:
@@ -102,7 +113,8 @@ def require_passed(artifact: Artifact) -> None:
         names = ", ".join(entry.gate for entry in failed)
         raise GateFailedError(
             f"the input {artifact.uri} failed its gate {names}; rebuild it, or run "
-            f'"medius accept {artifact.directory.rpartition("-")[2]} {failed[0].gate} --reason ..."'
+            f'"medius accept {artifact.directory.rpartition("-")[2]} {failed[0].gate} --store {artifact.store.uri} '
+            f'--reason ..."'
         )
 
 
@@ -114,11 +126,11 @@ def accept(artifact: Artifact, gate: str, reason: str) -> None:
     """
     verdict = read_verdict(artifact)
     failed = [entry.gate for entry in verdict.gates if not entry.passed] if verdict else []
-    if gate not in failed:
+    if verdict is None or gate not in failed:
         raise BadInputError(f"{artifact.uri} has no failed gate {gate!r}; failed are: {', '.join(failed) or 'none'}")
     if not reason.strip():
         raise BadInputError("an acceptance needs a reason: --reason TEXT")
-    record = Acceptance(gate=gate, reason=reason, time=time.time())
+    record = Acceptance(gate=gate, digest=verdict.digest, reason=reason, time=time.time())
     artifact.store.put(artifact.path(f"acceptances/{gate}.json"), encode_record(record))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tasks.runtime.declare import Runtime
+from tasks.worker.job import END_FILE, STOP_FILE
 from tasks.worker.leash import WATCH_STDIN
 
 LOG_TAIL_LINES = 50
@@ -54,8 +56,9 @@ def worker_environment(runtime: Runtime) -> dict[str, str]:
 class WorkerProcess:
     """A launched worker: the leader of its own process group, tied to this process by the leash."""
 
-    def __init__(self, command: list[str], environment: dict[str, str], log: Path) -> None:
-        self.log = log
+    def __init__(self, command: list[str], environment: dict[str, str], scratch: Path) -> None:
+        self.log = log = scratch / "worker.log"
+        self._scratch = scratch
         with log.open("ab") as output:
             # The thread that calls this must outlive the worker: the parent-death signal is tied to it.
             self._process = subprocess.Popen(
@@ -79,8 +82,8 @@ class WorkerProcess:
             return code
 
     def stop(self, grace_seconds: float) -> None:
-        """SIGTERM, so that it saves a checkpoint; SIGKILL to the whole group after the grace period."""
-        self._signal(signal.SIGTERM)
+        """Asks it to save a checkpoint and end (see Job.stop_requested); SIGKILL after the grace period."""
+        (self._scratch / STOP_FILE).touch()
         deadline = time.monotonic() + grace_seconds
         while self._process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.1)
@@ -99,6 +102,14 @@ class WorkerProcess:
             os.killpg(self._process.pid, number)
         except ProcessLookupError:
             return
+
+    def end(self) -> tuple[int, str] | None:
+        """Exit code and last sentence of the rank that failed first, if one came to say so."""
+        path = self._scratch / END_FILE
+        if not path.exists():
+            return None
+        said = json.loads(path.read_text())
+        return said["code"], said["message"]
 
     def log_tail(self) -> str:
         """The last lines the worker printed."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 from uuid import UUID
@@ -27,7 +28,7 @@ from prefect.tasks import Task
 
 from tasks.artifacts.errors import MediusError
 from tasks.runtime.declare import GateResult, Step
-from tasks.runtime.execute import RunContext, execute
+from tasks.runtime.execute import Outcome, RunContext, execute
 from tasks.worker.spec import Event
 
 _PROGRESS_SECONDS = 5
@@ -54,6 +55,9 @@ class _Progress:
         self._next = 0.0
 
     def __call__(self, event: Event) -> None:
+        _shown(self._logger, lambda: self._show(event))
+
+    def _show(self, event: Event) -> None:
         if event.kind == "log":
             self._logger.info("%s: %s", self._step.label, event.message)
         if event.kind != "progress" or not event.total or time.monotonic() < self._next:
@@ -68,6 +72,14 @@ class _Progress:
             self._artifact = create_progress_artifact(percent, key=_slug(self._step.label), description=text)  # type: ignore[assignment]
         else:
             update_progress_artifact(self._artifact, progress=percent, description=text)
+
+
+def _shown(logger: logging.Logger | logging.LoggerAdapter[Any], show: Callable[[], object]) -> None:
+    """What only informs must not end a stage: a dashboard that is away for a minute costs a line, not a GPU day."""
+    try:
+        show()
+    except Exception as error:
+        logger.warning("the dashboard could not be told: %s", error)
 
 
 def _slug(text: str) -> str:
@@ -96,6 +108,13 @@ def run_stage(stage_run: StageRun) -> Any:
         progress(event)
 
     outcome = execute(step, replace(context, watch=both))
+    _shown(logger, lambda: _describe(step, outcome))
+    if outcome.ref.reused:
+        return Completed(name="Reused", message=f"{outcome.ref.uri} was finished already", data=outcome.ref)
+    return outcome.ref
+
+
+def _describe(step: Step, outcome: Outcome) -> None:
     if outcome.gates:
         create_table_artifact(
             [_gate_row(result) for result in outcome.gates],
@@ -107,9 +126,6 @@ def run_stage(stage_run: StageRun) -> Any:
         f"- digest `{outcome.ref.digest}`\n- {outcome.ref.uri}\n",
         key=f"stage-{_slug(step.label)}",
     )
-    if outcome.ref.reused:
-        return Completed(name="Reused", message=f"{outcome.ref.uri} was finished already", data=outcome.ref)
-    return outcome.ref
 
 
 def _gate_row(result: GateResult) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import time
 import traceback
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -23,12 +24,16 @@ from typing import Any, NoReturn
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.checkpoint import CheckpointFolder
 from tasks.artifacts.errors import CorruptArtifactError, MediusError, ObjectMissingError
-from tasks.artifacts.fingerprint import file_sha256
+from tasks.artifacts.fingerprint import file_sha256, sha256_hex
 from tasks.artifacts.manifest import MAIN_SHARD, InputRecord, Manifest, ObjectRecord, ShardReceipt
 from tasks.artifacts.store import open_store
 from tasks.worker.leash import die_with_parent, watch_stdin
 from tasks.worker.spec import Event, WorkerSpec
 
+STOP_FILE = "stop"
+"""In the scratch folder; its presence asks the worker to save its state and end."""
+END_FILE = "end.json"
+"""In the scratch folder: exit code and last sentence of the first rank that failed, which a launcher would swallow."""
 EXIT_BAD_INPUT = 2
 EXIT_PREEMPTED = 75
 """The worker was asked to stop, saved what it had, and can go on from there (EX_TEMPFAIL)."""
@@ -71,8 +76,11 @@ class InputArtifact:
         if entry is None:
             raise ObjectMissingError(f"{self.artifact.uri} ({self.role}) has no object {name}")
         data = self.artifact.store.get(self.artifact.path(entry.path))
-        if len(data) != entry.size:
-            raise CorruptArtifactError(f"{self.artifact.uri}/{entry.path} has {len(data)} bytes, not {entry.size}")
+        if sha256_hex(data) != entry.sha256:
+            raise CorruptArtifactError(
+                f"{self.artifact.uri}/{entry.path} has other bytes than were committed; delete its artifact's "
+                f"manifest.json and this object's receipt, then run again"
+            )
         return data
 
 
@@ -87,15 +95,24 @@ class Job:
         self.artifact = Artifact(self.store, spec.directory)
         self.scratch = Path(spec.scratch)
         self.scratch.mkdir(parents=True, exist_ok=True)
-        self.checkpoints = CheckpointFolder(self.artifact, spec.attempt)
+        self._digests = {role: record.digest for role, record in spec.inputs.items()}
+        self.checkpoints = CheckpointFolder(self.artifact, spec.attempt, self._digests)
         self.rank = int(os.environ.get("RANK", "0"))
-        self.stop_requested = False
-        """Set by SIGTERM. Long loops look at it between steps, save, and call `preempted()`."""
+        self._stop_requested = False
         self._events = (self.scratch / "events.jsonl").open("a", buffering=1) if self.rank == 0 else None
         signal.signal(signal.SIGTERM, self._on_sigterm)
 
     def _on_sigterm(self, _signal: int, _frame: FrameType | None) -> None:
-        self.stop_requested = True
+        self._stop_requested = True
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether to save and call `preempted()`; long loops look at it between steps.
+
+        The runtime asks through a file: a SIGTERM to a launcher ends the deepspeed runner at once, and torchrun's agent
+        allows its ranks 30 s. A SIGTERM to the worker itself, as a node that is taken away sends it, counts too.
+        """
+        return self._stop_requested or (self.scratch / STOP_FILE).exists()
 
     def input(self, role: str) -> InputArtifact:
         """The input with this role; raises KeyError with the roles there are."""
@@ -147,7 +164,14 @@ class Job:
                 ObjectRecord(name=prefix + name, path=path, size=file.stat().st_size, sha256=file_sha256(file))
             )
         receipt = self.artifact.add_shard(
-            ShardReceipt(shard=shard, write_id=uuid.uuid4().hex, objects=tuple(objects), metrics=metrics, covers=covers)
+            ShardReceipt(
+                shard=shard,
+                write_id=uuid.uuid4().hex,
+                objects=tuple(objects),
+                inputs=self._digests,
+                metrics=metrics,
+                covers=covers,
+            )
         )
         self._emit(Event(time=time.time(), kind="receipt", message=shard))
         return receipt
@@ -177,6 +201,14 @@ class Job:
         raise PreemptedError
 
 
+def _write_end(scratch: Path, code: int, message: str) -> None:
+    """The first rank to fail says why; what the others then say is a consequence."""
+    draft = scratch / f"{END_FILE}-{os.getpid()}"
+    draft.write_text(json.dumps({"code": code, "message": message}))
+    with suppress(FileExistsError):
+        os.link(draft, scratch / END_FILE)
+
+
 def worker_main(run: Callable[[Job], None]) -> NoReturn:
     """Runs a worker to its end and turns what happened into an exit code and a last line on stderr."""
     parser = argparse.ArgumentParser()
@@ -187,21 +219,25 @@ def worker_main(run: Callable[[Job], None]) -> NoReturn:
     die_with_parent()
     watch_stdin()
     spec = WorkerSpec.model_validate_json(arguments.spec.read_bytes())
-    code = 0
+    code, message = 0, ""
     try:
         run(Job(spec))
     except PreemptedError:
-        code = EXIT_PREEMPTED
+        code, message = EXIT_PREEMPTED, "saved its state and stopped"
     except MediusError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        message = str(error)
+        print(f"{type(error).__name__}: {message}", file=sys.stderr)
         code = EXIT_TRANSIENT if error.retryable else EXIT_BAD_INPUT
         code = code if error.retryable or error.exit_code == EXIT_BAD_INPUT else 1
-    except Exception:
+    except Exception as error:
+        message = f"{type(error).__name__}: {error}"
         traceback.print_exc()
         code = 1
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
+    if code:
+        _write_end(Path(spec.scratch), code, message)
     # Skips interpreter teardown, where daemon threads of s3fs and torch now and then hang or abort.
     os._exit(code)
 

@@ -10,6 +10,8 @@ from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.checkpoint import CheckpointFolder
 from tasks.artifacts.store import Store
 
+INPUTS = {"student": "5" * 64}
+
 
 @pytest.fixture
 def artifact(store: Store) -> Artifact:
@@ -34,7 +36,7 @@ def objects(artifact: Artifact, ending: str = "") -> list[str]:
 
 
 def test_what_was_saved_is_read_back(any_store: Store, tmp_path: Path) -> None:
-    folder = CheckpointFolder(Artifact(any_store, "artifacts/distill/a-0123456789abcdef"), "aaaaaaaa")
+    folder = CheckpointFolder(Artifact(any_store, "artifacts/distill/a-0123456789abcdef"), "aaaaaaaa", INPUTS)
     assert folder.latest(tmp_path / "resume") is None
     save(folder, tmp_path, 4)
     save(folder, tmp_path, 8)
@@ -45,7 +47,7 @@ def test_what_was_saved_is_read_back(any_store: Store, tmp_path: Path) -> None:
 
 
 def test_steps_are_numbers_not_text(artifact: Artifact, tmp_path: Path) -> None:
-    folder = CheckpointFolder(artifact, "aaaaaaaa")
+    folder = CheckpointFolder(artifact, "aaaaaaaa", INPUTS)
     for step in (100, 9, 20):
         save(folder, tmp_path, step)
     newest = folder.latest(tmp_path / "resume")
@@ -79,26 +81,26 @@ def _flipped_byte(store: Store, base: str) -> None:
 
 @pytest.mark.parametrize("tear", [_no_list, _half_a_list, _empty_list, _missing_file, _short_file, _flipped_byte])
 def test_a_torn_newest_falls_back_to_the_one_before(artifact: Artifact, tmp_path: Path, tear: object) -> None:
-    folder = CheckpointFolder(artifact, "aaaaaaaa")
+    folder = CheckpointFolder(artifact, "aaaaaaaa", INPUTS)
     for step in (4, 8, 12):
         save(folder, tmp_path, step)
     assert callable(tear)
     tear(artifact.store, artifact.path("checkpoints/step-12-aaaaaaaa"))
-    newest = CheckpointFolder(artifact, "bbbbbbbb").latest(tmp_path / "resume")
+    newest = CheckpointFolder(artifact, "bbbbbbbb", INPUTS).latest(tmp_path / "resume")
     assert newest is not None
     assert newest.step == 8
     assert (newest.directory / "state" / "weights").read_bytes() == b"weights of step 8"
 
 
 def test_all_torn_starts_from_the_beginning(artifact: Artifact, tmp_path: Path) -> None:
-    folder = CheckpointFolder(artifact, "aaaaaaaa")
+    folder = CheckpointFolder(artifact, "aaaaaaaa", INPUTS)
     save(folder, tmp_path, 4)
     _missing_file(artifact.store, artifact.path("checkpoints/step-4-aaaaaaaa"))
     assert folder.latest(tmp_path / "resume") is None
 
 
 def test_only_the_newest_are_kept(artifact: Artifact, tmp_path: Path) -> None:
-    folder = CheckpointFolder(artifact, "aaaaaaaa")
+    folder = CheckpointFolder(artifact, "aaaaaaaa", INPUTS)
     for step in (4, 8, 12):
         save(folder, tmp_path, step, keep=2)
     assert objects(artifact, ".json") == ["step-12-aaaaaaaa.json", "step-8-aaaaaaaa.json"]
@@ -106,8 +108,8 @@ def test_only_the_newest_are_kept(artifact: Artifact, tmp_path: Path) -> None:
 
 
 def test_another_attempts_checkpoint_is_resumed_and_counted(artifact: Artifact, tmp_path: Path) -> None:
-    save(CheckpointFolder(artifact, "aaaaaaaa"), tmp_path, 4)
-    second = CheckpointFolder(artifact, "bbbbbbbb")
+    save(CheckpointFolder(artifact, "aaaaaaaa", INPUTS), tmp_path, 4)
+    second = CheckpointFolder(artifact, "bbbbbbbb", INPUTS)
     newest = second.latest(tmp_path / "resume")
     assert newest is not None
     assert newest.step == 4
@@ -116,13 +118,24 @@ def test_another_attempts_checkpoint_is_resumed_and_counted(artifact: Artifact, 
 
 
 def test_another_key_has_other_checkpoints(artifact: Artifact, tmp_path: Path) -> None:
-    save(CheckpointFolder(artifact, "aaaaaaaa"), tmp_path, 4)
+    save(CheckpointFolder(artifact, "aaaaaaaa", INPUTS), tmp_path, 4)
     edited = Artifact(artifact.store, "artifacts/distill/a-fedcba9876543210")
-    assert CheckpointFolder(edited, "aaaaaaaa").latest(tmp_path / "resume") is None
+    assert CheckpointFolder(edited, "aaaaaaaa", INPUTS).latest(tmp_path / "resume") is None
 
 
 def test_a_finished_artifact_keeps_none(artifact: Artifact, tmp_path: Path) -> None:
-    folder = CheckpointFolder(artifact, "aaaaaaaa")
+    folder = CheckpointFolder(artifact, "aaaaaaaa", INPUTS)
     save(folder, tmp_path, 4)
     folder.clear()
     assert objects(artifact) == []
+
+
+def test_a_checkpoint_of_other_inputs_is_never_resumed(any_store: Store, tmp_path: Path) -> None:
+    artifact = Artifact(any_store, "artifacts/distill/a-0123456789abcdef")
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "weights").write_bytes(b"1")
+    CheckpointFolder(artifact, "aaaaaaaa", INPUTS).save(7, tmp_path / "state", {}, keep=2)
+    assert CheckpointFolder(artifact, "bbbbbbbb", {"student": "6" * 64}).latest(tmp_path / "other") is None
+    found = CheckpointFolder(artifact, "cccccccc", INPUTS).latest(tmp_path / "same")
+    assert found is not None
+    assert found.step == 7

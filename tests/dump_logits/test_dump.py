@@ -29,7 +29,7 @@ from tasks.logits.reader import LogitReader, LogitRow
 from tasks.logits.rows import Row
 from tasks.logits.verify import verify
 from tasks.modeling.model_files import load_causal_lm
-from tasks.worker.job import Job, PreemptedError
+from tasks.worker.job import STOP_FILE, Job, PreemptedError
 
 VOCAB = 251
 Rows = dict[str, list[Row]]
@@ -228,7 +228,7 @@ def test_a_stop_keeps_finished_shards_and_a_later_launch_goes_on(
     commit = Job.commit_shard
 
     def then_stop(job: Job, *arguments: Any) -> Any:
-        job.stop_requested = True
+        (job.scratch / STOP_FILE).touch()
         return commit(job, *arguments)
 
     with monkeypatch.context() as patch:

@@ -1,154 +1,183 @@
-"""A run is killed with -9 in a dump, in a training, in the fine-tuning and just before a manifest, and run again.
+"""One run of micro, killed with -9 inside a dump, inside a distillation, before a commit and inside the fine-tuning,
+then interrupted inside the evaluation: what is made in the end is bit for bit what an undisturbed run makes, and
+almost nothing is made twice.
 
-What must hold: it finishes, every digest equals the undisturbed run's, no more than a shard or a checkpoint interval is
-done twice, and soon after each kill nothing of the run is alive. The moments come from a seed that is printed.
+The moments come from a seed that is printed; MEDIUS_KILL_SEED repeats them.
 """
 
 from __future__ import annotations
 
 import os
 import random
-import signal
+import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from tasks.artifacts.artifact import Artifact
-from tasks.artifacts.store import open_store
-from tests.micro import FinishedRun, digests, run_micro, start_micro
+from tasks.artifacts.store import Store, open_store
+from tasks.runtime.declare import Step
+from tests.e2e.micro_run import MEDIUS, MicroRun, environment, micro_steps, run_micro
+from tests.faults.victim import Victim, is_worker, processes_in
 
-SEED = int(os.environ.get("MEDIUS_KILL_SEED", "20261124"))
-WAIT_SECONDS = 240
-
-
-def processes_of(folder: Path) -> dict[int, str]:
-    """Every living process that works in `folder` or names it on its command line."""
-    found = {}
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit() or int(entry.name) == os.getpid():
-            continue
-        try:
-            command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            where = str((entry / "cwd").resolve())
-        except OSError:
-            continue
-        if command and (str(folder) in command or where.startswith(str(folder))):
-            found[int(entry.name)] = command
-    return found
+DRIVER = Path(__file__).with_name("kill_before_commit.py")
 
 
-def workers_of(folder: Path) -> dict[int, str]:
-    return {number: command for number, command in processes_of(folder).items() if ".worker" in command}
+class Folder:
+    """The store as the run's killer sees it: files."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.uri = str(folder / "store")
+        self.store: Store = open_store(self.uri)
+        self.steps: dict[str, Step] = {step.label: step for step in micro_steps()}
+
+    def names(self, label: str, part: str) -> set[str]:
+        """Names directly below a step's shards, checkpoints, data or logs."""
+        found = Path(self.uri, self.steps[label].directory, part)
+        return {path.name for path in found.glob("*") if not path.name.startswith(".tmp")}
+
+    def finished(self, label: str) -> bool:
+        return self.store.exists(f"{self.steps[label].directory}/manifest.json")
+
+    def checkpoint(self, label: str) -> int:
+        """Step of the newest checkpoint, 0 without any."""
+        steps = [re.fullmatch(r"step-(\d+)-\w+\.json", name) for name in self.names(label, "checkpoints")]
+        return max((int(match[1]) for match in steps if match), default=0)
+
+    def logs(self, label: str) -> list[str]:
+        """What the step's launches said, of those whose end the runtime has seen."""
+        entries = sorted(self.store.list(f"{self.steps[label].directory}/logs"), key=lambda entry: entry.modified)
+        return [self.store.get(entry.path).decode() for entry in entries]
+
+    def manifests(self) -> dict[str, bytes]:
+        """The manifests that stand, by label: none of them may change again."""
+        return {
+            label: self.store.get(f"{step.directory}/manifest.json")
+            for label, step in self.steps.items()
+            if self.finished(label)
+        }
+
+    def receipts(self, label: str) -> dict[str, bytes]:
+        directory = self.steps[label].directory
+        return {name: self.store.get(f"{directory}/shards/{name}") for name in self.names(label, "shards")}
+
+    def victim(self, name: str) -> Victim:
+        return Victim([MEDIUS, "run", "micro", "--store", self.uri], self.folder, name)
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], what: str) -> None:
-    deadline = time.monotonic() + WAIT_SECONDS
-    while not condition():
-        assert process.poll() is None, f"the run ended with {process.returncode} before {what}"
-        assert time.monotonic() < deadline, f"{what} did not come in {WAIT_SECONDS} s"
-        time.sleep(0.02)
+@pytest.fixture(scope="module")
+def chance() -> random.Random:
+    seed = int(os.environ.get("MEDIUS_KILL_SEED") or random.SystemRandom().randrange(2**32))
+    print(f"MEDIUS_KILL_SEED={seed}")
+    return random.Random(seed)
 
 
-def kill_and_check(process: subprocess.Popen[str], folder: Path) -> None:
-    """kill -9 of the flow's process alone; its workers and its server must follow by themselves."""
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    time.sleep(5)
-    assert workers_of(folder) == {}
-    deadline = time.monotonic() + 25
-    while processes_of(folder) and time.monotonic() < deadline:
-        time.sleep(0.5)
-    assert processes_of(folder) == {}
+def kill(victim: Victim, after: float) -> None:
+    """kill -9 some seconds from now, and nothing of the run stays on the machine."""
+    time.sleep(after)
+    assert victim.process.poll() is None, "the run ended before it could be killed"
+    assert any(is_worker(command) for command in processes_in(victim.folder).values())
+    victim.kill()
+    victim.require_nothing_left(time.monotonic())
 
 
-def artifact_of_label(store: str, stage: str, label: str) -> Path | None:
-    folders = sorted((Path(store) / "artifacts" / stage).glob(f"{label}-*"))
-    return folders[0] if folders else None
+def test_a_run_killed_again_and_again_ends_as_if_undisturbed(
+    undisturbed: MicroRun, chance: random.Random, tmp_path: Path
+) -> None:
+    run = Folder(tmp_path)
+    dumps, trainings = ("logits-llama", "logits-qwen"), ("distill-llama", "distill-qwen")
+
+    # Inside a dump: some shards have receipts, others do not.
+    victim = run.victim("dump")
+    victim.wait_until(lambda: any(run.names(label, "shards") - {"main.json"} for label in dumps), "a shard is finished")
+    kill(victim, chance.uniform(0, 0.7))
+    shards = {label: run.receipts(label) for label in dumps}
+    made = run.manifests()
+    assert not all(label in made for label in dumps)
+
+    # Inside a distillation, after a checkpoint.
+    victim = run.victim("distill")
+    victim.wait_until(lambda: any(run.checkpoint(label) for label in trainings), "a checkpoint is saved")
+    kill(victim, chance.uniform(0, 0.5))
+    steps = {label: run.checkpoint(label) for label in trainings if not run.finished(label)}
+    made |= run.manifests()
+
+    # Between the last object and the manifest.
+    label = chance.choice(["revert-llama", "fuse"])
+    victim = Victim([sys.executable, DRIVER, label, "run", "micro", "--store", run.uri], run.folder, "commit")
+    victim.wait_until(lambda: victim.process.poll() is not None, f"{label} is committed")
+    assert victim.process.returncode == -9, victim.log.read_text()
+    victim.require_nothing_left(time.monotonic())
+    assert not run.finished(label)
+    assert "main.json" in run.names(label, "shards")
+    launches = len(run.logs(label))
+    made |= run.manifests()
+
+    # Inside the fine-tuning.
+    victim = run.victim("sft")
+    victim.wait_until(lambda: run.checkpoint("sft"), "the fine-tuning has saved a checkpoint")
+    kill(victim, chance.uniform(0, 0.3))
+    assert run.finished(label)
+    assert len(run.logs(label)) == launches, f"{label} was only to be committed, and was launched again"
+    if not run.finished("sft"):
+        steps["sft"] = run.checkpoint("sft")
+    made |= run.manifests()
+
+    # Ctrl-C inside the evaluation.
+    victim = run.victim("evaluate")
+    victim.wait_until(lambda: run.names("evaluate", "shards"), "one model is evaluated")
+    interrupted_at = time.monotonic()
+    victim.interrupt()
+    assert victim.process.wait(30) == 4, victim.log.read_text()
+    victim.require_nothing_left(interrupted_at)
+    assert "run the same command again" in victim.log.read_text()
+    shards["evaluate"] = run.receipts("evaluate")
+    made |= run.manifests()
+
+    # To the end.
+    last = run_micro(tmp_path, run.uri)
+    assert last.code == 0, last.err
+    assert last.digests() == undisturbed.digests()
+    assert last.out.replace(run.uri, undisturbed.store) == undisturbed.out
+
+    # What stood after a kill stands unchanged: no finished step, and no finished shard, was made again.
+    assert run.manifests() | made == run.manifests()
+    for label, receipts in shards.items():
+        assert run.receipts(label) | receipts == run.receipts(label)
+        left_over = len(run.names(label, "data")) - len(run.receipts(label))
+        assert left_over <= 1, f"{label}: {left_over} shards were begun twice, of one that each worker had in hand"
+    for label, step in steps.items():
+        wanted = f"goes on after step {step} of" if step else "saved a checkpoint after step"
+        assert any(wanted in log for log in run.logs(label)), f"{label} did not go on after step {step}"
+    assert [path for path in (tmp_path / ".medius" / "scratch").glob("*") if path.name != "inputs"] == []
 
 
-def has(store: str, stage: str, label: str, pattern: str) -> bool:
-    folder = artifact_of_label(store, stage, label)
-    return folder is not None and any(folder.glob(pattern))
-
-
-def test_killed_anywhere_it_ends_with_the_same_bytes(undisturbed: FinishedRun, tmp_path: Path) -> None:
-    print(f"kill seed {SEED}; set MEDIUS_KILL_SEED to try another")
-    chance = random.Random(SEED)
-    folder, store = tmp_path / "run", str(tmp_path / "store")
-
-    process = start_micro(folder, store)
-    wait_for(lambda: has(store, "dump_logits", "logits-*", "shards/*.json"), process, "the first shard of a dump")
-    time.sleep(chance.uniform(0, 0.5))
-    kill_and_check(process, folder)
-    shards_before = {path: path.read_bytes() for path in Path(store).glob("artifacts/dump_logits/*/shards/*.json")}
-    assert shards_before
-
-    process = start_micro(folder, store)
-    wait_for(lambda: has(store, "distill", "distill-*", "checkpoints/*.json"), process, "a checkpoint of a training")
-    time.sleep(chance.uniform(0, 0.5))
-    kill_and_check(process, folder)
-    for path, written in shards_before.items():
-        assert path.read_bytes() == written, "a finished shard was written a second time"
-
-    process = start_micro(folder, store)
-    wait_for(lambda: has(store, "sft", "sft", "checkpoints/*.json"), process, "a checkpoint of the fine-tuning")
-    time.sleep(chance.uniform(0, 0.3))
-    kill_and_check(process, folder)
-
-    run_micro(folder, store)
-    assert digests(store) == digests(undisturbed.store)
-    logs = "\n".join(path.read_text() for path in Path(store).glob("artifacts/*/*/logs/*.log"))
-    assert "goes on after step" in logs, "a killed training went on from its checkpoint"
-
-
-KILL_BEFORE_MANIFEST = """
-import os, signal, sys
-from tasks.artifacts.artifact import Artifact
-
-commit = Artifact.commit
-def killed(self, manifest):
-    if manifest.label == "fuse":
-        os.kill(os.getpid(), signal.SIGKILL)
-    return commit(self, manifest)
-Artifact.commit = killed
-
-from flows.cli import main
-main()
-"""
-
-
-def test_killed_between_the_last_object_and_the_manifest(undisturbed: FinishedRun, tmp_path: Path) -> None:
-    folder, store = tmp_path / "run", tmp_path / "store"
-    subprocess.run(["cp", "-r", undisturbed.store, str(store)], check=True)
-    fused = artifact_of_label(str(store), "fuse", "fuse")
-    assert fused is not None
-    for name in ("manifest.json", "shards", "data", "logs"):
-        subprocess.run(["rm", "-r", str(fused / name)], check=True)
-
-    process = start_micro(folder, str(store), command=[sys.executable, "-c", KILL_BEFORE_MANIFEST])
-    assert process.wait(WAIT_SECONDS) == -signal.SIGKILL
-    opened = Artifact(open_store(str(store)), f"artifacts/fuse/{fused.name}")
-    assert opened.manifest() is None
-    written = opened.receipts()["main"]
-    time.sleep(5)
-    assert workers_of(folder) == {}
-
-    run_micro(folder, str(store))
-    assert digests(str(store)) == digests(undisturbed.store)
-    manifest = opened.manifest()
-    assert manifest is not None
-    assert manifest.objects == written.objects, "what the killed run had uploaded was used, not made again"
-    assert len(list((fused / "data").iterdir())) == 1
-
-
-def test_an_interrupted_run_says_so(tmp_path: Path) -> None:
-    """Ctrl-C: exit code 4, and the record of the run says interrupted."""
-    folder, store = tmp_path / "run", str(tmp_path / "store")
-    process = start_micro(folder, store)
-    wait_for(lambda: bool(workers_of(folder)), process, "the first worker")
-    os.kill(process.pid, signal.SIGINT)
-    assert process.wait(WAIT_SECONDS) == 4, (folder / "log").read_text()[-2000:]
-    assert "run the same command again" in (folder / "log").read_text()
-    assert processes_of(folder) == {}
+def test_a_killed_runs_store_can_be_looked_at(undisturbed: MicroRun, tmp_path: Path) -> None:
+    """Status of a store in which a run is marked as running that nobody will ever end."""
+    store = open_store(str(tmp_path / "store"))
+    source = open_store(undisturbed.store)
+    for entry in source.list("artifacts"):
+        if "/data/" not in entry.path and not entry.path.startswith("artifacts/publish"):
+            store.put(entry.path, source.get(entry.path))
+    for entry in source.list("refs"):
+        text = source.get(entry.path).decode().replace('"finished"', '"running"')
+        store.put(entry.path, text.encode())
+        store.put("runs/killed.json", text.encode())
+    result = subprocess.run(
+        [MEDIUS, "status", "micro", "--store", store.uri],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert "running" in result.stdout
+    total = len(micro_steps())
+    assert f"{total - 1} of {total} stages finished" in result.stdout
+    published = Artifact(store, micro_steps()[-1].directory)
+    assert published.manifest() is None

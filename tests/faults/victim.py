@@ -1,0 +1,80 @@
+"""A run of micro that is going to be killed, and a view of what it leaves on the machine."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from tests.e2e.micro_run import environment
+
+POLL_SECONDS = 0.02
+
+
+def processes_in(folder: Path) -> dict[int, str]:
+    """Command lines of all processes that work in `folder` or name it: all that a run there has started, by number."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        try:
+            state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
+            command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+            here = (entry / "cwd").readlink().is_relative_to(folder) or str(folder) in command
+        except OSError:
+            continue
+        if here and state not in "ZX":
+            found[int(entry.name)] = command
+    return found
+
+
+def is_worker(command: str) -> bool:
+    return ".worker " in command and "--spec" in command
+
+
+class Victim:
+    """A process group of its own, with what it printed in a file."""
+
+    def __init__(self, command: Sequence[str | Path], folder: Path, name: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.log = folder / f"{name}.txt"
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                command,
+                cwd=folder,
+                env=environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def wait_until(self, condition: Callable[[], object], what: str, seconds: float = 240) -> None:
+        """Returns when `condition()` is true; fails if the run ends before that."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert self.process.poll() is None, f"the run ended before {what}:\n{self.log.read_text()[-3000:]}"
+            assert time.monotonic() < deadline, f"not within {seconds} s: {what}\n{self.log.read_text()[-3000:]}"
+            time.sleep(POLL_SECONDS)
+
+    def kill(self) -> None:
+        """kill -9 of the flow's process alone."""
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+    def interrupt(self) -> None:
+        """What a terminal does at Ctrl-C: SIGINT to the whole group."""
+        os.killpg(self.process.pid, signal.SIGINT)
+
+    def require_nothing_left(self, killed_at: float) -> None:
+        """Fails if a worker outlives the kill by 5 s or anything else by 30 s. `killed_at` is by time.monotonic()."""
+        while workers := [command for command in processes_in(self.folder).values() if is_worker(command)]:
+            assert time.monotonic() < killed_at + 5, f"5 s after the kill there still runs {workers}"
+            time.sleep(POLL_SECONDS)
+        while left := list(processes_in(self.folder).values()):
+            assert time.monotonic() < killed_at + 30, f"30 s after the kill there still runs {left}"
+            time.sleep(POLL_SECONDS)
