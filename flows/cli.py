@@ -218,7 +218,7 @@ def main() -> None:
         # Typer turns KeyboardInterrupt into the return value 130.
         if code == 130:
             raise InterruptedRunError("stopped; run the same command again and it goes on from what is finished")
-        sys.exit(code)
+        sys.exit(code or 0)
     except MediusError as error:
         Console(stderr=True, highlight=False).print(f"medius: {error}", soft_wrap=True, markup=False)
         sys.exit(error.exit_code)

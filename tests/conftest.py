@@ -16,7 +16,6 @@ from tasks.artifacts.manifest import MAIN_SHARD, InputRecord, Manifest, Provenan
 from tasks.artifacts.store import Store, open_store
 from tasks.worker.job import Job
 from tasks.worker.spec import WorkerSpec
-from tests.micro import FinishedRun, run_micro
 
 ArtifactOf = Callable[..., Artifact]
 RunStage = Callable[..., Artifact]
@@ -113,11 +112,3 @@ def run_stage(tmp_path: Path, store: Store, artifact_of: ArtifactOf) -> RunStage
         return _commit(job)
 
     return run
-
-
-@pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
-    """One run of micro on local disk from an empty store."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    store = str(folder / "store")
-    return FinishedRun(folder, store, run_micro(folder, store))

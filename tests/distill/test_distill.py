@@ -156,12 +156,47 @@ def test_twin_and_temperature(inputs: Inputs, run_stage: Callable[..., Artifact]
     start = heldout_kl()
     twin = metrics(run_stage("distill", {**RECIPE, "loss": {"kd": 0, "ce": 1}}, inputs, RUNTIME))
     assert twin["heldout_kl_start"] == pytest.approx(start, rel=1e-5)
+    assert twin["heldout_kl"] > 0
     warm = metrics(run_stage("distill", {**RECIPE, "loss": {"kd": 1, "temperature": 2}}, inputs, RUNTIME))
     assert warm["heldout_kl_start"] == pytest.approx(start, rel=1e-5)
     assert warm["heldout_kl"] < start
     assert warm["heldout_kl"] < twin["heldout_kl"]
     with pytest.raises(BadInputError, match=r"\[1, 2.0\] only"):
         run_stage("distill", {**RECIPE, "loss": {"kd": 1, "temperature": 3}}, inputs, RUNTIME)
+
+
+def test_a_student_that_is_the_teacher_has_nothing_to_learn(
+    tmp_path: Path, artifact_of: Callable[..., Artifact], run_stage: Callable[..., Artifact]
+) -> None:
+    """What is left of the KL is the rounding of a float16 store; a rate near 0 keeps it."""
+    inputs = {
+        "student": artifact_of(model_directory(tmp_path / "student", TEACHER)),
+        "logits": logit_store(tmp_path / "logits", artifact_of, TEACHER, make_rows(), value_dtype="float16"),
+    }
+    recipe = {**RECIPE, "loss": {"kd": 1}, "optimizer": {"learning_rate": 1e-9}}
+    found = metrics(run_stage("distill", recipe, inputs, RUNTIME))
+    assert -1e-6 < found["heldout_kl_start"] <= 1e-4
+    assert found["heldout_kl"] <= 1e-4
+    assert abs(found["train_loss"]) <= 1e-4
+
+
+def test_a_resumed_run_may_batch_otherwise(
+    inputs: Inputs, store: Store, run_stage: Callable[..., Artifact]
+) -> None:
+    """Accumulation is no part of a checkpoint: the last bits change, the result does not."""
+    recipe = {**RECIPE, "steps": 30}
+    undisturbed = metrics(run_stage("distill", recipe, inputs, RUNTIME))
+    recipe["log_every_steps"] = 4
+    thread = stop_after_first_checkpoint(store)
+    with pytest.raises(PreemptedError):
+        run_stage("distill", recipe, inputs, {**RUNTIME, "checkpoint_every_steps": 2})
+    thread.join()
+    resumed = metrics(run_stage("distill", recipe, inputs, {**RUNTIME, "micro_batch_rows": 6}))
+    for name in ("heldout_kl_start", "heldout_kl", "heldout_ce"):
+        assert resumed[name] == pytest.approx(undisturbed[name], rel=1e-4)
+    assert [resumed[name] for name in ("steps", "tokens", "target_tokens")] == [
+        undisturbed[name] for name in ("steps", "tokens", "target_tokens")
+    ]
 
 
 def test_another_vocabulary_is_refused(

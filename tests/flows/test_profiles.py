@@ -126,7 +126,11 @@ def test_a_wrong_set_is_named(override: str, what: str) -> None:
 def test_set_reaches_into_mappings_and_lists() -> None:
     profile = load_profile(
         "micro",
-        ["branches.llama.corpus.recipe.sources.1.count=7", "branches.qwen.distill.recipe.optimizer.learning_rate=1e-3"],
+        [
+            "branches.llama.corpus.recipe.sources.1.count=7",
+            "branches.qwen.corpus.recipe.sources.1.count=7",
+            "branches.qwen.distill.recipe.optimizer.learning_rate=1e-3",
+        ],
     )
     sources = [source.model_dump() for source in profile.branches["llama"].corpus.recipe.sources]
     assert sources[1]["count"] == 7
@@ -233,3 +237,12 @@ def test_where_and_on_what_a_profile_runs_is_in_no_key(micro: Micro) -> None:
         }
     )
     assert {step.label: step.key for step in build(load_profile(str(path)))} == plain
+
+
+def test_what_would_make_a_comparison_unfair_is_refused() -> None:
+    with pytest.raises(BadInputError, match=r"differ in corpus\.recipe\.seed.*trained on"):
+        load_profile("micro", ["branches.llama.corpus.recipe.seed=9"])
+    with pytest.raises(BadInputError, match=r"distill and twin differ in steps"):
+        load_profile("tiny", ["branches.llama.distill.recipe.steps=5"])
+    with pytest.raises(BadInputError, match=r"'qwen' would name two models"):
+        load_profile("micro", ["models.qwen={recipe: {source: {kind: miniature, name: qwen-base}}}"])

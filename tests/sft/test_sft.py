@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -72,6 +74,10 @@ def test_unusable_inputs_are_refused(tmp_path: Path, corpus_of: CORPUS_OF, run_s
     empty = corpus_directory(tmp_path / "empty", {**make_rows(), "heldout": []})
     with pytest.raises(BadInputError, match="held-out split has no rows"):
         run_stage("sft", RECIPE, {**inputs, "corpus": empty}, RUNTIME)
+    masked = [dataclasses.replace(row, loss_mask=np.zeros_like(row.loss_mask)) for row in make_rows()["heldout"]]
+    silent = corpus_directory(tmp_path / "silent", {**make_rows(), "heldout": masked})
+    with pytest.raises(BadInputError, match="held-out split has no target token"):
+        run_stage("sft", RECIPE, {**inputs, "corpus": silent}, RUNTIME)
     written = json.loads((corpus / "corpus.json").read_text())
     assert written.keys() == {"tokenizer_digest"}
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast, Qwen2Config, 
 from tasks.artifacts.artifact import Artifact
 from tasks.logits.codec import Positions
 from tasks.logits.rows import Row, row_id_of, write_rows
-from tasks.logits.schema import LogitFormat, LogitSchema, ShardEntry, plan_shards
+from tasks.logits.schema import LogitFormat, LogitSchema, ShardEntry, ValueDtype, plan_shards
 from tasks.logits.writer import write_shard
 from tasks.modeling.model_files import save_causal_lm
 from tasks.modeling.tokenizer_files import save_tokenizer, tokenizer_digest
@@ -112,10 +112,11 @@ def logit_store(
     teacher: PreTrainedModel,
     rows: Mapping[str, Sequence[Row]],
     temperatures: tuple[float, ...] = (),
+    value_dtype: ValueDtype = "float32",
 ) -> Artifact:
     """What a dump of this teacher on these rows would have committed."""
     form = LogitFormat(
-        value_dtype="float32",
+        value_dtype=value_dtype,
         vocab_size=VOCAB,
         num_kept=NUM_KEPT,
         temperatures=temperatures,

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import PreTrainedModel
 
 from tasks.artifacts.errors import BadInputError
 from tasks.training.batches import Batch, CorpusRows, StepLoader, StepOrder, collate
-from tasks.training.engine import DivergedMicroBatchError, StepResult, TrainingEngine, check_head
+from tasks.training.engine import DivergedError, DivergedMicroBatchError, StepResult, TrainingEngine, check_head
 from tasks.training.losses import LossWeights
 from tasks.training.processes import join
 from tasks.training.settings import OptimizerRecipe, TrainingRecipe, TrainingRuntime
@@ -22,7 +24,13 @@ SOURCE = CorpusRows(make_rows()["train"])
 
 
 def make_engine(
-    scratch: Path, *, zero: int = 1, micro: int = 8, precision: str = "float32", checkpointing: bool = False
+    scratch: Path,
+    *,
+    zero: int = 1,
+    micro: int = 8,
+    precision: str = "float32",
+    checkpointing: bool = False,
+    model: PreTrainedModel | None = None,
 ) -> TrainingEngine:
     recipe = TrainingRecipe(optimizer=OPTIMIZER, steps=STEPS, rows_per_step=ROWS_PER_STEP, precision=precision)
     runtime = TrainingRuntime(
@@ -32,7 +40,7 @@ def make_engine(
         device="cpu",
     )
     return TrainingEngine(
-        make_model().to(torch.float32 if precision == "float32" else torch.bfloat16),
+        (model or make_model()).to(torch.float32 if precision == "float32" else torch.bfloat16),
         num_real=VOCAB,
         weights=LossWeights(kd=0, ce=1),
         recipe=recipe,
@@ -97,6 +105,13 @@ def test_equals_a_plain_loop_whatever_the_micro_batch_and_sharding(tmp_path: Pat
     assert_close(train(tmp_path, zero=3, micro=4, checkpointing=True), expected, 1e-5, 1e-4)
 
 
+def test_the_micro_batch_leaves_rounding_only(tmp_path: Path) -> None:
+    """Against each other rather than against float64: losses, norms and final weights to 1e-5 in float32."""
+    expected = train(tmp_path, micro=4)
+    for micro in (1, 2):
+        assert_close(train(tmp_path, micro=micro), expected, 1e-5, 1e-5)
+
+
 def test_bfloat16_is_accumulated_in_float32(tmp_path: Path) -> None:
     """ZeRO-1 takes another optimizer class in bfloat16, which once divided by the accumulation steps again."""
     expected, weights = train(tmp_path)
@@ -136,6 +151,36 @@ def test_micro_batches_without_targets_and_with_broken_ones(tmp_path: Path) -> N
     with pytest.raises(DivergedMicroBatchError) as failure:
         engine.step([batches[0], broken], count + len(broken.positions_N), 1e-3)
     assert failure.value.index == 1
+
+
+def test_documents_without_targets_change_nothing(tmp_path: Path) -> None:
+    """Eight documents in two halves, and the same in one micro-batch beside one that is wholly masked."""
+    rows = [make_row(length, seed) for seed, length in enumerate((6, 9, 4, 12, 7, 5, 8, 11))]
+    masked = [dataclasses.replace(row, loss_mask=np.zeros_like(row.loss_mask)) for row in rows[:3]]
+    count = len(collate(rows).positions_N)
+    results, weights = [], []
+    for batches in ([collate(rows[:4]), collate(rows[4:])], [collate([*rows, masked[0]]), collate(masked)]):
+        engine = make_engine(tmp_path, micro=4)
+        results.append([engine.step(batches, count, 1e-2) for _ in range(STEPS)])
+        weights.append({name: parameter.clone() for name, parameter in engine.parameters()})
+        assert engine.judge(collate(masked)).tolist() == [0, 0, 0]
+    assert_close((results[1], weights[1]), (results[0], weights[0]), 1e-5, 1e-5)
+
+
+@pytest.mark.parametrize(("zero", "precision"), [(1, "float32"), (1, "bfloat16"), (2, "bfloat16"), (3, "float32")])
+def test_a_gradient_without_a_norm_ends_the_step(tmp_path: Path, zero: int, precision: str) -> None:
+    """The loss is an ordinary number. DeepSpeed's parts stand for such a norm with -1, which is finite."""
+    model = make_model(tie_word_embeddings=False)
+    with torch.no_grad():
+        # Tiny hidden states times a huge head: usual logits, but a gradient by the final norm whose square overflows.
+        model.model.norm.weight.mul_(1e-25)
+        model.lm_head.weight.mul_(1e25)
+    engine = make_engine(tmp_path, zero=zero, precision=precision, model=model)
+    batch = collate(make_rows()["train"][:8])
+    assert torch.isfinite(engine.judge(batch)).all()
+    with pytest.raises(DivergedError, match="gradient's norm is inf") as failure:
+        engine.step([batch], len(batch.positions_N), 1e-3)
+    assert not isinstance(failure.value, DivergedMicroBatchError)
 
 
 def test_a_head_that_is_more_than_a_matrix_is_refused() -> None:
