@@ -222,7 +222,7 @@ class _Bench:
                 "accuracy": mean_with_error([item.outcome for item in items])["value"],
             },
         )
-        self.job.log(f"evaluated {name}: {len(items)} items, {len(documents)} held-out documents")
+        self.job.log(f"evaluated {name}: {len(items)} items, {len(documents)} held-out rows of text")
 
 
 def _read_shard(job: Job, receipt: ShardReceipt) -> Measured:

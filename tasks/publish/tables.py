@@ -89,7 +89,9 @@ def headline(results: Mapping[str, Any], kl: Mapping[str, Mapping[str, Any]]) ->
     own = results["models"][candidate]
     measured = f"{own['accuracy']['n']} items"
     if "bits_per_byte" in own:
-        measured += f" and {own['bits_per_byte']['documents']} held-out texts ({own['bits_per_byte']['bytes']} bytes)"
+        measured += (
+            f" and {own['bits_per_byte']['documents']} held-out rows of text ({own['bits_per_byte']['bytes']} bytes)"
+        )
     lines = [f"Measured on {measured}; ± is one standard error, differences are paired."]
     against = results["paired"][candidate]
     for other in (name for name in _ordered(results) if name in against):

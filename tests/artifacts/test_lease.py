@@ -10,7 +10,7 @@ import time
 import pytest
 
 from tasks.artifacts.artifact import encode_record
-from tasks.artifacts.errors import LeaseHeldError, LeaseLostError
+from tasks.artifacts.errors import LeaseHeldError, LeaseLostError, StoreError, TransientStoreError
 from tasks.artifacts.lease import Lease, LeaseRecord
 from tasks.artifacts.store import Store, open_store
 
@@ -140,6 +140,40 @@ def test_a_loss_is_told_and_the_new_holder_left_alone(any_store: Store) -> None:
         with pytest.raises(LeaseLostError, match="taken over by another run"):
             lease.require_held()
     assert standing(any_store).owner == other.owner
+
+
+def test_a_renewal_whose_response_was_lost_is_no_loss(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    lost = threading.Event()
+    lease = Lease(store, PATH, 1, lost.set)
+    lease.acquire(wait_seconds=0)
+    replace = store.replace
+    failures = iter(["after the write", "before the write"])
+
+    def unreliable(path: str, data: bytes, etag: str) -> str:
+        when = next(failures, None)
+        if when == "before the write":
+            raise StoreError("access was denied for a moment")
+        answer = replace(path, data, etag)
+        if when == "after the write":
+            raise TransientStoreError("reset by peer")
+        return answer
+
+    monkeypatch.setattr(store, "replace", unreliable)
+    with lease:
+        assert not lost.wait(2.5)
+        lease.require_held()
+        assert standing(store).owner == lease.record.owner
+        assert standing(store).renewals >= 4
+    assert not store.exists(PATH)
+
+
+def test_a_holder_in_another_container_is_never_called_dead(store: Store) -> None:
+    """Two containers may show one host name and boot, and count their processes each for themselves."""
+    record = Lease(store, PATH, 3600).record
+    elsewhere = record.model_copy(update={"owner": "other", "namespace": "pid:[1]", "process_started": "1"})
+    store.put(PATH, encode_record(elsewhere))
+    with pytest.raises(LeaseHeldError):
+        Lease(store, PATH, 3600).acquire(wait_seconds=0)
 
 
 def test_a_deleted_lease_is_lost(store: Store) -> None:

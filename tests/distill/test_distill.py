@@ -180,9 +180,7 @@ def test_a_student_that_is_the_teacher_has_nothing_to_learn(
     assert abs(found["train_loss"]) <= 1e-4
 
 
-def test_a_resumed_run_may_batch_otherwise(
-    inputs: Inputs, store: Store, run_stage: Callable[..., Artifact]
-) -> None:
+def test_a_resumed_run_may_batch_otherwise(inputs: Inputs, store: Store, run_stage: Callable[..., Artifact]) -> None:
     """Accumulation is no part of a checkpoint: the last bits change, the result does not."""
     recipe = {**RECIPE, "steps": 30}
     undisturbed = metrics(run_stage("distill", recipe, inputs, RUNTIME))

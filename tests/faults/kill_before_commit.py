@@ -23,7 +23,7 @@ def kill_at(label: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return commit(artifact, manifest)
 
-    Artifact.commit = killed_or_commit  # type: ignore[method-assign]
+    Artifact.commit = killed_or_commit  # type: ignore[assignment, method-assign]
 
 
 if __name__ == "__main__":

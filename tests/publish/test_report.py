@@ -37,7 +37,7 @@ def test_a_row_a_model_with_errors_and_kl_only_where_it_is_defined(store: Store,
     accuracy = results["models"]["final"]["accuracy"]
     assert rows["final"]["accuracy"] == f"{accuracy['value']:.3f} ± {accuracy['stderr']:.3f}"
     lines = headline(results, kl)
-    assert "50 items and 20 held-out texts (2000 bytes)" in lines[0]
+    assert "50 items and 20 held-out rows of text (2000 bytes)" in lines[0]
     pair = results["paired"]["final"]["twin-qwen"]["accuracy"]
     (line,) = [line for line in lines if line.startswith("final minus twin-qwen")]
     assert f"{pair['difference']:+.3f} ± {pair['stderr']:.3f} (z {pair['z']:.1f})" in line

@@ -124,7 +124,8 @@ def _work(job: Job, recipe: ErrandRecipe) -> int:
         if job.stop_requested:
             state = job.new_directory("checkpoint")
             (state / "step").write_text(str(step + 1))
-            job.checkpoints.save(step + 1, state, {}, keep=1)
+            if job.rank == 0:
+                job.checkpoints.save(step + 1, state, {}, keep=1)
             job.preempted()
     return first
 

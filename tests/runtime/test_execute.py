@@ -110,6 +110,21 @@ def test_other_input_bytes_make_a_finished_step_stale(context: RunContext, launc
     assert len(launches(step)) == 2
 
 
+def test_shards_of_other_input_bytes_are_not_added_to(context: RunContext) -> None:
+    source = errand("a", label="source")
+    step = errand("b", inputs={"source": source}, behaviour="shards")
+    execute(source, context)
+    execute(step, context)
+    for name in ("manifest.json", "shards/main.json", "shards/00001.json"):
+        context.store.delete(f"{step.directory}/{name}")
+    remove(context, source.directory)
+    execute(errand("a", label="source", salt="another machine"), context)
+    with pytest.raises(StaleInputError, match=r"has the shard 00000 of other inputs.*delete .*/shards"):
+        execute(step, context)
+    remove(context, step.directory)
+    assert not execute(step, context).ref.reused
+
+
 def test_equal_input_bytes_made_anew_change_nothing(context: RunContext) -> None:
     source = errand("a", label="source")
     step = errand("b", inputs={"source": source})
@@ -139,6 +154,18 @@ def test_a_failed_gate_keeps_the_result_and_stops_its_consumers(context: RunCont
     assert execute(source, context).ref.reused
     assert not execute(step, context).ref.reused
     assert len(launches(source)) == 1, "a verdict costs no second launch"
+
+
+def test_an_acceptance_is_of_these_bytes_alone(context: RunContext) -> None:
+    source = errand("too long", label="source", max_length=3)
+    artifact = Artifact(context.store, source.directory)
+    with pytest.raises(GateFailedError):
+        execute(source, context)
+    accept(artifact, "max_length", "looked at it")
+    execute(source, context)
+    remove(context, source.directory)
+    with pytest.raises(GateFailedError, match="max_length"):
+        execute(errand("too long", label="source", max_length=3, salt="another machine"), context)
 
 
 def test_another_threshold_judges_the_finished_result_anew(context: RunContext, launches: Logs) -> None:
@@ -175,6 +202,12 @@ def test_how_a_worker_ends_says_whether_to_try_again(
     assert Artifact(context.store, step.directory).manifest() is None
     assert not context.store.exists(f"{step.directory}/lease.json")
     assert not [path for path in context.scratch.rglob("*") if path.is_file()]
+
+
+def test_a_sentence_survives_the_launcher(context: RunContext) -> None:
+    """torchrun prints a long report of its own after what a rank said."""
+    with pytest.raises(BadInputError, match=r"^errand: the recipe asks for the impossible; ask for less$"):
+        execute(errand("a", behaviour="bad_input", launcher="torchrun", num_processes=2), context)
 
 
 def test_a_traceback_reaches_the_user_with_the_last_lines_before_it(context: RunContext, launches: Logs) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tasks.artifacts.artifact import Artifact, encode_record
-from tasks.artifacts.errors import InterruptedRunError, LeaseLostError
+from tasks.artifacts.errors import InterruptedRunError, LeaseLostError, WorkerInterruptedError
 from tasks.artifacts.lease import LeaseRecord
 from tasks.artifacts.store import Store
 from tasks.runtime.declare import Step
@@ -141,7 +142,12 @@ def tree(scratch: Path) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize("launching", [("python", 1), ("torchrun", 2)], indirect=True, ids=["python", "torchrun"])
+@pytest.mark.parametrize(
+    "launching",
+    [("python", 1), ("torchrun", 2), ("deepspeed", 2)],
+    indirect=True,
+    ids=["python", "torchrun", "deepspeed"],
+)
 def test_no_worker_outlives_a_killed_run(
     launching: subprocess.Popen[bytes], announced: Path, tmp_path: Path, store: Store
 ) -> None:
@@ -161,6 +167,32 @@ def test_no_worker_outlives_a_killed_run(
     execute(step, RunContext(store=store, scratch=tmp_path / "scratch"))
     assert time.monotonic() - start < 30
     assert Artifact(store, step.directory).manifest() is not None
+
+
+def test_a_node_that_is_taken_away_is_worth_a_retry(context: RunContext, announced: Path) -> None:
+    """A preempted node's SIGTERM goes to the worker itself, past the runtime."""
+    step = errand("a", behaviour="work", steps=60, announce=str(announced))
+    running = Background(step, context)
+    wait_for(lambda: processes(announced), 30, "the worker starts")
+    time.sleep(0.5)
+    os.kill(processes(announced)[0], signal.SIGTERM)
+    running.thread.join(20)
+    assert isinstance(running.error, WorkerInterruptedError)
+    assert running.error.retryable
+    assert 0 < execute(step, context).manifest.metrics["resumed_at"] < 60
+
+
+def test_ranks_under_torchrun_are_stopped_like_any_worker(context: RunContext, announced: Path) -> None:
+    step = errand("a", behaviour="work", steps=600, announce=str(announced), launcher="torchrun", num_processes=2)
+    running = Background(step, context)
+    wait_for(lambda: len(processes(announced)) == 2, 60, "the ranks start")
+    time.sleep(0.5)
+    context.stop.set()
+    running.thread.join(30)
+    assert isinstance(running.error, InterruptedRunError)
+    assert not any(is_alive(process) for process in processes(announced))
+    checkpoints = Artifact(context.store, step.directory).path("checkpoints")
+    assert any(entry.path.endswith(".json") for entry in context.store.list(checkpoints))
 
 
 def test_a_worker_whose_parent_is_gone_before_it_begins_does_not_begin(tmp_path: Path) -> None:

@@ -63,6 +63,21 @@ def test_a_broken_loss_names_the_documents(
     assert "last good step is" in message
 
 
+def test_a_broken_gradient_names_the_step_s_documents(
+    tmp_path: Path, corpus_of: CORPUS_OF, run_stage: Callable[..., Artifact]
+) -> None:
+    """Tiny hidden states times a huge head: usual losses, but a gradient by the final norm whose square overflows."""
+    model = make_model(tie_word_embeddings=False)
+    with torch.no_grad():
+        model.model.norm.weight.mul_(1e-25)
+        model.lm_head.weight.mul_(1e25)
+    rows = make_rows()
+    inputs = {"model": model_directory(tmp_path / "model", model), "corpus": corpus_of(rows)}
+    with pytest.raises(DivergedError, match=r"norm is inf in step 1 on the rows .* and 4 more; the last") as failure:
+        run_stage("sft", {**RECIPE, "rows_per_step": 12}, inputs, RUNTIME)
+    assert sum(row.row_id in str(failure.value) for row in rows["train"]) == 8
+
+
 def test_unusable_inputs_are_refused(tmp_path: Path, corpus_of: CORPUS_OF, run_stage: Callable[..., Artifact]) -> None:
     corpus = corpus_of(make_rows())
     other = model_directory(tmp_path / "other", make_model(), vocab_size=VOCAB + 1)

@@ -96,6 +96,11 @@ def assert_close(found: tuple[list, dict], expected: tuple[list, dict], values: 
         assert (found[1][name] - weight).norm() <= weights * weight.norm() + 1e-7, name
 
 
+def _without_key_biases(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A softmax over keys hardly sees them: so small a gradient rounds most, and Adam scales it up (4e-5 measured)."""
+    return {name: weight for name, weight in weights.items() if not name.endswith("k_proj.bias")}
+
+
 def test_equals_a_plain_loop_whatever_the_micro_batch_and_sharding(tmp_path: Path) -> None:
     """Gradients before clipping (their norm) and losses to 1e-5 in each of three steps; Adam's division by a root
     of small second moments leaves 1e-4 in single weights."""
@@ -107,9 +112,11 @@ def test_equals_a_plain_loop_whatever_the_micro_batch_and_sharding(tmp_path: Pat
 
 def test_the_micro_batch_leaves_rounding_only(tmp_path: Path) -> None:
     """Against each other rather than against float64: losses, norms and final weights to 1e-5 in float32."""
-    expected = train(tmp_path, micro=4)
+    results, weights = train(tmp_path, micro=4)
     for micro in (1, 2):
-        assert_close(train(tmp_path, micro=micro), expected, 1e-5, 1e-5)
+        found = train(tmp_path, micro=micro)
+        assert_close(found, (results, _without_key_biases(weights)), 1e-5, 1e-5)
+        assert_close(found, (results, weights), 1e-5, 1e-4)
 
 
 def test_bfloat16_is_accumulated_in_float32(tmp_path: Path) -> None:
@@ -128,7 +135,7 @@ def test_a_document_is_judged_alone(tmp_path: Path) -> None:
     rows = make_rows()["train"][:6]
     alone = sum(engine.judge(collate([row])) for row in rows)
     together = engine.judge(collate(rows))
-    assert torch.allclose(alone, together, rtol=1e-5)
+    assert torch.allclose(alone, together, rtol=1e-6)
     assert together[2] == sum(row.loss_mask[1:].sum() for row in rows)
 
 
@@ -164,20 +171,21 @@ def test_documents_without_targets_change_nothing(tmp_path: Path) -> None:
         results.append([engine.step(batches, count, 1e-2) for _ in range(STEPS)])
         weights.append({name: parameter.clone() for name, parameter in engine.parameters()})
         assert engine.judge(collate(masked)).tolist() == [0, 0, 0]
-    assert_close((results[1], weights[1]), (results[0], weights[0]), 1e-5, 1e-5)
+    assert_close((results[1], weights[1]), (results[0], _without_key_biases(weights[0])), 1e-5, 1e-5)
 
 
 @pytest.mark.parametrize(("zero", "precision"), [(1, "float32"), (1, "bfloat16"), (2, "bfloat16"), (3, "float32")])
 def test_a_gradient_without_a_norm_ends_the_step(tmp_path: Path, zero: int, precision: str) -> None:
-    """The loss is an ordinary number. DeepSpeed's parts stand for such a norm with -1, which is finite."""
-    model = make_model(tie_word_embeddings=False)
-    with torch.no_grad():
-        # Tiny hidden states times a huge head: usual logits, but a gradient by the final norm whose square overflows.
-        model.model.norm.weight.mul_(1e-25)
-        model.lm_head.weight.mul_(1e25)
+    """The loss is a number, the backward pass overflows. Inside DeepSpeed -1, a finite number, stands for the norm."""
+    model = make_model()
+
+    def overflow(_module: object, _inputs: object, hidden: torch.Tensor) -> None:
+        if hidden.requires_grad:
+            hidden.register_hook(lambda gradient: gradient * torch.inf)
+
+    model.model.norm.register_forward_hook(overflow)
     engine = make_engine(tmp_path, zero=zero, precision=precision, model=model)
     batch = collate(make_rows()["train"][:8])
-    assert torch.isfinite(engine.judge(batch)).all()
     with pytest.raises(DivergedError, match="gradient's norm is inf") as failure:
         engine.step([batch], len(batch.positions_N), 1e-3)
     assert not isinstance(failure.value, DivergedMicroBatchError)

@@ -15,46 +15,60 @@ import torch
 from safetensors.torch import load_file
 
 from tasks.artifacts.artifact import Artifact
+from tasks.artifacts.errors import BadInputError
 from tasks.artifacts.manifest import MAIN_SHARD, InputRecord
 from tasks.artifacts.store import Store
+from tasks.sft.worker import run as run_sft
+from tasks.worker.job import Job
 from tasks.worker.spec import WorkerSpec
-from tests.training.parts import corpus_directory, make_model, make_rows, model_directory
+from tests.training.parts import corpus_directory, logit_store, make_model, make_rows, model_directory
 
 ROOT = Path(__file__).parents[2]
 RECIPE = {"optimizer": {"learning_rate": 0.01}, "steps": 6, "rows_per_step": 8, "precision": "float32"}
 RUNTIME = {"device": "cpu", "micro_batch_rows": 2, "deepspeed_config": "configs/deepspeed/zero3.json"}
+TWO = {"num_processes": 2, "launcher": "torchrun"}
 
 
-def start(
-    tmp_path: Path, store: Store, inputs: dict[str, Artifact], name: str, recipe: dict[str, object], every: int = 100
-) -> tuple[Artifact, subprocess.Popen[bytes]]:
-    """Launches the worker of sft in two processes; `name` makes the artifact's folder."""
+def make_spec(
+    tmp_path: Path,
+    store: Store,
+    stage: str,
+    inputs: dict[str, Artifact],
+    name: str,
+    recipe: dict[str, object],
+    **runtime: object,
+) -> WorkerSpec:
+    """A launch; `name` makes the artifact's folder."""
     records = {}
     for role, artifact in inputs.items():
         manifest = artifact.manifest()
         assert manifest is not None
         records[role] = InputRecord(key=manifest.key, digest=manifest.digest, directory=artifact.directory)
     attempt = os.urandom(4).hex()
-    scratch = tmp_path / "scratch" / attempt
-    scratch.mkdir(parents=True)
-    spec = WorkerSpec(
-        stage="sft",
-        label="sft",
+    return WorkerSpec(
+        stage=stage,
+        label=stage,
         key="0" * 64,
         attempt=attempt,
         store=store.uri,
-        directory=f"artifacts/sft/{name}",
-        scratch=str(scratch),
+        directory=f"artifacts/{stage}/{name}",
+        scratch=str(tmp_path / "scratch" / attempt),
         input_cache=str(tmp_path / "inputs"),
         recipe=recipe,
-        runtime={**RUNTIME, "num_processes": 2, "launcher": "torchrun", "checkpoint_every_steps": every},
+        runtime={**RUNTIME, **runtime},
         inputs=records,
     )
+
+
+def start(store: Store, spec: WorkerSpec) -> tuple[Artifact, subprocess.Popen[bytes]]:
+    """Launches a worker in two processes."""
+    scratch = Path(spec.scratch)
+    scratch.mkdir(parents=True)
     (scratch / "spec.json").write_text(spec.model_dump_json())
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
     with (scratch / "log").open("wb") as log:
         process = subprocess.Popen(
-            [*launcher, "tasks.sft.worker", "--spec", str(scratch / "spec.json")],
+            [*launcher, f"tasks.{spec.stage}.worker", "--spec", str(scratch / "spec.json")],
             cwd=ROOT,
             env={**_without_ranks(), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
             stdout=log,
@@ -90,10 +104,20 @@ def inputs(tmp_path: Path, artifact_of: Callable[..., Artifact]) -> dict[str, Ar
 
 
 def test_two_processes_train_what_one_does(
-    tmp_path: Path, store: Store, inputs: dict[str, Artifact], run_stage: Callable[..., Artifact]
+    tmp_path: Path,
+    store: Store,
+    inputs: dict[str, Artifact],
+    artifact_of: Callable[..., Artifact],
+    run_stage: Callable[..., Artifact],
 ) -> None:
-    two, process = start(tmp_path, store, inputs, "two", RECIPE)
-    one = run_stage("sft", RECIPE, inputs, RUNTIME)
+    """Three held-out documents one by one, so that a process has nothing left to judge while the other has."""
+    teacher = make_model(seed=1, initializer_range=0.5)
+    logits = logit_store(tmp_path / "logits", artifact_of, teacher, make_rows())
+    inputs = {"student": inputs["model"], "logits": logits}
+    recipe = {**RECIPE, "loss": {"kd": 0.9, "ce": 0.1}}
+    spec = make_spec(tmp_path, store, "distill", inputs, "two", recipe, micro_batch_rows=1, **TWO)
+    two, process = start(store, spec)
+    one = run_stage("distill", recipe, inputs, {**RUNTIME, "micro_batch_rows": 1})
     finish(tmp_path, process)
     expected = weights(one, tmp_path)
     for name, weight in weights(two, tmp_path).items():
@@ -103,7 +127,7 @@ def test_two_processes_train_what_one_does(
         assert (weight - expected[name]).norm() <= 1e-5 * expected[name].norm() + 1e-6, name
     metrics_of_one, metrics_of_two = (artifact.receipts()[MAIN_SHARD].metrics for artifact in (one, two))
     assert metrics_of_two["world_size"] == 2
-    for name in ("heldout_ce_start", "heldout_ce", "train_loss", "tokens"):
+    for name in ("heldout_kl_start", "heldout_kl", "heldout_ce_start", "heldout_ce", "train_loss", "tokens"):
         assert metrics_of_two[name] == pytest.approx(metrics_of_one[name], rel=1e-5)
 
 
@@ -112,9 +136,10 @@ def test_two_processes_stop_and_go_on_without_a_trace(
     tmp_path: Path, store: Store, inputs: dict[str, Artifact]
 ) -> None:
     recipe = {**RECIPE, "steps": 60}
-    undisturbed, process = start(tmp_path, store, inputs, "undisturbed", recipe)
+    undisturbed, process = start(store, make_spec(tmp_path, store, "sft", inputs, "undisturbed", recipe, **TWO))
     finish(tmp_path, process)
-    stopped, process = start(tmp_path, store, inputs, "stopped", recipe, every=2)
+    spec = make_spec(tmp_path, store, "sft", inputs, "stopped", recipe, checkpoint_every_steps=2, **TWO)
+    stopped, process = start(store, spec)
     deadline = time.monotonic() + 60
     while not list((Path(store.uri.removeprefix("file://")) / stopped.directory).glob("checkpoints/step-*.json")):
         assert time.monotonic() < deadline
@@ -122,7 +147,9 @@ def test_two_processes_stop_and_go_on_without_a_trace(
     os.killpg(process.pid, signal.SIGTERM)
     assert process.wait(timeout=60) != 0
     assert MAIN_SHARD not in stopped.receipts()
-    _, process = start(tmp_path, store, inputs, "stopped", recipe, every=1000)
+    with pytest.raises(BadInputError, match=r"'world_size': 2.*run it as before"):
+        run_sft(Job(make_spec(tmp_path, store, "sft", inputs, "stopped", recipe)))
+    _, process = start(store, make_spec(tmp_path, store, "sft", inputs, "stopped", recipe, **TWO))
     finish(tmp_path, process)
     expected = weights(undisturbed, tmp_path)
     assert all(torch.equal(weight, expected[name]) for name, weight in weights(stopped, tmp_path).items())

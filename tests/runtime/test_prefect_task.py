@@ -1,0 +1,126 @@
+"""What Prefect adds to `execute`: names, states, retries, and an end that tells the cause."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.objects import TaskRun
+from prefect.testing.utilities import prefect_test_harness
+
+from flows.opened import gather
+from tasks.artifacts.errors import BadInputError
+from tasks.runtime.declare import Step
+from tasks.runtime.execute import RunContext
+from tasks.runtime.prefect_task import submit_stage
+from tests.runtime.conftest import Logs
+from tests.runtime.errand import errand
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _server() -> Iterator[None]:
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
+
+
+def run(steps: Sequence[Step], context: RunContext) -> tuple[list[Any], BaseException | None, dict[str, TaskRun]]:
+    """Runs steps as a flow: what they returned, how the flow failed, and the task runs by name."""
+    found: dict[str, Any] = {}
+
+    @flow(name="errands", persist_result=False)
+    def errands() -> None:
+        from prefect.runtime import flow_run
+
+        found["id"] = flow_run.get_id()
+        futures: dict[str, Any] = {}
+        for step in steps:
+            futures[step.key] = submit_stage(step, context, [futures[source.key] for source in step.inputs.values()])
+        found["refs"] = gather(futures.values())
+
+    error = None
+    try:
+        errands()
+    except Exception as raised:
+        error = raised
+    with get_client(sync_client=True) as client:
+        runs = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[found["id"]])))
+    return found.get("refs", []), error, {run.name: run for run in runs}
+
+
+def state_of(run: TaskRun) -> str:
+    assert run.state is not None
+    return f"{run.state.type.value} {run.state.name}"
+
+
+def test_made_then_reused(context: RunContext, launches: Logs) -> None:
+    first = errand("a", label="first")
+    second = errand("b", label="second", inputs={"source": first})
+    refs, error, runs = run([first, second], context)
+    assert error is None
+    assert {name: state_of(task) for name, task in runs.items()} == {
+        "first": "COMPLETED Completed",
+        "second": "COMPLETED Completed",
+    }
+    assert "stage:errand" in runs["first"].tags
+    again, error, runs = run([first, second], context)
+    assert error is None
+    assert [ref.digest for ref in again] == [ref.digest for ref in refs]
+    assert {name: state_of(task) for name, task in runs.items()} == dict.fromkeys(runs, "COMPLETED Reused")
+    assert len(launches(first)) == len(launches(second)) == 1
+
+
+@pytest.mark.parametrize("behaviour", ["transient", "preempted", "killed"])
+def test_what_may_pass_is_tried_again(context: RunContext, launches: Logs, behaviour: str) -> None:
+    step = errand("a", behaviour=behaviour, retries=2, retry_delay_seconds=0.1)
+    _, error, runs = run([step], context)
+    assert error is not None
+    assert runs["errand"].run_count == 3
+    assert len(launches(step)) == 3
+
+
+@pytest.mark.parametrize("behaviour", ["bad_input", "out_of_memory", "traceback"])
+def test_what_will_not_pass_is_not_tried_again(context: RunContext, launches: Logs, behaviour: str) -> None:
+    step = errand("a", behaviour=behaviour, retries=2, retry_delay_seconds=0.1)
+    _, error, runs = run([step], context)
+    assert error is not None
+    assert runs["errand"].run_count == 1
+    assert len(launches(step)) == 1
+
+
+def test_a_failed_gate_is_not_tried_again(context: RunContext) -> None:
+    _, error, runs = run([errand("too long", max_length=3, retries=2, retry_delay_seconds=0.1)], context)
+    assert getattr(error, "exit_code", None) == 3
+    assert runs["errand"].run_count == 1
+
+
+def test_the_flow_fails_with_the_cause_and_what_needs_it_does_not_run(context: RunContext, launches: Logs) -> None:
+    bad = errand("a", label="bad", behaviour="bad_input")
+    needs = errand("b", label="needs", inputs={"source": bad})
+    free = errand("c", label="free")
+    _, error, runs = run([bad, needs, free], context)
+    assert type(error) is BadInputError
+    assert str(error) == "bad: the recipe asks for the impossible; ask for less"
+    assert state_of(runs["bad"]) == "FAILED Failed"
+    assert state_of(runs["free"]) == "COMPLETED Completed", "a failure ends no branch that does not need it"
+    assert launches(needs) == []
+
+
+def test_stages_on_one_host_wait_for_a_slot(context: RunContext) -> None:
+    import threading
+
+    context.slots = threading.Semaphore(1)
+    steps = [errand(text, label=f"step-{text}", behaviour="work", steps=12) for text in ("a", "b", "c")]
+    refs, error, _ = run(steps, context)
+    assert error is None
+    spans = []
+    for step, ref in zip(steps, refs, strict=True):
+        assert ref.key == step.key
+        entries = list(context.store.list(f"{step.directory}/data"))
+        spans.append(max(entry.modified for entry in entries))
+    spans.sort()
+    # Each works for 0.6 s; together they would end within a moment.
+    assert all(later - earlier >= 0.5 for earlier, later in zip(spans, spans[1:], strict=False))
