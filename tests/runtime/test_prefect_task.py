@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -123,4 +124,4 @@ def test_stages_on_one_host_wait_for_a_slot(context: RunContext) -> None:
         spans.append(max(entry.modified for entry in entries))
     spans.sort()
     # Each works for 0.6 s; together they would end within a moment.
-    assert all(later - earlier >= 0.5 for earlier, later in zip(spans, spans[1:], strict=False))
+    assert all(later - earlier >= 0.5 for earlier, later in itertools.pairwise(spans))
