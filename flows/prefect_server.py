@@ -76,4 +76,8 @@ def _wait_until_up(process: subprocess.Popen[bytes], url: str, log: Path) -> Non
                 return
         except (urllib.error.URLError, OSError):
             time.sleep(0.1)
-    raise MediusError(f"the Prefect server did not come up in {START_SECONDS} s; its log is {log}")
+    code = process.poll()
+    how = f"ended with exit code {code}" if code is not None else f"did not come up in {START_SECONDS} s"
+    raise MediusError(
+        f"the Prefect server of this run {how}; its log is {log}: mend the cause, or name a server in PREFECT_API_URL"
+    )

@@ -16,12 +16,13 @@ from typing import Any
 import datasets
 
 from tasks.artifacts.errors import BadInputError, TransientStoreError
+from tasks.artifacts.fingerprint import sha256_hex
 from tasks.corpus.stage import ExercisesSource, FilesSource, HubSource, InstructionsSource, Source, StdlibDocsSource
 from tasks.exercises import generate
 from tasks.exercises.holdout import Message, conversation_text
 from tasks.exercises.library_text import documents_sha256, library_documents
+from tasks.modeling.conversation import ROLES, read_turn
 
-_ROLES = ("system", "user", "assistant", "tool")
 _BUILDERS = {"json": "json", "jsonl": "json", "parquet": "parquet", "text": "text"}
 
 
@@ -36,6 +37,10 @@ class Document:
     @property
     def kind(self) -> str:
         return "chat" if self.messages else "text"
+
+    def sha256(self) -> str:
+        """Hash of the whole content, which tells the pieces of one document from those of another."""
+        return sha256_hex(self.content.encode())
 
 
 def load_documents(source: Source, instructions: Path | None) -> Iterator[Document]:
@@ -109,23 +114,34 @@ def _records(
         value = record.get(field)
         if text_field is not None and isinstance(value, str):
             yield _text(value, name)
-        elif messages_field is not None and (turns := _turns(value)):
+        elif messages_field is not None and (turns := _turns(value, f"record {index} of {name}")):
             yield _conversation(turns, name)
         else:
-            wanted = "text" if text_field is not None else "a list of {role, content} with known roles"
+            wanted = "text" if text_field is not None else "a list of {role, content} or {from, value}"
             raise BadInputError(
                 f"record {index} of {name} has no {wanted} in the field {field!r}, only the fields "
                 f"{', '.join(sorted(record))}; correct the source's field"
             )
 
 
-def _turns(value: Any) -> list[dict[str, str]]:
-    """The value if it is a conversation, else nothing."""
-    fits = isinstance(value, list) and all(
-        isinstance(turn, Mapping) and turn.get("role") in _ROLES and isinstance(turn.get("content"), str)
-        for turn in value
-    )
-    return [{"role": turn["role"], "content": turn["content"]} for turn in value] if fits else []
+def _turns(value: Any, where: str) -> list[dict[str, str]]:
+    """The turns with the chat template's roles; nothing if the value is no conversation.
+
+    Raises:
+        BadInputError: a speaker is unknown.
+    """
+    turns = []
+    for written in value if isinstance(value, list) else ():
+        turn = read_turn(written)
+        if turn is None:
+            return []
+        if turn.role is None:
+            raise BadInputError(
+                f"{where} has a turn of the unknown speaker {turn.speaker!r}; name the speakers {', '.join(ROLES)}, or "
+                f"take the record out"
+            )
+        turns.append({"role": turn.role, "content": turn.content})
+    return turns
 
 
 def _json_lines(file: Path) -> Iterator[Mapping[str, Any]]:

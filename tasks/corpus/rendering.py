@@ -171,7 +171,7 @@ class Renderer:
                 mask = np.concatenate([np.zeros(1, np.uint8), mask])
         if self._too_long(len(whole), document, self.overlong_chat):
             return
-        yield make_row(whole, mask, "".join(answers), "chat", document.source)
+        yield make_row(whole, mask, "".join(answers), "chat", document.source, document.sha256())
 
     # Texts
 
@@ -184,6 +184,7 @@ class Renderer:
             return
         if self.overlong_text != "split" and self._too_long(len(start) + len(ids), document, self.overlong_text):
             return
+        whole_sha256 = document.sha256()
         for begin, end in _pieces(starts_character, room):
             # Without a BOS the first character is context only, be it one token or several.
             first = begin if start else next((t for t in range(begin + 1, end) if starts_character[t]), end)
@@ -192,7 +193,8 @@ class Renderer:
                 continue
             mask = np.zeros(len(start) + end - begin, np.uint8)
             mask[len(start) + first - begin :] = 1
-            yield make_row([*start, *ids[begin:end]], mask, self._decode(ids[first:end]), "text", document.source)
+            text = self._decode(ids[first:end])
+            yield make_row([*start, *ids[begin:end]], mask, text, "text", document.source, whole_sha256)
 
     def _too_long(self, num_tokens: int, document: Document, overlong: Overlong) -> bool:
         if num_tokens <= self.max_tokens:

@@ -24,12 +24,20 @@ from tasks.runtime.declare import GateResult, Gates, Stage, StageConfig, at_leas
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
+def _check_pinned(pinned: str | None, found: str, where: str) -> None:
+    if pinned is not None and pinned != found:
+        raise BadInputError(
+            f"{where} has the content {found[:12]}, and content_sha256 of this corpus source says {pinned[:12]}; "
+            f"restore it, or remove content_sha256 to take the new content"
+        )
+
+
 class _Fields(Frozen):
     """Where a record keeps its document: as plain text, or as a conversation."""
 
     text_field: str | None = None
     messages_field: str | None = None
-    """A list of {role, content}."""
+    """A list of {role, content}, or of ShareGPT's {from, value}."""
 
     @model_validator(mode="after")
     def _one_field(self) -> Self:
@@ -97,8 +105,14 @@ class FilesSource(_Fields):
         return content_digest((path.name, file_sha256(path)) for path in self.files())
 
     def with_identity(self) -> Self:
-        """With the hash of the files as they are now."""
-        return self.model_copy(update={"content_sha256": self.sha256()})
+        """With the hash of the files as they are now.
+
+        Raises:
+            BadInputError: another hash is given.
+        """
+        found = self.sha256()
+        _check_pinned(self.content_sha256, found, ", ".join(self.paths))
+        return self.model_copy(update={"content_sha256": found})
 
 
 class StdlibDocsSource(Frozen):
@@ -110,8 +124,14 @@ class StdlibDocsSource(Frozen):
     content_sha256: Sha256 | None = None
 
     def with_identity(self) -> Self:
-        """With the hash of the documents."""
-        return self.model_copy(update={"content_sha256": documents_sha256(library_documents(self.max_bytes))})
+        """With the hash of the documents.
+
+        Raises:
+            BadInputError: another hash is given.
+        """
+        found = documents_sha256(library_documents(self.max_bytes))
+        _check_pinned(self.content_sha256, found, "the text of Python's standard library")
+        return self.model_copy(update={"content_sha256": found})
 
 
 class ExercisesSource(Frozen):
@@ -205,4 +225,4 @@ def judge(metrics: Mapping[str, Any], gates: CorpusGates) -> list[GateResult]:
     ]
 
 
-STAGE = Stage(name="corpus", version=1, config=CorpusConfig, judge=judge)
+STAGE = Stage(name="corpus", version=2, config=CorpusConfig, judge=judge)

@@ -28,16 +28,17 @@ if TYPE_CHECKING:
 
 
 class _Window(NamedTuple):
-    document: int
+    row: int
     ids: list[int]
     """T+1 ids for T predictions: the first is only context."""
 
 
 @dataclass(frozen=True)
 class DocumentBits:
-    """What one document costs."""
+    """What one document costs, all its rows together."""
 
-    row_id: str
+    document: str
+    """Hex sha256, as in `Row`."""
     bits: float
     num_bytes: int
 
@@ -64,7 +65,10 @@ def document_bits(
     batch_size: int,
     after_batch: Callable[[], None],
 ) -> list[DocumentBits]:
-    """Bits and bytes of each row's text; `after_batch` is called after each forward pass.
+    """Bits and bytes of each document; `after_batch` is called after each forward pass.
+
+    A document of several rows is measured row by row, each after the start token, and counted once: in the order of
+    the documents' first rows.
 
     Raises:
         BadInputError: the tokenizer cannot express a document.
@@ -77,8 +81,8 @@ def document_bits(
         ids = tokenizer.encode(row.text, add_special_tokens=False, split_special_tokens=True)
         if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids:
             raise BadInputError(
-                f"the tokenizer has no tokens for a part of the held-out document {row.row_id[:16]}, so that its bits "
-                f"cannot be counted; take the document out of the corpus or leave this model out"
+                f"the tokenizer has no tokens for a part of the held-out document {row.document[:16]}, so that its "
+                f"bits cannot be counted; take the document out of the corpus or leave this model out"
             )
         ids = [start, *ids]
         windows += [_Window(index, ids[at : at + size + 1]) for at in range(0, len(ids) - 1, size)]
@@ -91,10 +95,13 @@ def document_bits(
             window_bits[index] = bits
         after_batch()
 
-    totals = [0.0] * len(rows)
+    totals = dict.fromkeys((row.document for row in rows), 0.0)
+    sizes = dict.fromkeys(totals, 0)
     for window, bits in zip(windows, window_bits, strict=True):
-        totals[window.document] += bits
-    return [DocumentBits(row.row_id, bits, len(row.text.encode())) for row, bits in zip(rows, totals, strict=True)]
+        totals[rows[window.row].document] += bits
+    for row in rows:
+        sizes[row.document] += len(row.text.encode())
+    return [DocumentBits(document, bits, sizes[document]) for document, bits in totals.items()]
 
 
 @torch.inference_mode()

@@ -38,12 +38,16 @@ class LoadedTasks:
     metric: str
     filter: str
     limit: int | None
+    name: str | None = None
+    """The recipe's name of the task or group; None for exercises, where every task is an entry of its own."""
 
 
 @dataclass(frozen=True)
 class Item:
     """One model's answer to one item."""
 
+    entry: str
+    """What the recipe calls the task, or the group that it is of."""
     task: str
     item: int
     prompt: str
@@ -78,7 +82,7 @@ def load_tasks(recipe: EvaluateRecipe) -> list[LoadedTasks]:
                 task.set_config(key="num_fewshot", value=entry.num_fewshot)
             elif task.get_config("num_fewshot") is None:
                 task.set_config(key="num_fewshot", value=0)
-        loaded.append(LoadedTasks(tasks, entry.metric, entry.filter, entry.limit))
+        loaded.append(LoadedTasks(tasks, entry.metric, entry.filter, entry.limit, entry.name))
     return loaded
 
 
@@ -175,7 +179,10 @@ def evaluate_tasks(
             if not samples:
                 filters = sorted({sample["filter"] for sample in results["samples"][name]})
                 raise BadInputError(f"task {name} has no filter {entry.filter!r}; choose one of: {', '.join(filters)}")
-            items += [_item(name, sample, entry.metric) for sample in sorted(samples, key=lambda each: each["doc_id"])]
+            items += [
+                _item(entry.name or name, name, sample, entry.metric)
+                for sample in sorted(samples, key=lambda each: each["doc_id"])
+            ]
             versions[name] = {
                 "version": str(results["versions"][name]),
                 "num_fewshot": results["n-shot"][name],
@@ -184,9 +191,10 @@ def evaluate_tasks(
     return items, versions
 
 
-def _item(task: str, sample: dict[str, Any], metric: str) -> Item:
+def _item(entry: str, task: str, sample: dict[str, Any], metric: str) -> Item:
     answer = sample["filtered_resps"][0] if len(sample["filtered_resps"]) == 1 else sample["filtered_resps"]
     return Item(
+        entry=entry,
         task=task,
         item=int(sample["doc_id"]),
         prompt=str(sample["arguments"][0][0]),

@@ -14,7 +14,7 @@ from tasks.evaluate.statistics import mean_with_error, paired_mean, paired_ratio
 
 @dataclass(frozen=True)
 class Measured:
-    """One model's shard: its answers, its held-out documents and how it was run."""
+    """One model's shard: its answers, its held-out documents (a long one is one, not its rows) and how it was run."""
 
     items: Sequence[Mapping[str, Any]]
     documents: Sequence[Mapping[str, Any]]
@@ -76,6 +76,7 @@ def _summary(measured: Measured, recipe: EvaluateRecipe) -> dict[str, Any]:
             task: {"metric": metrics[task], **mean_with_error([item["outcome"] for item in items])}
             for task, items in groupby(measured.items, key=lambda item: item["task"])
         },
+        "entries": _entries(measured.items, metrics),
         "tokenizer": measured.about["tokenizer"],
     }
     if recipe.bits_per_byte:
@@ -87,9 +88,20 @@ def _summary(measured: Measured, recipe: EvaluateRecipe) -> dict[str, Any]:
     return summary
 
 
+def _entries(items: Sequence[Mapping[str, Any]], metrics: Mapping[str, str]) -> dict[str, Any]:
+    """The mean over all items of each entry of the recipe: a group's, over its tasks in proportion to their items."""
+    pooled: dict[str, list[Mapping[str, Any]]] = {}
+    for item in items:
+        pooled.setdefault(item["entry"], []).append(item)
+    return {
+        entry: {"metric": metrics[own[0]["task"]], **mean_with_error([item["outcome"] for item in own])}
+        for entry, own in pooled.items()
+    }
+
+
 def _pair(one: Measured, other: Measured) -> dict[str, Any]:
     keys = [[(item["task"], item["item"]) for item in each.items] for each in (one, other)]
-    rows = [[document["row_id"] for document in each.documents] for each in (one, other)]
+    rows = [[document["document"] for document in each.documents] for each in (one, other)]
     assert keys[0] == keys[1], "models of one comparison answer the same items"
     assert rows[0] == rows[1], "models of one comparison read the same documents"
     pair = {"accuracy": paired_mean([item["outcome"] for item in one.items], [item["outcome"] for item in other.items])}

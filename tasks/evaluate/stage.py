@@ -62,8 +62,7 @@ class EvaluateRecipe(Frozen):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     bits_per_byte: bool = True
     max_documents: int | None = Field(None, ge=2)
-    """Bits per byte on the first held-out rows of text only. A long document is several rows, which the standard error
-    takes for independent."""
+    """Bits per byte on the first held-out texts only: whole documents, of however many rows."""
     window_tokens: int = Field(2048, ge=2)
     """Longest window for bits per byte; a model with a shorter context uses its own."""
 
@@ -135,4 +134,4 @@ def _judge(metrics: Mapping[str, Any], gates: EvaluateGates) -> list[GateResult]
     ]
 
 
-STAGE = Stage(name="evaluate", version=1, config=EvaluateConfig, judge=_judge)
+STAGE = Stage(name="evaluate", version=2, config=EvaluateConfig, judge=_judge)

@@ -119,7 +119,7 @@ def _evaluate_missing(
     device = runtime.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    rows = _heldout_texts(job)[: recipe.max_documents] if recipe.bits_per_byte else []
+    rows = _heldout_texts(job, recipe.max_documents) if recipe.bits_per_byte else []
     bench = _Bench(job, recipe, runtime.batch_size, device, load_tasks(recipe), rows)
     num_models = len(job.inputs("model"))
     for done, (name, model) in enumerate(missing.items(), num_models - len(missing)):
@@ -130,17 +130,20 @@ def _evaluate_missing(
     job.progress(num_models, num_models, "models")
 
 
-def _heldout_texts(job: Job) -> list[Row]:
+def _heldout_texts(job: Job, max_documents: int | None) -> list[Row]:
+    """All rows of the first held-out texts: of `max_documents` whole documents, if that is given."""
     from tasks.logits.rows import read_rows
 
     corpus = job.input("corpus")
     rows = [row for row in read_rows(corpus.directory() / "heldout.parquet") if row.kind == "text" and row.text]
-    if len(rows) < 2:
+    documents = list(dict.fromkeys(row.document for row in rows))
+    if len(documents) < 2:
         raise BadInputError(
-            f"{corpus.artifact.uri} holds out {len(rows)} texts, and a standard error needs two; raise its held-out "
-            f"share, or set evaluate.recipe.bits_per_byte to false"
+            f"{corpus.artifact.uri} holds out {len(documents)} texts, and a standard error needs two; raise its "
+            f"held-out share, or set evaluate.recipe.bits_per_byte to false"
         )
-    return rows
+    kept = set(documents[:max_documents])
+    return [row for row in rows if row.document in kept]
 
 
 class _Ticker:
@@ -222,7 +225,7 @@ class _Bench:
                 "accuracy": mean_with_error([item.outcome for item in items])["value"],
             },
         )
-        self.job.log(f"evaluated {name}: {len(items)} items, {len(documents)} held-out rows of text")
+        self.job.log(f"evaluated {name}: {len(items)} items, {len(documents)} held-out documents")
 
 
 def _read_shard(job: Job, receipt: ShardReceipt) -> Measured:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,7 @@ from tasks.evolve.calls import Message
 from tasks.evolve.parsing import looks_like_endpoint_error
 from tasks.evolve.rows import InstructionRow, Result
 from tasks.evolve.stage import AutoEvolSource, DatasetSource, ExercisesSource, FileRows, HubRows, InlineRows
-
-_ROLES: dict[str, str] = {
-    "system": "system",
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-}
-"""ShareGPT's names and the chat template's."""
+from tasks.modeling.conversation import read_turn
 
 
 def from_exercises(source: ExercisesSource) -> Result:
@@ -101,13 +93,11 @@ def conversation(value: Any) -> tuple[Message, ...] | None:
 
 
 def _message(turn: Any) -> Message | None:
-    if not isinstance(turn, Mapping):
+    read = read_turn(turn)
+    # A tool's turn is no part of an instruction and its answer.
+    if read is None or read.role not in {"system", "user", "assistant"} or not read.content.strip():
         return None
-    role = _ROLES.get(str(turn.get("from") or turn.get("role")))
-    content = turn.get("value") if turn.get("from") else turn.get("content")
-    if role is None or not isinstance(content, str) or not content.strip():
-        return None
-    return Message.model_validate({"role": role, "content": content.strip()})
+    return Message.model_validate({"role": read.role, "content": read.content.strip()})
 
 
 def _instruction(value: Any, index: int) -> str:

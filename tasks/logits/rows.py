@@ -1,4 +1,4 @@
-"""Rows of a corpus: one document as token ids, which of them are targets, and the text that these decode to.
+"""Rows of a corpus: a document or a piece of one as token ids, which are targets, and the text that these decode to.
 
 A row is keyed by the sha256 of its ids, so a file that was damaged, reordered or made by another tokenizer is noticed
 by whoever reads it.
@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks.artifacts.errors import BadInputError, CorruptArtifactError
+from tasks.artifacts.fingerprint import sha256_hex
 
 _SCHEMA = pa.schema(
     [
@@ -29,6 +30,7 @@ _SCHEMA = pa.schema(
         pa.field("num_bytes", pa.int64(), nullable=False),
         pa.field("kind", pa.string(), nullable=False),
         pa.field("source", pa.string(), nullable=False),
+        pa.field("document", pa.string(), nullable=False),
     ]
 )
 _ROWS_PER_GROUP = 4096
@@ -37,7 +39,7 @@ _Number = TypeVar("_Number", bound=np.generic)
 
 @dataclass(frozen=True)
 class Row:
-    """One document of T tokens."""
+    """T tokens: a document, or one of the pieces that a long text is cut into."""
 
     row_id: str
     input_ids: npt.NDArray[np.int32]
@@ -51,6 +53,12 @@ class Row:
     kind: str
     """"text" or "chat"."""
     source: str
+    document: str = ""
+    """Hex sha256 of the whole raw document's text: the same for all its pieces. Without one, `text` is the document."""
+
+    def __post_init__(self) -> None:
+        if not self.document:
+            object.__setattr__(self, "document", sha256_hex(self.text.encode()))
 
     @property
     def num_tokens(self) -> int:
@@ -66,11 +74,13 @@ def row_id_of(input_ids: npt.ArrayLike) -> str:
     return hashlib.sha256(np.ascontiguousarray(input_ids, dtype="<i4").tobytes()).hexdigest()
 
 
-def make_row(input_ids: npt.ArrayLike, loss_mask: npt.ArrayLike, text: str, kind: str, source: str) -> Row:
-    """A row with its id and its byte count."""
+def make_row(
+    input_ids: npt.ArrayLike, loss_mask: npt.ArrayLike, text: str, kind: str, source: str, document: str
+) -> Row:
+    """A row with its id and its byte count; `document` is the hash of the whole document."""
     ids = np.ascontiguousarray(input_ids, dtype=np.int32)
     mask = np.ascontiguousarray(loss_mask, dtype=np.uint8)
-    return Row(row_id_of(ids), ids, mask, text, len(text.encode()), kind, source)
+    return Row(row_id_of(ids), ids, mask, text, len(text.encode()), kind, source, document)
 
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
@@ -84,6 +94,7 @@ def write_rows(path: Path, rows: Sequence[Row]) -> None:
             "num_bytes": [row.num_bytes for row in rows],
             "kind": [row.kind for row in rows],
             "source": [row.source for row in rows],
+            "document": [row.document for row in rows],
         },
         schema=_SCHEMA,
     )
@@ -110,7 +121,7 @@ def read_rows(path: Path) -> list[Row]:
         raise BadInputError(f"{path.name} has no column {missing[0]}; give a file that the corpus stage wrote")
     ids = _arrays(table.column("input_ids"), np.int32)
     masks = _arrays(table.column("loss_mask"), np.uint8)
-    rest = table.select(["row_id", "text", "num_bytes", "kind", "source"]).to_pylist()
+    rest = table.select(["row_id", "text", "num_bytes", "kind", "source", "document"]).to_pylist()
     rows = []
     for index, (input_ids, loss_mask, values) in enumerate(zip(ids, masks, rest, strict=True)):
         if row_id_of(input_ids) != values["row_id"] or len(loss_mask) != len(input_ids):

@@ -23,6 +23,14 @@ MINIATURES = Path(__file__).parent / "miniatures"
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
+def _check_pinned(pinned: str | None, found: str, where: str) -> None:
+    if pinned is not None and pinned != found:
+        raise BadInputError(
+            f"{where} has the content {found[:12]}, and recipe.source.content_sha256 says {pinned[:12]}; restore it, "
+            f"or remove content_sha256 to take the new content"
+        )
+
+
 class HubSource(Frozen):
     """A model on the Hugging Face hub, at one commit."""
 
@@ -59,9 +67,15 @@ class DirectorySource(Frozen):
         return directory
 
     def with_identity(self) -> Self:
-        """With the content hash of the folder's model files."""
+        """With the content hash of the folder's model files.
+
+        Raises:
+            BadInputError: another hash is given, or the folder holds no whole model.
+        """
         check_model(self.directory(), weights=True, where=self.path)
-        return self.model_copy(update={"content_sha256": files_sha256(model_files(self.directory()))})
+        found = files_sha256(model_files(self.directory()))
+        _check_pinned(self.content_sha256, found, self.path)
+        return self.model_copy(update={"content_sha256": found})
 
 
 class GgufSource(Frozen):
@@ -97,8 +111,15 @@ class GgufSource(Frozen):
         return found[0]
 
     def with_identity(self) -> Self:
-        """With the file's sha256."""
-        return self.model_copy(update={"content_sha256": file_sha256(self.path())})
+        """With the file's sha256.
+
+        Raises:
+            BadInputError: another hash is given.
+        """
+        path = self.path()
+        found = file_sha256(path)
+        _check_pinned(self.content_sha256, found, f"{self.package}/{path.name}")
+        return self.model_copy(update={"content_sha256": found})
 
 
 class MiniatureSource(Frozen):
@@ -120,8 +141,14 @@ class MiniatureSource(Frozen):
         return MINIATURES / self.name
 
     def with_identity(self) -> Self:
-        """With the content hash of the miniature's files."""
-        return self.model_copy(update={"content_sha256": files_sha256(model_files(self.directory()))})
+        """With the content hash of the miniature's files.
+
+        Raises:
+            BadInputError: another hash is given.
+        """
+        found = files_sha256(model_files(self.directory()))
+        _check_pinned(self.content_sha256, found, f"the miniature {self.name}")
+        return self.model_copy(update={"content_sha256": found})
 
 
 ModelSource = Annotated[HubSource | DirectorySource | GgufSource | MiniatureSource, Field(discriminator="kind")]

@@ -89,9 +89,7 @@ def headline(results: Mapping[str, Any], kl: Mapping[str, Mapping[str, Any]]) ->
     own = results["models"][candidate]
     measured = f"{own['accuracy']['n']} items"
     if "bits_per_byte" in own:
-        measured += (
-            f" and {own['bits_per_byte']['documents']} held-out rows of text ({own['bits_per_byte']['bytes']} bytes)"
-        )
+        measured += f" and {own['bits_per_byte']['documents']} held-out texts ({own['bits_per_byte']['bytes']} bytes)"
     lines = [f"Measured on {measured}; ± is one standard error, differences are paired."]
     against = results["paired"][candidate]
     for other in (name for name in _ordered(results) if name in against):
@@ -124,8 +122,12 @@ def tasks_table(results: Mapping[str, Any]) -> Table:
 
 
 def nearness_table(results: Mapping[str, Any], expected: Mapping[str, float]) -> Table:
-    """The candidate's tasks beside published values: difference and its size in standard errors of the measurement."""
-    tasks = results["models"][results["candidate"]]["tasks"]
+    """The candidate's results beside published values: difference and its size in standard errors of the measurement.
+
+    `expected` names tasks or groups as the evaluation's recipe does; a task of a group may be named too.
+    """
+    own = results["models"][results["candidate"]]
+    tasks = {**own["tasks"], **own["entries"]}
     rows = []
     for task, published in expected.items():
         if task not in tasks:

@@ -83,10 +83,20 @@ def head_loss(
         chunk_tokens: positions whose logits exist at one time; by default as many as fit `CHUNK_BYTES`.
 
     Returns:
-        The sum kd·T²·KL + ce·CE with a graph (0 for N = 0), and a float64 tensor [Σ KL, Σ CE] without one.
+        The sum kd·T²·KL + ce·CE (0 for N = 0), with a graph where grad mode is on, and a float64 tensor [Σ KL, Σ CE]
+        without one.
     """
     chunk = chunk_tokens or max(1, CHUNK_BYTES // (4 * num_real))
-    loss, parts = _HeadLoss.apply(hidden_ND, weight_RD, *targets.tensors(), num_real, weights, chunk)
+    loss, parts = _HeadLoss.apply(
+        hidden_ND,
+        weight_RD,
+        *targets.tensors(),
+        num_real,
+        weights,
+        chunk,
+        # In the forward pass grad mode is always off, and needs_input_grad is true of a weight even under no_grad.
+        torch.is_grad_enabled(),
+    )
     return loss, parts
 
 
@@ -105,13 +115,17 @@ class _HeadLoss(torch.autograd.Function):
         num_real: int,
         weights: LossWeights,
         chunk: int,
+        grad_enabled: bool,
     ) -> tuple[Tensor, Tensor]:
         exact = torch.float64 if hidden_ND.dtype == torch.float64 else torch.float32
         # bf16 factors with an fp32 product are one CUDA kernel; a CPU has none, so there the factors are widened.
         widen = hidden_ND.dtype != exact and not hidden_ND.is_cuda
         weight_VD = weight_RD[:num_real]
         factor_VD = weight_VD.to(exact) if widen else weight_VD
-        needs_hidden, needs_weight = ctx.needs_input_grad[:2]  # type: ignore[attr-defined]
+        needs_hidden, needs_weight = (
+            grad_enabled and needs
+            for needs in ctx.needs_input_grad[:2]  # type: ignore[attr-defined]
+        )
         grad_hidden_ND = torch.zeros_like(hidden_ND, dtype=exact) if needs_hidden else None
         grad_weight_RD = torch.zeros_like(weight_RD, dtype=exact) if needs_weight else None
         sums_2 = torch.zeros(2, dtype=torch.float64, device=hidden_ND.device)
@@ -147,7 +161,7 @@ class _HeadLoss(torch.autograd.Function):
             None if gradient is None else torch.mul(gradient, grad_loss, out=torch.empty_like(gradient, dtype=dtype))
             for gradient, dtype in zip(ctx.gradients, ctx.dtypes, strict=True)  # type: ignore[attr-defined]
         ]
-        return (*scaled, None, None, None, None, None, None, None)
+        return (*scaled, *[None] * 8)
 
 
 def _product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:

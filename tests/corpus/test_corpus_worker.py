@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -111,6 +112,44 @@ def test_texts_over_the_limit(write_corpus, text_files, recipe: dict, message: s
     assert "\n" not in str(error.value)
 
 
+def test_the_pieces_of_a_text_name_their_document(write_corpus, text_files) -> None:
+    made = write_corpus("qwen", sources=[text_files(TEXTS)], max_tokens=64)
+    for split in ("train", "heldout"):
+        rows = made[split]
+        documents = {row.document for row in rows}
+        assert 1 < len(documents) < len(rows) / 2
+        assert documents <= {sha256(text.encode()).hexdigest() for text in TEXTS}
+        for row in rows:
+            (whole,) = (text for text in TEXTS if sha256(text.encode()).hexdigest() == row.document)
+            assert row.text in whole
+    assert not {row.document for row in made["train"]} & {row.document for row in made["heldout"]}
+
+
+def test_sharegpt_and_chat_template_names_give_the_same_rows(write_corpus, tmp_path: Path) -> None:
+    system, question, answer = ("be brief", "why", "because")
+    records = {
+        "sharegpt": [("from", "value", who) for who in ("system", "human", "gpt")],
+        "chat": [("role", "content", who) for who in ("system", "user", "assistant")],
+    }
+    made = {}
+    for name, fields in records.items():
+        turns = [
+            {speaker: who, content: text}
+            for (speaker, content, who), text in zip(fields, (system, question, answer), strict=True)
+        ]
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"conversations": turns}) + "\n")
+        source = {"kind": "files", "format": "jsonl", "messages_field": "conversations"}
+        source["paths"] = [str(tmp_path / f"{name}.jsonl")]
+        made[name] = write_corpus("qwen", sources=[source], heldout_fraction=0)["train"]
+    assert [row.text for row in made["sharegpt"]] == ["because"]
+    assert [row.row_id for row in made["sharegpt"]] == [row.row_id for row in made["chat"]]
+    good = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+    bad = [{"from": "narrator", "value": "once"}, *good]
+    (tmp_path / "chat.jsonl").write_text("".join(json.dumps({"conversations": each}) + "\n" for each in (good, bad)))
+    with pytest.raises(BadInputError, match="record 1 of files has a turn of the unknown speaker 'narrator'"):
+        write_corpus("qwen", sources=[source])
+
+
 def test_unusable_sources_are_named(write_corpus, text_files, tmp_path: Path) -> None:
     source = text_files(["only one"])
     with pytest.raises(BadInputError, match="no text in the field 'title', only the fields body"):
@@ -140,13 +179,19 @@ def test_changed_files_are_refused(write_corpus, text_files, tmp_path: Path) -> 
     (tmp_path / "texts.jsonl").write_text(json.dumps({"body": "other"}) + "\n")
     with pytest.raises(BadInputError, match="changed since the profile was resolved"):
         write_corpus("qwen", sources=[source.model_dump(mode="json")])
-    assert source.with_identity().content_sha256 != source.content_sha256
+    now = FilesSource.model_validate(text_files(["other"])).with_identity()
+    hashes = rf"{now.sha256()[:12]}, and content_sha256 .* {str(source.content_sha256)[:12]}"
+    with pytest.raises(BadInputError, match=rf"texts.jsonl has the content {hashes}"):
+        source.with_identity()
+    assert now.with_identity() == now
 
 
 def test_library_text_has_an_identity_that_follows_its_size() -> None:
     small, same, large = (StdlibDocsSource(max_bytes=size).with_identity() for size in (20_000, 20_000, 40_000))
     assert small == same
     assert small.content_sha256 != large.content_sha256
+    with pytest.raises(BadInputError, match=f"standard library has the content {str(large.content_sha256)[:12]}"):
+        large.model_copy(update={"content_sha256": small.content_sha256}).with_identity()
 
 
 @pytest.mark.parametrize(
@@ -171,11 +216,15 @@ def test_recipes_that_cannot_work_are_refused(changes: dict, message: str) -> No
 
 
 def test_rows_are_verified_when_they_are_read(tmp_path: Path) -> None:
-    rows = [make_row([5, 6, 7], [0, 1, 1], "xy", "text", "t"), make_row([8, 9], [0, 1], "z", "chat", "t")]
+    rows = [
+        make_row([5, 6, 7], [0, 1, 1], "xy", "text", "t", "d" * 64),
+        make_row([8, 9], [0, 1], "z", "chat", "t", "e" * 64),
+    ]
     path = tmp_path / "rows.parquet"
     write_rows(path, rows)
     again = read_rows(path)
     assert [row.row_id for row in again] == [row_id_of([5, 6, 7]), row_id_of([8, 9])]
+    assert [row.document for row in again] == ["d" * 64, "e" * 64]
     assert again[0].input_ids.dtype == np.int32
     assert again[0].input_ids.flags.writeable
     table = pq.read_table(path).to_pylist()

@@ -20,8 +20,8 @@ def measure(directory: Path, rows: list[Row], window_tokens: int = 2048, batch_s
     documents = document_bits(
         model, tokenizer, rows, window_tokens=window_tokens, batch_size=batch_size, after_batch=lambda: None
     )
-    assert [(document.row_id, document.num_bytes) for document in documents] == [
-        (row.row_id, len(row.text.encode())) for row in rows
+    assert [(document.document, document.num_bytes) for document in documents] == [
+        (row.document, len(row.text.encode())) for row in rows
     ]
     return [document.bits for document in documents]
 

@@ -12,8 +12,11 @@ import pytest
 
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.errors import BadInputError
-from tasks.evaluate.stage import STAGE, EvaluateGates
+from tasks.evaluate.results import Measured, build_results
+from tasks.evaluate.stage import STAGE, EvaluateGates, EvaluateRecipe
+from tasks.evaluate.statistics import mean_with_error, ratio_with_error
 from tasks.exercises import Exercise, generate, is_correct
+from tasks.logits.rows import make_row, read_rows, write_rows
 from tasks.modeling.tokenizer_files import load_tokenizer
 
 RunStage = Callable[..., Artifact]
@@ -67,6 +70,8 @@ def test_results_are_the_statistics_of_the_samples(evaluated: Artifact) -> None:
         assert model["accuracy"]["value"] == sum(sample["outcome"] for sample in samples) / (2 * ITEMS)
         assert set(model["tasks"]) == {"exercise_sort", "exercise_add"}
         assert model["tasks"]["exercise_add"]["n"] == ITEMS
+        # Each kind of exercise is an entry of its own.
+        assert model["entries"] == model["tasks"]
         bits, size = (sum(document[key] for document in documents) for key in ("bits", "num_bytes"))
         assert model["bits_per_byte"]["value"] == pytest.approx(bits / size)
         assert model["bits_per_byte"]["bytes"] == size
@@ -90,6 +95,33 @@ def test_results_are_the_statistics_of_the_samples(evaluated: Artifact) -> None:
     assert manifest.metrics["num_items"] == 2 * ITEMS
     assert manifest.metrics["worst_parent_excess"] == pytest.approx(values["final"] / values["twin"] - 1)
     assert manifest.metrics["models"]["final"]["accuracy"]["n"] == 2 * ITEMS
+
+
+def test_a_document_in_pieces_is_one_document(
+    run_stage: RunStage, inputs: dict[str, Artifact], corpus_folder: Path, tmp_path: Path
+) -> None:
+    """Four pieces of one text and two other texts: three documents, also where only the first two are wanted."""
+    one, two, three = (row for row in read_rows(corpus_folder / "heldout.parquet") if row.kind == "text")
+    pieces = [
+        make_row(three.input_ids[at : at + 50], three.loss_mask[at : at + 50], text, "text", "test", three.document)
+        for at, text in ((at, three.text[at : at + 50]) for at in range(0, 200, 50))
+    ]
+    folder = tmp_path / "pieces"
+    folder.mkdir()
+    write_rows(folder / "heldout.parquet", [*pieces, one, two])
+    several = {**inputs, "corpus": folder}
+    for limit, wanted in ((None, [three, one, two]), (2, [three, one])):
+        files = objects(run_stage("evaluate", {**RECIPE, "max_documents": limit}, several))
+        own = json.loads(files["results.json"])["models"]["final"]["bits_per_byte"]
+        documents = lines(files["documents/final.jsonl"])
+        assert [each["document"] for each in documents] == [row.document for row in wanted]
+        assert documents[0]["num_bytes"] == sum(row.num_bytes for row in pieces)
+        ratio = ratio_with_error([each["bits"] for each in documents], [each["num_bytes"] for each in documents])
+        assert {name: own[name] for name in ratio} == ratio
+        assert own["documents"] == len(wanted)
+    write_rows(folder / "heldout.parquet", pieces)
+    with pytest.raises(BadInputError, match="holds out 1 texts"):
+        run_stage("evaluate", RECIPE, {**inputs, "corpus": folder})
 
 
 def test_exercises_go_through_the_chat_template_with_the_pinned_date(
@@ -193,7 +225,7 @@ def test_the_end_token_stops_an_answer_and_settings_of_the_model_do_not_bend_it(
 
     from tasks.evaluate.exercise_tasks import exercise_tasks
     from tasks.evaluate.harness import ExactLM, LoadedTasks, evaluate_tasks
-    from tasks.evaluate.stage import EvaluateRecipe, ExerciseTasks
+    from tasks.evaluate.stage import ExerciseTasks
     from tasks.modeling.model_files import load_causal_lm
 
     recipe = EvaluateRecipe.model_validate(RECIPE)
@@ -235,7 +267,6 @@ def test_multiple_choice_tasks_of_the_harness_give_items_too(model_folder: Model
     from lm_eval.api.task import ConfigurableTask
 
     from tasks.evaluate.harness import ExactLM, LoadedTasks, _check_metric, evaluate_tasks
-    from tasks.evaluate.stage import EvaluateRecipe
     from tasks.modeling.model_files import load_causal_lm
 
     questions = [
@@ -266,6 +297,9 @@ def test_multiple_choice_tasks_of_the_harness_give_items_too(model_folder: Model
     lm = ExactLM(model, tokenizer, recipe, batch_size=4, before_batch=lambda: None)
     items, _ = evaluate_tasks(lm, [LoadedTasks({"choices": task}, "acc", "none", 4)], recipe)
     assert [item.item for item in items] == [0, 1, 2, 3]
+    assert {item.entry for item in items} == {"choices"}
+    named, _ = evaluate_tasks(lm, [LoadedTasks({"choices": task}, "acc", "none", 4, "group")], recipe)
+    assert {(item.entry, item.task) for item in named} == {("group", "choices")}
     assert items[3].prompt.startswith(f"Today: {DATE}\n<|im_start|>user\n3 or more?")
     assert {item.outcome for item in items} <= {0.0, 1.0}
     with pytest.raises(BadInputError, match="no filter 'strict'; choose one of: none"):
@@ -289,6 +323,24 @@ def test_bad_inputs_are_refused_before_the_work(
             (plain / file.name).write_bytes(file.read_bytes())
     with pytest.raises(BadInputError, match="has no chat template"):
         run_stage("evaluate", RECIPE, {**inputs, "model.base": plain})
+
+
+def test_a_group_has_the_mean_over_the_items_of_its_tasks() -> None:
+    outcomes = {"bbh_snarks": [1.0, 0.0, 1.0, 1.0, 0.0, 1.0], "bbh_dates": [0.0, 0.0]}
+    items = [
+        {"entry": "leaderboard_bbh", "task": task, "item": item, "outcome": outcome}
+        for task, own in outcomes.items()
+        for item, outcome in enumerate(own)
+    ]
+    tasks = {task: {"version": "1", "num_fewshot": 3, "metric": "acc_norm"} for task in outcomes}
+    about = {"harness": {"lm_eval": "0", "tasks": tasks}, "tokenizer": {}}
+    recipe = EvaluateRecipe.model_validate({**RECIPE, "parents": [], "bits_per_byte": False})
+    results = build_results({name: Measured(items, [], about) for name in ("base", "final")}, recipe)
+    pooled = mean_with_error([*outcomes["bbh_snarks"], *outcomes["bbh_dates"]])
+    # Not the mean of the tasks' means, 0.333.
+    assert pooled["value"] == 0.5
+    assert results["models"]["final"]["entries"] == {"leaderboard_bbh": {"metric": "acc_norm", **pooled}}
+    assert set(results["models"]["final"]["tasks"]) == set(outcomes)
 
 
 def test_gates() -> None:

@@ -72,7 +72,30 @@ def test_identity_follows_the_content_and_not_the_files_beside_it(folder: Path) 
     (folder / "README.md").write_text("other words")
     assert source.with_identity() == before
     (folder / "chat_template.jinja").write_text("{{ messages }}")
-    assert source.with_identity().content_sha256 != before.content_sha256
+    after = source.with_identity()
+    assert after.content_sha256 != before.content_sha256
+    assert after.with_identity() == after
+
+
+@pytest.mark.parametrize("kind", ["directory", "gguf", "miniature"])
+def test_a_pinned_hash_is_held_to(kind: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "weights_for_a_test"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "tiny.gguf").write_bytes(b"weights")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    source, where = {
+        "directory": (DirectorySource(path=str(folder)), str(folder)),
+        "gguf": (GgufSource(package=package.name), f"{package.name}/tiny.gguf"),
+        "miniature": (MiniatureSource(name="qwen-base"), "the miniature qwen-base"),
+    }[kind]
+    known = source.with_identity()
+    assert known.with_identity() == known
+    other = source.model_copy(update={"content_sha256": "ab" * 32})
+    with pytest.raises(BadInputError) as error:
+        other.with_identity()
+    assert str(error.value).startswith(f"{where} has the content {str(known.content_sha256)[:12]}, and ")
+    assert "says abababababab;" in str(error.value)
 
 
 @pytest.mark.parametrize(

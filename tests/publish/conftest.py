@@ -122,11 +122,11 @@ def measured(seed: int, rate: float) -> Measured:
     tasks = {"exercise_add": {"version": "1", "num_fewshot": 0, "metric": "exact_match"}}
     return Measured(
         items=[
-            {"task": "exercise_add", "item": index, "outcome": float(outcome)}
+            {"entry": "exercise_add", "task": "exercise_add", "item": index, "outcome": float(outcome)}
             for index, outcome in enumerate(rng.random(50) < rate)
         ],
         documents=[
-            {"row_id": str(index), "bits": float(bits), "num_bytes": 100}
+            {"document": str(index), "bits": float(bits), "num_bytes": 100}
             for index, bits in enumerate(rng.normal(200, 10, 20))
         ],
         about={

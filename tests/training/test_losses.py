@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
+from tasks.training import losses
 from tasks.training.losses import LossWeights, Targets, head_loss
 
 N, D, V, ROWS, K = 23, 12, 57, 64, 5
@@ -167,6 +170,32 @@ def test_without_a_teacher_it_is_cross_entropy(tensors: tuple[Tensor, Tensor, Te
     assert float(loss) == pytest.approx(float(expected), rel=1e-12)
     assert float(ce) == pytest.approx(float(expected), rel=1e-12)
     assert abs(float(kl)) < 1e-12
+
+
+def test_without_grad_mode_no_gradient_is_computed(
+    tensors: tuple[Tensor, Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A head's weight asks for a gradient even where nobody will run backward, as in a held-out batch."""
+    hidden, weight, teacher_logits = tensors
+    targets = teacher(teacher_logits, K)
+    weight.requires_grad_()
+    asked: list[bool] = []
+    real = losses._chunk_loss
+
+    def counted(*args: Any, needs_grad: bool) -> Any:
+        asked.append(needs_grad)
+        return real(*args, needs_grad=needs_grad)
+
+    monkeypatch.setattr(losses, "_chunk_loss", counted)
+    weights = LossWeights(0.5, 0.5)
+    with_grad, parts = head_loss(hidden, weight, targets, num_real=V, weights=weights)
+    with torch.no_grad():
+        without, same_parts = head_loss(hidden, weight, targets, num_real=V, weights=weights)
+    assert asked == [True, False]
+    assert with_grad.requires_grad
+    assert not without.requires_grad
+    assert torch.equal(with_grad, without)
+    assert torch.equal(parts, same_parts)
 
 
 def test_no_target_gives_zero_with_a_graph(tensors: tuple[Tensor, Tensor, Tensor]) -> None:

@@ -1,0 +1,50 @@
+"""A run from the command line brings its own Prefect server, unless the user has named one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flows.prefect_server import is_configured, start_own_server
+
+
+@pytest.fixture(autouse=True)
+def _unconfigured(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PREFECT_API_URL", "PREFECT_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize("name", ["PREFECT_API_URL", "PREFECT_PROFILE"])
+def test_a_server_that_the_user_has_named_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    assert not is_configured(tmp_path)
+    monkeypatch.setenv(name, "http://prefect.example:4200/api")
+    start_own_server(tmp_path)()
+    assert os.environ[name] == "http://prefect.example:4200/api"
+    assert list(tmp_path.iterdir()) == [], "nothing is started"
+
+
+def test_a_home_with_profiles_is_the_users(tmp_path: Path) -> None:
+    (tmp_path / "profiles.toml").write_text('active = "team"\n')
+    assert is_configured(tmp_path)
+
+
+def test_a_server_that_cannot_start_is_one_sentence_before_any_work(tmp_path: Path) -> None:
+    result = subprocess.run(
+        [Path(sys.executable).with_name("medius"), "run", "micro", "--store", str(tmp_path / "store")],
+        cwd=tmp_path,
+        env={**os.environ, "PREFECT_API_DATABASE_CONNECTION_URL": "sqlite+aiosqlite:////nonexistent/folder/x.db"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert result.returncode == 1
+    (sentence,) = result.stderr.splitlines()
+    assert sentence.startswith("medius: the Prefect server of this run ended with exit code")
+    log = sentence.partition("its log is ")[2].partition(":")[0]
+    assert "nonexistent" in Path(log).read_text() or "unable to open database" in Path(log).read_text()
+    assert not (tmp_path / "store").exists()
