@@ -18,6 +18,7 @@ from prefect import flow
 
 from flows.opened import gather, open_run
 from flows.profiles import Profile, load_profile
+from flows.results import show_results_in_prefect
 from tasks.corpus.stage import STAGE as CORPUS
 from tasks.distill.stage import STAGE as DISTILL
 from tasks.dump_logits.stage import STAGE as DUMP_LOGITS
@@ -109,4 +110,6 @@ def distillation(
         futures: dict[str, Any] = {}
         for step in steps:
             futures[step.key] = submit_stage(step, context, [futures[source.key] for source in step.inputs.values()])
-        return {step.label: ref.uri for step, ref in zip(steps, gather(futures.values()), strict=True)}
+        finished = gather(futures.values())
+        show_results_in_prefect(steps, context.store)
+        return {step.label: ref.uri for step, ref in zip(steps, finished, strict=True)}

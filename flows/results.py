@@ -1,16 +1,27 @@
-"""What a finished run prints: the results table, how the final model stands, and where the model is."""
+"""What a finished run shows, in the terminal and in Prefect: the results table and how the final model stands."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from prefect.artifacts import create_table_artifact
 from rich.console import Console
 from rich.table import Table
 
 from tasks.artifacts.store import Store
 from tasks.publish.report import kl_by_model, read_results
-from tasks.publish.tables import headline, results_table
+from tasks.publish.tables import headline, results_rows, results_table
 from tasks.runtime.declare import Step
+
+
+def show_results_in_prefect(steps: Sequence[Step], store: Store) -> None:
+    """Leaves the results table as an artifact of the flow run."""
+    evaluation = next(step for step in steps if step.stage.name == "evaluate")
+    results = read_results(store, evaluation.directory)
+    if results is not None:
+        kl = kl_by_model(store, evaluation.directory)
+        lines = "\n\n".join(headline(results, kl))
+        create_table_artifact(results_rows(results, kl), key="results", description=lines)
 
 
 def print_results(steps: Sequence[Step], store: Store, console: Console) -> None:

@@ -79,11 +79,13 @@ def test_prefect_shows_the_run(undisturbed: MicroRun) -> None:
     assert {"progress", "table", "markdown"} <= kinds
     keys = {key for (key,) in undisturbed.prefect("select key from artifact where type = 'progress'")}
     assert {"logits-llama", "distill-qwen", "evaluate"} <= keys
-    gates = dict(undisturbed.prefect("select key, data from artifact where type = 'table'"))
-    rows = json.loads(json.loads(gates["gates-distill-llama"]))
+    tables = dict(undisturbed.prefect("select key, data from artifact where type = 'table'"))
+    rows = json.loads(json.loads(tables["gates-distill-llama"]))
     assert [(row["gate"], row["passed"]) for row in rows] == [("heldout_kl_must_fall", "yes")]
     logged = undisturbed.prefect("select count(*) from log where message like 'sft: saved a checkpoint%'")
     assert logged == [(2,)]
+    results = json.loads(json.loads(tables["results"]))
+    assert {row["model"] for row in results} == {"base", "llama", "llama-reverted", "qwen", "fused", "final"}
 
 
 def test_the_published_model_loads_and_answers(undisturbed: MicroRun, tmp_path: Path) -> None:
