@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from tasks.artifacts.artifact import Artifact
-from tasks.artifacts.errors import ObjectMissingError
 from tasks.artifacts.manifest import Manifest
 from tasks.artifacts.store import Store
 from tasks.publish.tables import (
@@ -25,6 +24,7 @@ from tasks.publish.tables import (
     results_table,
     tasks_table,
 )
+from tasks.runtime.gates import acceptance_reason, read_verdict
 
 Step = tuple[str, str, str, str]
 """label, stage, directory in the store, state."""
@@ -180,24 +180,15 @@ def _gates_table(store: Store, steps: Sequence[Step]) -> Table:
     rows = []
     for label, _, directory, _ in steps:
         artifact = Artifact(store, directory)
-        for gate in _read(artifact, "verdict.json").get("gates", []):
-            verdict = "passed" if gate["passed"] else "failed"
-            if not gate["passed"]:
-                accepted = _read(artifact, f"acceptances/{gate['gate']}.json")
-                verdict = f"accepted: {accepted['reason']}" if accepted else verdict
-            value = MISSING if gate["value"] is None else f"{gate['value']:.6g}"
-            rows.append(
-                (label, gate["gate"], value, f"{gate['comparison']} {gate['threshold']:g}", verdict, gate["meaning"])
-            )
+        verdict = read_verdict(artifact)
+        for gate in verdict.gates if verdict else ():
+            said = "passed" if gate.passed else "failed"
+            if not gate.passed and verdict is not None:
+                reason = acceptance_reason(artifact, gate.gate, verdict.digest)
+                said = f"accepted: {reason}" if reason is not None else said
+            value = MISSING if gate.value is None else f"{gate.value:.6g}"
+            rows.append((label, gate.gate, value, f"{gate.comparison} {gate.threshold:g}", said, gate.meaning))
     return Table(("step", "gate", "value", "wanted", "verdict", "meaning"), tuple(rows))
-
-
-def _read(artifact: Artifact, name: str) -> dict[str, Any]:
-    try:
-        record: dict[str, Any] = json.loads(artifact.store.get(artifact.path(name)))
-    except ObjectMissingError:
-        return {}
-    return record
 
 
 def _dumps_table(dumps: Mapping[str, Manifest]) -> Table:

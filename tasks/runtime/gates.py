@@ -4,7 +4,6 @@ object beside it, and a consumer refuses an input whose verdict failed until som
 
 from __future__ import annotations
 
-import json
 import time
 
 from tasks.artifacts.artifact import Artifact, encode_record
@@ -83,16 +82,19 @@ def judge(step: Step, artifact: Artifact, manifest: Manifest) -> list[GateResult
 def unaccepted(artifact: Artifact, verdict: Verdict) -> list[VerdictEntry]:
     """The failed gates that nobody has accepted."""
     return [
-        entry for entry in verdict.gates if not entry.passed and not _accepted(artifact, entry.gate, verdict.digest)
+        entry
+        for entry in verdict.gates
+        if not entry.passed and acceptance_reason(artifact, entry.gate, verdict.digest) is None
     ]
 
 
-def _accepted(artifact: Artifact, gate: str, digest: str) -> bool:
+def acceptance_reason(artifact: Artifact, gate: str, digest: str) -> str | None:
+    """Why a failed gate of exactly these bytes was accepted, if it was."""
     try:
         record = Acceptance.model_validate_json(artifact.store.get(artifact.path(f"acceptances/{gate}.json")))
     except ObjectMissingError:
-        return False
-    return record.digest == digest
+        return None
+    return record.reason if record.digest == digest else None
 
 
 def read_verdict(artifact: Artifact) -> Verdict | None:
@@ -132,11 +134,3 @@ def accept(artifact: Artifact, gate: str, reason: str) -> None:
         raise BadInputError("an acceptance needs a reason: --reason TEXT")
     record = Acceptance(gate=gate, digest=verdict.digest, reason=reason, time=time.time())
     artifact.store.put(artifact.path(f"acceptances/{gate}.json"), encode_record(record))
-
-
-def acceptance_reason(artifact: Artifact, gate: str) -> str | None:
-    """Why a failed gate was accepted, if it was."""
-    try:
-        return str(json.loads(artifact.store.get(artifact.path(f"acceptances/{gate}.json")))["reason"])
-    except ObjectMissingError:
-        return None

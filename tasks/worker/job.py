@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import signal
 import sys
 import time
@@ -240,10 +239,3 @@ def worker_main(run: Callable[[Job], None]) -> NoReturn:
         _write_end(Path(spec.scratch), code, message)
     # Skips interpreter teardown, where daemon threads of s3fs and torch now and then hang or abort.
     os._exit(code)
-
-
-def copy_files(source: Path, target: Path, names: Sequence[str]) -> None:
-    """Copies those of `names` that exist in `source`, following links."""
-    for name in names:
-        if (source / name).exists():
-            shutil.copyfile(source / name, target / name)

@@ -41,7 +41,12 @@ def test_only_one_of_two_holds_it(any_store: Store) -> None:
     assert standing(any_store).owner == second.record.owner
 
 
-def test_one_winner_among_racing_runs(any_store: Store) -> None:
+@pytest.mark.parametrize("expired", [False, True], ids=["free", "expired"])
+def test_one_winner_among_racing_runs(any_store: Store, expired: bool) -> None:
+    if expired:
+        held_elsewhere(any_store, ttl_seconds=0.1)
+        # S3 counts whole seconds.
+        time.sleep(1.5)
     leases = [Lease(any_store, PATH, 60) for _ in range(5)]
     barrier = threading.Barrier(len(leases))
     winners = []
@@ -60,13 +65,6 @@ def test_one_winner_among_racing_runs(any_store: Store) -> None:
     for thread in threads:
         thread.join()
     assert winners == [standing(any_store).owner]
-
-
-def test_one_winner_takes_over_an_expired_lease(any_store: Store) -> None:
-    held_elsewhere(any_store, ttl_seconds=0.1)
-    # S3 counts whole seconds.
-    time.sleep(1.5)
-    test_one_winner_among_racing_runs(any_store)
 
 
 def test_it_expires_by_the_servers_clock(any_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,7 +119,9 @@ def test_a_dead_holder_on_this_host_is_replaced_at_once(store: Store) -> None:
 def test_a_process_that_took_over_a_dead_ones_number_is_not_the_holder(store: Store) -> None:
     record = Lease(store, PATH, 3600).record
     store.put(PATH, encode_record(record.model_copy(update={"owner": "gone", "process_started": "1"})))
-    Lease(store, PATH, 3600).acquire(wait_seconds=0)
+    mine = Lease(store, PATH, 3600)
+    mine.acquire(wait_seconds=0)
+    assert standing(store).owner == mine.record.owner
 
 
 def test_a_silent_holder_on_another_host_is_waited_for(store: Store) -> None:
@@ -188,5 +188,7 @@ def test_a_deleted_lease_is_lost(store: Store) -> None:
 
 def test_two_stores_hold_two_leases(store: Store, tmp_path_factory: pytest.TempPathFactory) -> None:
     other = open_store(str(tmp_path_factory.mktemp("other")))
-    Lease(store, PATH, 60).acquire(wait_seconds=0)
-    Lease(other, PATH, 60).acquire(wait_seconds=0)
+    leases = {where: Lease(where, PATH, 60) for where in (store, other)}
+    for lease in leases.values():
+        lease.acquire(wait_seconds=0)
+    assert all(standing(where).owner == lease.record.owner for where, lease in leases.items())

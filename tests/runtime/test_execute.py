@@ -150,7 +150,10 @@ def test_a_failed_gate_keeps_the_result_and_stops_its_consumers(context: RunCont
     with pytest.raises(BadInputError, match="needs a reason"):
         accept(artifact, "max_length", "  ")
     accept(artifact, "max_length", "looked at it")
-    assert acceptance_reason(artifact, "max_length") == "looked at it"
+    manifest = artifact.manifest()
+    assert manifest is not None
+    assert acceptance_reason(artifact, "max_length", manifest.digest) == "looked at it"
+    assert acceptance_reason(artifact, "max_length", "other bytes") is None
     assert execute(source, context).ref.reused
     assert not execute(step, context).ref.reused
     assert len(launches(source)) == 1, "a verdict costs no second launch"
