@@ -3,13 +3,14 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
   $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done)
 BIN := .venv/bin
 STAMP := .venv/.installed
+BENCH_STAMP := .venv/.installed-bench
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint infra/constraints.txt
 export HF_HUB_OFFLINE ?= 1
 export DO_NOT_TRACK = 1
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-slow check miniatures clean
+.PHONY: help setup run test test-slow check bench miniatures clean
 
 help:  ## what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +39,14 @@ check: $(STAMP)  ## lint, format, types, layers
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/python -m pytest -q tests/contracts
+
+$(BENCH_STAMP): $(STAMP)
+	@echo "installing what the bench measures with"
+	@$(PIP) -e '.[bench]'
+	@touch $@
+
+bench: $(BENCH_STAMP)  ## measure what is promised; ONLY=store or dump for a part
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench $(if $(ONLY),--only $(ONLY))
 
 miniatures: $(STAMP)  ## train the shipped miniature models again
 	@$(BIN)/python -m tasks.models.pretrain

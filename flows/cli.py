@@ -17,12 +17,12 @@ from rich.console import Console
 from rich.table import Table
 from typer.exceptions import TyperException
 
+from flows.addresses import DEFAULT_STORE, find_artifact, find_key, is_artifact
 from flows.prefect_server import start_own_server
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.errors import BadInputError, InterruptedRunError, MediusError
 from tasks.artifacts.runs import all_runs
 from tasks.artifacts.store import Store, open_store
-from tasks.artifacts.verify import find_damage
 from tasks.runtime.declare import Step
 from tasks.runtime.gates import accept as accept_gate
 from tasks.runtime.state import StepState, step_state
@@ -178,37 +178,62 @@ def accept(
     store: StoreUri = None,
 ) -> None:
     """Go on in spite of a failed gate; the reason is kept beside the artifact."""
-    artifact = _find(open_store(store or ".medius/store"), key)
+    artifact = find_key(open_store(store or DEFAULT_STORE), key)
     accept_gate(artifact, gate, reason)
     console.print(f"accepted {gate} of {artifact.uri}", soft_wrap=True)
 
 
 @app.command()
-def verify(profile: ProfileName, set_: Sets = None, store: StoreUri = None, smoke: Smoke = False) -> None:
-    """Read every finished artifact of a profile and compare it with its checksums."""
-    steps, opened, _name = _steps(profile, set_, store, smoke)
-    problems = []
-    for step in steps:
-        artifact = Artifact(opened, step.directory)
-        manifest = artifact.manifest()
-        if manifest is not None:
-            found = find_damage(artifact, manifest)
-            console.print(f"{step.label:24} {len(manifest.objects)} objects {'DAMAGED' if found else 'ok'}")
-            problems += found
-    for problem in problems:
-        console.print(problem, soft_wrap=True)
-    if problems:
-        raise MediusError(
-            f"{len(problems)} objects are damaged; delete the manifests and receipts named, and run again"
-        )
+def verify(
+    target: Annotated[str, typer.Argument(help="A profile, the URI of an artifact, or the first 16 digits of a key.")],
+    set_: Sets = None,
+    store: StoreUri = None,
+    smoke: Smoke = False,
+    recompute: Annotated[
+        int, typer.Option("--recompute", min=0, help="Positions of a logit store that its teacher computes again.")
+    ] = 0,
+) -> None:
+    """Read every byte of finished artifacts and compare it with its checksum; of logits, check every row."""
+    from flows.verification import Verification
+
+    verification = Verification(console, recompute)
+    if is_artifact(target):
+        if set_ or smoke:
+            raise BadInputError(f"--set and --smoke change a profile, and {target} is an artifact; leave them out")
+        artifact, manifest = find_artifact(target, store)
+        verification.check(manifest.label, artifact, manifest)
+    else:
+        steps, opened, _name = _steps(target, set_, store, smoke)
+        for step in steps:
+            artifact = Artifact(opened, step.directory)
+            if (found := artifact.manifest()) is not None:
+                verification.check(step.label, artifact, found)
+    verification.finish()
 
 
-def _find(store: Store, key: str) -> Artifact:
-    for entry in store.list("artifacts"):
-        folder, _, name = entry.path.rpartition("/")
-        if name == "manifest.json" and folder.endswith(f"-{key[:16]}") and len(key) >= 16:
-            return Artifact(store, folder)
-    raise BadInputError(f'{store.uri} has no artifact with key {key}; "medius plan PROFILE" shows the keys')
+@app.command()
+def inspect(
+    target: Annotated[str, typer.Argument(help="The URI of a logit store, or the first 16 digits of its key.")],
+    row: Annotated[int, typer.Option("--row", min=0, help="The document to show, by its place in the split.")] = 0,
+    document: Annotated[str | None, typer.Option("--document", help="The document to show, by its row id.")] = None,
+    split: Annotated[str | None, typer.Option("--split", help="train or heldout; the first that was dumped.")] = None,
+    positions: Annotated[int, typer.Option("--positions", min=0, help="Positions of the document to show.")] = 20,
+    store: StoreUri = None,
+) -> None:
+    """Show a logit store: its format, captured mass, one document as text, and a picture whose path comes last."""
+    from flows.inspection import inspect_store
+
+    artifact, manifest = find_artifact(target, store)
+    inspect_store(
+        artifact,
+        manifest,
+        console,
+        split=split,
+        row=row,
+        document=document,
+        positions=positions,
+        target=Path("build/inspect"),
+    )
 
 
 def main() -> None:

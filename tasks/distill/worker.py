@@ -42,11 +42,16 @@ def tempered(reader: LogitReader, loss: LossRecipe) -> RowSource:
     """The training rows with the teacher at the loss's temperature.
 
     Raises:
-        BadInputError: the dump did not take the normaliser there.
+        BadInputError: the dump did not take the normaliser there, or it holds draws, which are of temperature 1.
     """
     rows = reader.rows("train")
     if loss.temperature == 1:
         return rows
+    if reader.schema.support.kind == "sampled":
+        raise BadInputError(
+            f"loss.temperature is {loss.temperature}, but {reader.uri} holds draws from the teacher at temperature 1; "
+            f"use 1, or dump with support top_k or adaptive"
+        )
     if loss.temperature not in reader.schema.temperatures:
         raise BadInputError(
             f"loss.temperature is {loss.temperature}, but {reader.uri} has the teacher at the temperatures "

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from tasks.artifacts.frozen import Frozen
+from tasks.logits.schema import MIN_TEMPERATURE, Support, TopKSupport, Values
 from tasks.runtime.declare import GateResult, Gates, Runtime, Stage, StageConfig, at_least, at_most
 
 
@@ -35,12 +36,17 @@ class DumpLogitsRecipe(Frozen):
     """What is stored."""
 
     teacher: TeacherRecipe
-    num_kept: int = Field(64, ge=1)
-    """K: entries kept of each distribution, the likeliest; equal logits by ascending id."""
-    value_dtype: Literal["float16", "float32"] = "float16"
-    """Of the stored log-probabilities; tail, gold and tempered values are always float32."""
+    support: Support = TopKSupport()
+    """Which entries of a distribution are kept (tasks/logits/README.md compares them)."""
+    values: Values = "warped"
+    """How their log-probabilities are stored: on 255 levels, or rounded to a float and kept exactly."""
     rows_per_shard: int = Field(1024, ge=1)
-    """A shard is the unit of resume and stands in memory whole: 8 · K bytes a token."""
+    """A shard is the unit of resume: some minutes of work."""
+    documents_per_chunk: int = Field(1, ge=1)
+    """Documents that are compressed and read together. 1 lets any single one be read; short ones (100 tokens) are
+    smaller and read faster by 16."""
+    prior_tokens: int = Field(65536, ge=1)
+    """Tokens of the sample on which the ids are counted, before the first shard."""
     splits: tuple[Literal["train", "heldout"], ...] = Field(("train", "heldout"), min_length=1)
     temperatures: tuple[float, ...] = ()
     """Temperatures other than 1 that a loss will use. A truncated distribution cannot be tempered afterwards."""
@@ -56,9 +62,10 @@ class DumpLogitsRecipe(Frozen):
     @field_validator("temperatures")
     @classmethod
     def _temperatures_in_order(cls, temperatures: tuple[float, ...]) -> tuple[float, ...]:
-        if len(set(temperatures)) != len(temperatures) or any(value <= 0 or value == 1 for value in temperatures):
+        if len(set(temperatures)) != len(temperatures) or any(t < MIN_TEMPERATURE or t == 1 for t in temperatures):
             raise ValueError(
-                f"temperatures are positive, differ, and leave out 1, which is always stored: {temperatures}"
+                f"temperatures are at least {MIN_TEMPERATURE}, differ, and leave out 1, which is always stored: "
+                f"{temperatures}"
             )
         return tuple(sorted(temperatures))
 
@@ -66,8 +73,12 @@ class DumpLogitsRecipe(Frozen):
 class DumpLogitsRuntime(Runtime):
     """How it is computed; results agree to 1e-4 nats in float32 whatever is set here.
 
-    With `num_processes` > 1 each process takes every n-th shard on its own device.
+    With `num_processes` > 1 the processes share the shards, as do further launches of the same recipe, on other hosts
+    too: each takes what nobody else has.
     """
+
+    tensor_parallel: int = Field(1, ge=1)
+    """Processes that hold one teacher together, by transformers' own plan; `num_processes` is a multiple of it."""
 
     tokens_per_batch: int = Field(8192, ge=1)
     """Tokens of one forward pass, padding included. A longer row is a batch of its own."""
@@ -75,6 +86,15 @@ class DumpLogitsRuntime(Runtime):
     """Positions whose full logits exist at one time: 8 bytes · vocabulary each."""
     gold_rows_per_shard: int = Field(2, ge=1)
     """Rows of each shard whose gold log-probabilities are computed a second time, by the model's own forward pass."""
+
+    @model_validator(mode="after")
+    def _groups_fit(self) -> DumpLogitsRuntime:
+        if self.tensor_parallel > 1 and (self.launcher != "torchrun" or self.num_processes % self.tensor_parallel):
+            raise ValueError(
+                f"tensor_parallel {self.tensor_parallel} needs launcher torchrun and num_processes a multiple of it, "
+                f"not {self.launcher} with {self.num_processes}"
+            )
+        return self
 
 
 class DumpLogitsGates(Gates):
@@ -110,4 +130,4 @@ def judge(metrics: Mapping[str, Any], gates: DumpLogitsGates) -> list[GateResult
     ]
 
 
-STAGE = Stage(name="dump_logits", version=1, config=DumpLogitsConfig, judge=judge)
+STAGE = Stage(name="dump_logits", version=2, config=DumpLogitsConfig, judge=judge, shared=True)

@@ -1,8 +1,11 @@
-"""The teacher: loaded, checked against the corpus, and run to hidden states and to logits."""
+"""The teacher: loaded, checked against the corpus, and run to hidden states and to logits.
+
+Where several processes hold it together (tasks/dump_logits/tensor_group.py), all methods but `follow` are the leader's.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ from transformers import AutoConfig
 from tasks.artifacts.errors import BadInputError
 from tasks.dump_logits.head import Float32Head
 from tasks.dump_logits.stage import TeacherRecipe
-from tasks.logits.rows import Row
+from tasks.dump_logits.tensor_group import TensorGroup, check_plan, load_cut, whole
 from tasks.modeling.model_files import load_causal_lm
 
 PROBE_TOKENS = 16
@@ -24,8 +27,13 @@ GOLD_POSITIONS = 128
 """Positions of a sampled row that are recomputed: their full logits stand in memory, 78 MB at 152k tokens."""
 
 
-def check_config(directory: Path, recipe: TeacherRecipe, vocab_size: int, rows: Sequence[Row]) -> None:
-    """Refuses what config.json alone shows to be impossible, before hours of download and loading."""
+def check_config(
+    directory: Path, recipe: TeacherRecipe, vocab_size: int, lengths: Iterable[tuple[str, int]], group_size: int
+) -> None:
+    """Refuses what config.json alone shows to be impossible, before hours of download and loading.
+
+    `lengths` are the rows' ids and numbers of tokens.
+    """
     config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
     settings = getattr(config, "quantization_config", None)
     method = None if settings is None else str(settings["quant_method"])
@@ -41,20 +49,31 @@ def check_config(directory: Path, recipe: TeacherRecipe, vocab_size: int, rows: 
             f"repair the model's files"
         )
     limit = getattr(config, "max_position_embeddings", None)
-    for row in rows:
-        if limit is not None and len(row.input_ids) > limit:
+    for row_id, length in lengths:
+        if limit is not None and length > limit:
             raise BadInputError(
-                f"row {row.row_id} has {len(row.input_ids)} tokens, the teacher's max_position_embeddings is {limit}; "
+                f"row {row_id} has {length} tokens, the teacher's max_position_embeddings is {limit}; "
                 f"build the corpus with a smaller max_tokens"
             )
+    if group_size > 1:
+        check_plan(config, group_size)
 
 
 class Teacher:
     """A causal language model whose logits are float32 and cover the tokenizer's `vocab_size` ids."""
 
-    def __init__(self, directory: Path, recipe: TeacherRecipe, device: torch.device, vocab_size: int) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        recipe: TeacherRecipe,
+        device: torch.device,
+        vocab_size: int,
+        group: TensorGroup | None = None,
+    ) -> None:
+        """Loads it, or with `group` this rank's part of it."""
         self.device = device
-        self.model = _load(directory, recipe, device)
+        self.group = group
+        self.model = _load(directory, recipe, device, group)
         self.config = self.model.config.get_text_config()
         head = self.model.get_output_embeddings()
         weight = getattr(head, "weight", None)
@@ -64,7 +83,10 @@ class Teacher:
                 f"the teacher's output embedding is a {kind}; "
                 f"dump_logits needs a plain linear layer of 16 or 32 bits, so leave lm_head out of the quantisation"
             )
-        self.head = Float32Head(head.weight, head.bias, vocab_size)
+        weight_RD, bias_R = whole(head.weight.detach()), None if head.bias is None else whole(head.bias.detach())
+        if group is not None and not group.leads:
+            return
+        self.head = Float32Head(weight_RD, bias_R, vocab_size)
         # The model's own forward pass then has the same float32 logits, and can serve as the check.
         self.model.set_output_embeddings(self.head)
 
@@ -73,7 +95,7 @@ class Teacher:
         """Refuses an architecture whose logits are not what `logits` makes of the hidden states."""
         ids_1T = torch.from_numpy(input_ids[:PROBE_TOKENS].astype(np.int64))[None].to(self.device)
         ours_TV = self.logits(self.hidden_states(ids_1T, torch.ones_like(ids_1T))[0])
-        theirs_TV = self.model(input_ids=ids_1T, attention_mask=torch.ones_like(ids_1T), use_cache=False).logits[0]
+        theirs_TV = self._plain_logits(ids_1T)[0]
         difference = (ours_TV - theirs_TV.float()).abs().max().item()
         # `not <=` also refuses a NaN on one side only; hidden states that are NaN are named by row later.
         if torch.isfinite(theirs_TV).all() and not difference <= PROBE_TOLERANCE * (1 + theirs_TV.abs().max().item()):
@@ -84,21 +106,42 @@ class Teacher:
 
     def hidden_states(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
         """Inputs of the output embedding (B, T, D), for right-padded rows."""
+        if self.group is not None and self.group.leads:
+            self.group.announce(ids_BT, mask_BT)
         hidden_BTD: Tensor = self.model.base_model(
             input_ids=ids_BT, attention_mask=mask_BT, use_cache=False
         ).last_hidden_state
         return hidden_BTD
 
+    @torch.inference_mode()
+    def follow(self) -> None:
+        """Makes every forward pass that the group's leader makes, until it says that there are no more."""
+        assert self.group is not None
+        for ids_BT, mask_BT in self.group.forward_inputs():
+            self.hidden_states(ids_BT, mask_BT)
+
+    def _plain_logits(self, ids_1T: Tensor, **options: Any) -> Tensor:
+        """The model's own logits (1, T, V) of one row without padding."""
+        mask_1T = torch.ones_like(ids_1T)
+        if self.group is not None:
+            self.group.announce(ids_1T, mask_1T)
+        logits_1TV: Tensor = self.model(input_ids=ids_1T, attention_mask=mask_1T, use_cache=False, **options).logits
+        return logits_1TV
+
     def logits(self, hidden_CD: Tensor) -> Tensor:
         """Final logits (C, V) in float32, in memory of their own."""
         logits_CV: Tensor = self.head(hidden_CD)
-        if (scale := getattr(self.config, "logit_scale", None)) is not None:
-            logits_CV *= scale
-        if (divisor := getattr(self.config, "logits_scaling", None)) is not None:
-            logits_CV /= divisor
-        if (cap := getattr(self.config, "final_logit_softcapping", None)) is not None:
-            logits_CV.div_(cap).tanh_().mul_(cap)
+        self.transform(logits_CV)
         return logits_CV
+
+    def transform(self, logits: Tensor) -> None:
+        """What the model does to its logits behind the head: element by element, in place, on any piece of them."""
+        if (scale := getattr(self.config, "logit_scale", None)) is not None:
+            logits *= scale
+        if (divisor := getattr(self.config, "logits_scaling", None)) is not None:
+            logits /= divisor
+        if (cap := getattr(self.config, "final_logit_softcapping", None)) is not None:
+            logits.div_(cap).tanh_().mul_(cap)
 
     @torch.inference_mode()
     def plain_gold_logprobs(self, input_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -111,15 +154,21 @@ class Teacher:
         where = np.unique(np.linspace(0, num_positions - 1, min(num_positions, GOLD_POSITIONS)).astype(np.int64))
         ids_1T = torch.from_numpy(input_ids.astype(np.int64))[None].to(self.device)
         keep = torch.from_numpy(where).to(self.device)
-        logits_CV = self.model(input_ids=ids_1T, use_cache=False, logits_to_keep=keep).logits[0]
+        logits_CV = self._plain_logits(ids_1T, logits_to_keep=keep)[0]
         gold_C1 = ids_1T[0, keep + 1, None]
-        values = logits_CV.double().log_softmax(1).gather(1, gold_C1)[:, 0]
-        return where, values.cpu().numpy()
+        # In blocks: whole in float64 and once more as its softmax it would be 300 MB at 152k tokens.
+        values = [
+            block_V.double().log_softmax(1).gather(1, gold_B1)[:, 0]
+            for block_V, gold_B1 in zip(logits_CV.split(16), gold_C1.split(16), strict=True)
+        ]
+        return where, torch.cat(values).cpu().numpy()
 
 
-def _load(directory: Path, recipe: TeacherRecipe, device: torch.device) -> Any:
+def _load(directory: Path, recipe: TeacherRecipe, device: torch.device, group: TensorGroup | None) -> Any:
     dtype = torch.float32 if recipe.dtype == "float32" else torch.bfloat16
     try:
+        if group is not None:
+            return load_cut(directory, dtype=dtype, attention=recipe.attention, size=group.size)
         return load_causal_lm(directory, dtype=dtype, device=device, attn_implementation=recipe.attention)
     except (ValueError, ImportError) as error:
         raise BadInputError(

@@ -1,165 +1,109 @@
 """Runs a teacher over a corpus and writes a logit store, shard by shard.
 
-The plan of shards is a function of the corpus and the recipe. Shards that have a receipt are not computed again; with
-several processes each takes every n-th shard of the plan and the first one finishes the artifact.
+The plan of shards is a function of the corpus and the recipe. Any number of workers share it: those of this launch and
+of other launches and hosts with the same artifact key (tasks/dump_logits/claims.py). Each leases a shard that nobody
+has, makes it, commits its receipt and takes the next, until all have one. Before the first of them comes the shard
+"prior", for which everybody waits. Then each launch's first rank finishes the artifact: all with the same bytes, and
+the first of them counts.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
 
-import numpy as np
 import torch
-from zarr.storage import LocalStore
 
 from tasks.artifacts.errors import BadInputError
-from tasks.artifacts.manifest import ShardReceipt
-from tasks.dump_logits.batches import length_buckets, padded
-from tasks.dump_logits.head import distributions
-from tasks.dump_logits.measures import shard_statistics, store_metrics
+from tasks.artifacts.manifest import MAIN_SHARD
+from tasks.dump_logits.claims import ShardClaims, first_place
+from tasks.dump_logits.corpus_rows import CorpusSplit
+from tasks.dump_logits.dump import Dump, committed_prior
+from tasks.dump_logits.forward import Forward
+from tasks.dump_logits.measures import store_metrics
 from tasks.dump_logits.stage import DumpLogitsRecipe, DumpLogitsRuntime
 from tasks.dump_logits.teacher import Teacher, check_config
-from tasks.logits.codec import Positions
-from tasks.logits.reader import DEFAULT_CACHE_BYTES, BlockCache, ShardReader
-from tasks.logits.rows import Row, read_rows
-from tasks.logits.schema import SCHEMA_FILE, LogitFormat, LogitSchema, ShardEntry, ShardPlan, Split, plan_shards
-from tasks.logits.writer import write_shard
+from tasks.dump_logits.tensor_group import Place, TensorGroup
+from tasks.logits.codec import max_error_nats
+from tasks.logits.prior import PRIOR_SHARD, Prior
+from tasks.logits.schema import (
+    SCHEMA_FILE,
+    LogitFormat,
+    LogitSchema,
+    ShardEntry,
+    ShardPlan,
+    Split,
+    TeacherRecord,
+    plan_shards,
+)
 from tasks.modeling.tokenizer_files import load_tokenizer, real_vocab_size, tokenizer_digest
-from tasks.worker.job import Job, worker_main
+from tasks.worker.job import Job, PreemptedError, worker_main
 
 
 def run(job: Job) -> None:
     recipe = DumpLogitsRecipe.model_validate(job.recipe)
     runtime = DumpLogitsRuntime.model_validate(job.runtime)
     torch.set_num_threads(runtime.threads)
+    place = Place.of_environment(runtime.tensor_parallel)
+    if place.group_size == 1:
+        _lead(job, recipe, runtime, place, None)
+        return
+    device = _device(runtime)
+    group = TensorGroup(place, device)
+    if not group.leads:
+        if group.hears_load():
+            Teacher(job.input("teacher").directory(), recipe.teacher, device, 1, group).follow()
+        return
+    try:
+        _lead(job, recipe, runtime, place, group)
+    except PreemptedError:
+        # After any other error the launcher ends the group: the others may be in a pass that this one left.
+        group.end()
+        raise
+    group.end()
+
+
+def _lead(
+    job: Job, recipe: DumpLogitsRecipe, runtime: DumpLogitsRuntime, place: Place, group: TensorGroup | None
+) -> None:
+    """The part of a process that takes shards."""
     teacher_directory = job.input("teacher").directory()
-    form = _format(job, recipe, teacher_directory)
+    tokenizer, vocab_size = _vocabulary(job, recipe, teacher_directory)
     corpus = job.input("corpus").directory()
-    rows: dict[Split, list[Row]] = {
-        split: _rows(corpus / f"{split}.parquet", form.vocab_size) for split in recipe.splits
+    splits: dict[Split, CorpusSplit] = {
+        split: CorpusSplit(corpus / f"{split}.parquet", vocab_size) for split in recipe.splits
     }
-    plan = plan_shards({split: len(rows[split]) for split in rows}, recipe.rows_per_shard)
+    plan = plan_shards({split: len(rows) for split, rows in splits.items()}, recipe.rows_per_shard)
     if not plan:
         raise BadInputError(f"the corpus has no rows in {', '.join(recipe.splits)}; there is nothing to dump")
 
-    receipts = job.receipts()
-    mine = plan[job.rank :: int(os.environ.get("WORLD_SIZE", "1"))]
-    to_do = [shard for shard in mine if shard.name not in receipts]
-    if to_do:
-        shard_rows = [_rows_of(shard, rows) for shard in to_do]
-        every_row = [row for part in shard_rows for row in part]
-        check_config(teacher_directory, recipe.teacher, form.vocab_size, every_row)
-        teacher = Teacher(teacher_directory, recipe.teacher, _device(runtime), form.vocab_size)
-        teacher.check_formula(shard_rows[0][0].input_ids)
-        num_tokens = sum(len(row.input_ids) for shard in mine for row in _rows_of(shard, rows))
-        num_left = sum(len(row.input_ids) for row in every_row)
-        dump = Dump(job, runtime, form, teacher, num_tokens, num_tokens - num_left)
-        for shard, part in zip(to_do, shard_rows, strict=True):
-            dump.shard(shard, part)
-    if job.rank == 0:
-        _complete(job, recipe, form, {split: len(rows[split]) for split in rows}, plan)
+    def format_with(prior: Prior) -> LogitFormat:
+        return _format(job, recipe, teacher_directory, tokenizer, vocab_size, prior)
 
-
-class Dump:
-    """The loop over shards with what it needs."""
-
-    def __init__(
-        self,
-        job: Job,
-        runtime: DumpLogitsRuntime,
-        form: LogitFormat,
-        teacher: Teacher,
-        num_tokens: int,
-        tokens_before: int,
-    ) -> None:
-        self.job = job
-        self.runtime = runtime
-        self.form = form
-        self.teacher = teacher
-        self.num_tokens = num_tokens
-        self.tokens_before = self.tokens_done = tokens_before
-        self.started = self.told = time.monotonic()
-
-    def shard(self, plan: ShardPlan, rows: Sequence[Row]) -> None:
-        """Computes one shard, checks a sample of what was written, and commits it."""
-        tokens_after = self.tokens_done + sum(len(row.input_ids) for row in rows)
-        positions = self.positions(rows)
-        directory = self.job.new_directory(plan.name)
-        write_shard(directory, plan, self.form, rows, positions)
-        statistics = shard_statistics(rows, positions, self.gold_error(directory))
-        self.job.commit_shard(plan.name, directory, statistics)
-        shutil.rmtree(directory)
-        # Rows of one token are in no batch.
-        self._tell(tokens_after - self.tokens_done, at_once=True)
-
-    @torch.inference_mode()
-    def positions(self, rows: Sequence[Row]) -> Positions:
-        """The truncated distributions of all rows, in row order whatever the batches were."""
-        starts_N = np.cumsum([0] + [len(row.input_ids) - 1 for row in rows])
-        result = Positions.empty(int(starts_N[-1]), self.form.num_kept, len(self.form.temperatures))
-        for batch in length_buckets([len(row.input_ids) for row in rows], self.runtime.tokens_per_batch):
-            if self.job.stop_requested:
-                self.job.preempted()
-            self._batch([rows[index] for index in batch], starts_N[batch], result)
-            self._tell(sum(len(rows[index].input_ids) for index in batch))
-        return result
-
-    def _batch(self, rows: Sequence[Row], starts_B: np.ndarray, result: Positions) -> None:
-        device = self.teacher.device
-        ids_BT, mask_BT = padded([row.input_ids for row in rows], device)
-        hidden_BTD = self.teacher.hidden_states(ids_BT, mask_BT)
-        # Position t predicts token t + 1: a row's last token has hidden states but nothing to predict.
-        predicts_BT = mask_BT[:, 1:].bool()
-        hidden_PD = hidden_BTD[:, :-1][predicts_BT]
-        gold_P = ids_BT[:, 1:][predicts_BT]
-        if not (finite_P := hidden_PD.isfinite().all(1)).all():
-            self._refuse(rows, int(finite_P.int().argmin()))
-        where_P = np.concatenate(
-            [np.arange(len(row.input_ids) - 1) + start for row, start in zip(rows, starts_B, strict=True)]
-        )
-        for first in range(0, len(hidden_PD), self.runtime.head_chunk_tokens):
-            chunk = slice(first, first + self.runtime.head_chunk_tokens)
-            part = distributions(
-                self.teacher.logits(hidden_PD[chunk]), gold_P[chunk], self.form.num_kept, self.form.temperatures
-            )
-            if not (finite_C := np.isfinite(part.topk_logprobs_PK[:, 0])).all():
-                self._refuse(rows, first + int(finite_C.argmin()))
-            for target, values in zip(result.arrays(), part.arrays(), strict=True):
-                target[where_P[chunk]] = values
-
-    def _refuse(self, rows: Sequence[Row], position: int) -> NoReturn:
-        ends = np.cumsum([len(row.input_ids) - 1 for row in rows])
-        index = int(np.searchsorted(ends, position, side="right"))
-        raise BadInputError(
-            f"the teacher's output is not finite on row {rows[index].row_id}; check its weights "
-            f"and recipe.teacher (dtype, attention, quantisation), or leave this document out of the corpus"
-        )
-
-    def gold_error(self, directory: Path) -> float:
-        """Largest difference in nats between what a written shard says of sampled rows and a second computation."""
-        shard = ShardReader(LocalStore(directory, read_only=True), BlockCache(DEFAULT_CACHE_BYTES))
-        candidates = np.flatnonzero(np.diff(shard.offsets) > 1)
-        places = np.linspace(0, len(candidates) - 1, min(self.runtime.gold_rows_per_shard, len(candidates))).astype(int)
-        error = 0.0
-        for index in candidates[places]:
-            row = shard.row(int(index))
-            where, expected = self.teacher.plain_gold_logprobs(row.input_ids)
-            error = max(error, float(np.abs(row.gold_logprob_P[where].astype(np.float64) - expected).max()))
-        return error
-
-    def _tell(self, tokens: int, *, at_once: bool = False) -> None:
-        self.tokens_done += tokens
-        now = time.monotonic()
-        if at_once or now - self.told >= 1:
-            self.told = now
-            rate = (self.tokens_done - self.tokens_before) / max(now - self.started, 1e-9)
-            self.job.progress(self.tokens_done, self.num_tokens, "tokens", tokens_per_second=rate)
+    start = first_place(job.spec.attempt, place.worker, place.num_workers, len(plan))
+    claims = ShardClaims(job.artifact, [shard.name for shard in plan], start, runtime.lease_ttl_seconds)
+    prior_claims = ShardClaims(job.artifact, [PRIOR_SHARD], 0, runtime.lease_ttl_seconds)
+    if not (claims.all_finished and prior_claims.all_finished):
+        longest = [
+            (rows.row_id(index), int(rows.lengths_N[index]))
+            for rows in splits.values()
+            if len(rows)
+            for index in [int(rows.lengths_N.argmax())]
+        ]
+        check_config(teacher_directory, recipe.teacher, vocab_size, longest, place.group_size)
+        if group is not None:
+            group.load()
+        teacher = Teacher(teacher_directory, recipe.teacher, _device(runtime), vocab_size, group)
+        teacher.check_formula(splits[plan[0].split].read(0, 1)[0].input_ids)
+        dump = Dump(job, runtime, splits, plan, Forward(teacher, recipe, runtime), group)
+        prior = dump.prior(prior_claims, recipe.prior_tokens, vocab_size)
+        dump.shards(claims, format_with(prior), prior)
+    if job.rank == 0 and not job.store.exists(job.artifact.path(f"shards/{MAIN_SHARD}.json")):
+        _complete(job, recipe, format_with(committed_prior(job)), splits, plan)
+        for every in (prior_claims, claims):
+            every.sweep()
 
 
 def _device(runtime: DumpLogitsRuntime) -> torch.device:
@@ -168,7 +112,8 @@ def _device(runtime: DumpLogitsRuntime) -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
-def _format(job: Job, recipe: DumpLogitsRecipe, teacher_directory: Path) -> LogitFormat:
+def _vocabulary(job: Job, recipe: DumpLogitsRecipe, teacher_directory: Path) -> tuple[str, int]:
+    """Digest and size (largest id + 1) of the tokenizer that corpus and teacher must share."""
     tokenizer = load_tokenizer(teacher_directory)
     digest, vocab_size = tokenizer_digest(tokenizer), real_vocab_size(tokenizer)
     corpus_digest = job.input("corpus").json("corpus.json")["tokenizer_digest"]
@@ -177,40 +122,45 @@ def _format(job: Job, recipe: DumpLogitsRecipe, teacher_directory: Path) -> Logi
             f"the corpus was tokenized with {corpus_digest[:16]}, the teacher's tokenizer is {digest[:16]}; build the "
             f'corpus with this teacher as its input "tokenizer"'
         )
-    if recipe.num_kept > vocab_size:
+    if recipe.support.kind != "sampled" and recipe.support.width > vocab_size:
         raise BadInputError(
-            f"recipe.num_kept is {recipe.num_kept}, the teacher's vocabulary has {vocab_size}; lower it"
+            f"recipe.support keeps {recipe.support.width} entries, the teacher's vocabulary has {vocab_size}; lower it"
         )
+    return digest, vocab_size
+
+
+def _format(
+    job: Job, recipe: DumpLogitsRecipe, teacher_directory: Path, tokenizer: str, vocab_size: int, prior: Prior
+) -> LogitFormat:
+    reference = teacher_directory / "reference.json"
+    origin = json.loads(reference.read_text(encoding="utf-8")) if reference.is_file() else {}
     return LogitFormat(
-        value_dtype=recipe.value_dtype,
+        support=recipe.support,
+        values=recipe.values,
         vocab_size=vocab_size,
-        num_kept=recipe.num_kept,
         temperatures=recipe.temperatures,
-        tokenizer_digest=digest,
-        teacher_digest=job.input("teacher").record.digest,
+        teacher=TeacherRecord(
+            weights_digest=job.input("teacher").record.digest,
+            repo=origin.get("repo"),
+            revision=origin.get("revision"),
+            **recipe.teacher.model_dump(include={"dtype", "attention", "quantisation"}),
+        ),
+        tokenizer_digest=tokenizer,
         corpus_digest=job.input("corpus").record.digest,
+        prior_digest=prior.digest,
+        max_error_nats=max_error_nats(recipe.values, recipe.support),
+        documents_per_chunk=recipe.documents_per_chunk,
     )
 
 
-def _rows(path: Path, vocab_size: int) -> list[Row]:
-    rows = read_rows(path)
-    for row in rows:
-        if not len(row.input_ids) or row.input_ids.min() < 0 or row.input_ids.max() >= vocab_size:
-            raise BadInputError(
-                f"row {row.row_id} of {path.name} has no tokens or ids outside the teacher's {vocab_size}; build the "
-                f"corpus again"
-            )
-    return rows
-
-
-def _rows_of(shard: ShardPlan, rows: dict[Split, list[Row]]) -> list[Row]:
-    return rows[shard.split][shard.first_row : shard.first_row + shard.num_rows]
-
-
 def _complete(
-    job: Job, recipe: DumpLogitsRecipe, form: LogitFormat, num_rows: dict[Split, int], plan: Sequence[ShardPlan]
+    job: Job,
+    recipe: DumpLogitsRecipe,
+    form: LogitFormat,
+    splits: Mapping[Split, CorpusSplit],
+    plan: Sequence[ShardPlan],
 ) -> None:
-    receipts = _all_receipts(job, plan)
+    receipts = job.receipts()
     entries = tuple(
         ShardEntry(
             **shard.model_dump(),
@@ -219,23 +169,14 @@ def _complete(
         )
         for shard in plan
     )
+    num_rows = {split: len(rows) for split, rows in splits.items()}
     schema = LogitSchema(**form.model_dump(), rows_per_shard=recipe.rows_per_shard, num_rows=num_rows, shards=entries)
     directory = job.new_directory("main")
     (directory / SCHEMA_FILE).write_text(json.dumps(schema.model_dump(mode="json"), indent=1, sort_keys=True) + "\n")
-    statistics = {split: [receipts[shard.name].metrics for shard in plan if shard.split == split] for split in num_rows}
-    num_bytes = sum(entry.size for shard in plan for entry in receipts[shard.name].objects)
-    job.complete(directory, store_metrics(statistics, num_bytes), covers=[shard.name for shard in plan])
-
-
-def _all_receipts(job: Job, plan: Sequence[ShardPlan]) -> dict[str, ShardReceipt]:
-    """Every shard's receipt; waits for those of other processes, whose failure ends this one too."""
-    while True:
-        receipts = job.receipts()
-        if all(shard.name in receipts for shard in plan):
-            return receipts
-        if job.stop_requested:
-            job.preempted()
-        time.sleep(1)
+    statistics = {split: [receipts[shard.name].metrics for shard in plan if shard.split == split] for split in splits}
+    covers = [PRIOR_SHARD, *(shard.name for shard in plan)]
+    num_bytes = sum(entry.size for name in covers for entry in receipts[name].objects)
+    job.complete(directory, store_metrics(statistics, num_bytes), covers=covers)
 
 
 if __name__ == "__main__":

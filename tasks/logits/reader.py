@@ -1,7 +1,7 @@
 """Reads a logit store, from local disk or S3, row by row in any order.
 
-Decoded chunks are kept in a cache of bounded size, so that shuffled access within a few shards decodes each chunk about
-once. Nothing that is missing is ever replaced by a default: zarr reads a lost object as zeros, so a shard's objects are
+Decoded rows are kept in a cache of bounded size, as are open shards: memory does not depend on the store's size.
+Nothing that is missing is ever replaced by a default: zarr reads a lost object as zeros, so a shard's objects are
 compared with the manifest before its first read.
 """
 
@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_right
-from collections import OrderedDict
-from collections.abc import Iterator
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -24,16 +25,20 @@ from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.errors import BadInputError, CorruptArtifactError, ObjectMissingError
 from tasks.artifacts.manifest import Manifest, ObjectRecord
 from tasks.artifacts.store import Store
-from tasks.logits.codec import Float32, Int32, Planes, Positions, codec_of
+from tasks.logits.codec import Document, DocumentCodec
+from tasks.logits.index_cache import IndexCachingStore
+from tasks.logits.positions import Float32, Int32, UInt16
+from tasks.logits.prior import PRIOR_SHARD, Prior, read_prior
 from tasks.logits.schema import SCHEMA_FILE, LogitSchema, ShardEntry, ShardHeader, Split
 
-PLANES = ("topk_ids", "topk_logprobs", "tail_logprob", "gold_logprob", "tempered_lse", "tempered_tail")
 DEFAULT_CACHE_BYTES = 256 * 2**20
+MAX_OPEN_SHARDS = 256
+"""An open shard holds 52 bytes a document."""
 
 
 @dataclass(frozen=True)
 class LogitRow:
-    """One document of T tokens with its P = T − 1 predictions; see `tasks.logits.codec.Positions` for the meanings."""
+    """One document of T tokens with its P = T − 1 predictions; see `tasks.logits.positions` for the meanings."""
 
     row_id: str
     input_ids: Int32
@@ -44,100 +49,95 @@ class LogitRow:
     gold_logprob_P: Float32
     tempered_lse_PM: Float32
     tempered_tail_PM: Float32
+    counts_PK: UInt16
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that it takes."""
+        return sum(value.nbytes for value in vars(self).values() if isinstance(value, np.ndarray))
 
 
-class BlockCache:
-    """Least-recently-used blocks up to a number of bytes."""
+class RowCache:
+    """Least-recently-used rows up to a number of bytes."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
-        self._blocks: OrderedDict[tuple[str, str, int], Any] = OrderedDict()
-        self._num_bytes: dict[tuple[str, str, int], int] = {}
+        self._rows: OrderedDict[tuple[str, int], LogitRow] = OrderedDict()
         self._total = 0
 
-    def get(self, key: tuple[str, str, int]) -> Any:
-        if key in self._blocks:
-            self._blocks.move_to_end(key)
-        return self._blocks.get(key)
+    def get(self, key: tuple[str, int]) -> LogitRow | None:
+        """The row, if it is there."""
+        if key in self._rows:
+            self._rows.move_to_end(key)
+        return self._rows.get(key)
 
-    def put(self, key: tuple[str, str, int], block: Any, num_bytes: int) -> None:
-        self._blocks[key] = block
-        self._num_bytes[key] = num_bytes
-        self._total += num_bytes
-        while self._total > self._max_bytes and len(self._blocks) > 1:
-            oldest, _ = self._blocks.popitem(last=False)
-            self._total -= self._num_bytes.pop(oldest)
+    def put(self, key: tuple[str, int], row: LogitRow) -> None:
+        """Keeps a row, and drops what was not used for longest."""
+        if key in self._rows:
+            return
+        self._rows[key] = row
+        self._total += row.num_bytes
+        while self._total > self._max_bytes and len(self._rows) > 1:
+            self._total -= self._rows.popitem(last=False)[1].num_bytes
 
 
 class ShardReader:
-    """One shard's zarr group."""
+    """One shard's zarr group. Safe to use from several threads."""
 
-    def __init__(self, store: ZarrStore, cache: BlockCache) -> None:
-        group = zarr.open_group(store, mode="r")
+    def __init__(self, store: ZarrStore, prior: Prior) -> None:
+        """
+        Raises:
+            CorruptArtifactError: the shard was written with another prior.
+        """
+        group = zarr.open_group(IndexCachingStore(store), mode="r")
         self.header = ShardHeader.model_validate(dict(group.attrs))
-        self._arrays = {name: cast("zarr.Array[Any]", group[name]) for name in ("input_ids", "loss_mask", *PLANES)}
-        self._codec = codec_of(self.header)
-        self._cache = cache
+        if self.header.prior_digest != prior.digest:
+            raise CorruptArtifactError(
+                f"shard {self.header.shard} was written with the prior {self.header.prior_digest[:16]}, the store has "
+                f"{prior.digest[:16]}"
+            )
+        self.codec = DocumentCodec(self.header, prior)
+        self._documents = cast("zarr.Array[Any]", group["documents"])
         self.offsets = np.asarray(cast("zarr.Array[Any]", group["offsets"])[:], np.int64)
         self.num_targets = np.asarray(cast("zarr.Array[Any]", group["num_targets"])[:], np.int64)
-        ids_N32 = np.asarray(cast("zarr.Array[Any]", group["row_id"])[:])
-        self.row_ids = [bytes(row_id).hex() for row_id in ids_N32]
+        self._row_ids_N32 = np.asarray(cast("zarr.Array[Any]", group["row_id"])[:])
+
+    def __len__(self) -> int:
+        return len(self._row_ids_N32)
+
+    def row_id(self, index: int) -> str:
+        """Hex sha256 of a row's token ids."""
+        return bytes(self._row_ids_N32[index]).hex()
+
+    def num_tokens(self, index: int) -> int:
+        """T of a row."""
+        return int(self.offsets[index + 1] - self.offsets[index])
+
+    def rows(self, first: int, last: int) -> list[LogitRow]:
+        """Rows first … last − 1, read at once."""
+        bytes_NRL = np.asarray(self._documents[first:last])
+        return [
+            self._row(first + place, self.codec.decode(bytes_RL, self.num_tokens(first + place)))
+            for place, bytes_RL in enumerate(bytes_NRL)
+        ]
 
     def row(self, index: int) -> LogitRow:
         """The shard's row `index`."""
-        start, stop = int(self.offsets[index]), int(self.offsets[index + 1])
-        # A row has one position less than tokens, so its positions start `index` earlier than its tokens.
-        positions = self.positions(start - index, stop - index - 1)
-        return LogitRow(
-            self.row_ids[index],
-            self._tokens("input_ids", start, stop).astype(np.int32),
-            self._tokens("loss_mask", start, stop),
-            *positions.arrays(),
-        )
+        return self.rows(index, index + 1)[0]
 
-    def positions(self, start: int, stop: int) -> Positions:
-        """Decoded positions start … stop − 1 of the shard."""
-        length = self._arrays["tail_logprob"].chunks[0]
-        if start == stop:
-            return self._codec.decode({name: np.asarray(self._arrays[name][0:0]) for name in PLANES})
-        blocks = range(start // length, (stop - 1) // length + 1)
-        parts = [
-            self._block(block, length).cut(max(0, start - block * length), min(length, stop - block * length))
-            for block in blocks
-        ]
-        return Positions.joined(parts)
+    def chunk_of(self, index: int) -> tuple[int, int]:
+        """First and last + 1 of the rows that are compressed together with this one."""
+        size = int(self._documents.chunks[0])
+        first = index // size * size
+        return first, min(first + size, len(self))
 
-    def _block(self, block: int, length: int) -> Positions:
-        key = (self.header.shard, "positions", block)
-        found: Positions | None = self._cache.get(key)
-        if found is None:
-            where = slice(block * length, (block + 1) * length)
-            planes: Planes = {name: np.asarray(self._arrays[name][where]) for name in PLANES}
-            found = self._codec.decode(planes)
-            for array in found.arrays():
-                array.flags.writeable = False
-            self._cache.put(key, found, found.num_bytes)
-        return found
-
-    def _tokens(self, name: str, start: int, stop: int) -> npt.NDArray[Any]:
-        length = self._arrays[name].chunks[0]
-        parts = []
-        for block in range(start // length, (stop - 1) // length + 1):
-            key = (self.header.shard, name, block)
-            values = self._cache.get(key)
-            if values is None:
-                values = np.asarray(self._arrays[name][block * length : (block + 1) * length])
-                self._cache.put(key, values, values.nbytes)
-            parts.append(values[max(0, start - block * length) : stop - block * length])
-        return np.concatenate(parts)
+    def _row(self, index: int, document: Document) -> LogitRow:
+        arrays = document.positions.frozen().arrays()
+        return LogitRow(self.row_id(index), document.input_ids_T, document.loss_mask_T, *arrays)
 
 
 class LogitReader:
-    """A finished logit store.
-
-    Distributions that it returns may be views of its cache, and cannot be written to.
-    Safe to use from several threads, one read at a time.
-    """
+    """A finished logit store. Safe to use from several threads; rows that it returns cannot be written to."""
 
     def __init__(
         self, store: Store, directory: str, manifest: Manifest, cache_bytes: int = DEFAULT_CACHE_BYTES
@@ -147,12 +147,14 @@ class LogitReader:
         if SCHEMA_FILE not in self._objects:
             raise BadInputError(f"{self._artifact.uri} has no {SCHEMA_FILE}, so it is no logit store")
         self.schema = LogitSchema.model_validate_json(store.get(self._artifact.path(self._objects[SCHEMA_FILE].path)))
-        self._cache = BlockCache(cache_bytes)
-        self._shards: dict[str, ShardReader] = {}
+        self._cache = RowCache(cache_bytes)
+        self._shards: OrderedDict[str, ShardReader] = OrderedDict()
+        self._prior: Prior | None = None
         self._lock = threading.Lock()
 
     @property
     def uri(self) -> str:
+        """Where the store is."""
         return self._artifact.uri
 
     def require(self, tokenizer_digest: str, vocab_size: int) -> None:
@@ -186,6 +188,24 @@ class LogitReader:
             )
         return RowSet(self, split)
 
+    def prior(self) -> Prior:
+        """The order in which the store numbers its tokens.
+
+        Raises:
+            ObjectMissingError: it is not in the store.
+            CorruptArtifactError: it is damaged, or another one than the schema names.
+        """
+        if self._prior is None:
+            with self._damage_named(PRIOR_SHARD):
+                store = self._zarr_store(PRIOR_SHARD)
+                self._prior = read_prior(store, f"{self.uri}: the {PRIOR_SHARD}")
+            if self._prior.digest != self.schema.prior_digest:
+                raise CorruptArtifactError(
+                    f"{self.uri}: the {PRIOR_SHARD} is {self._prior.digest[:16]}, {SCHEMA_FILE} says "
+                    f"{self.schema.prior_digest[:16]}; run dump_logits again into an empty folder"
+                )
+        return self._prior
+
     def shard(self, name: str) -> ShardReader:
         """An open shard.
 
@@ -195,14 +215,33 @@ class LogitReader:
         """
         with self._lock:
             if name not in self._shards:
+                prior = self.prior()
                 with self._damage_named(name):
-                    self._shards[name] = self._open(name)
+                    reader = ShardReader(self._zarr_store(name), prior)
+                if reader.header.shard != name:
+                    raise CorruptArtifactError(
+                        f"{self.uri}: the objects of shard {name} say that they are shard {reader.header.shard}"
+                    )
+                self._shards[name] = reader
+                if len(self._shards) > MAX_OPEN_SHARDS:
+                    self._shards.popitem(last=False)
+            self._shards.move_to_end(name)
             return self._shards[name]
 
     def read(self, shard: ShardReader, index: int) -> LogitRow:
-        """A row of an open shard."""
-        with self._lock, self._damage_named(shard.header.shard):
-            return shard.row(index)
+        """A row of an open shard. The rows compressed together with it are read, and cached, at the same time."""
+        name = shard.header.shard
+        with self._lock:
+            found = self._cache.get((name, index))
+        if found is not None:
+            return found
+        with self._damage_named(name):
+            first, last = shard.chunk_of(index)
+            rows = shard.rows(first, last)
+        with self._lock:
+            for place, row in enumerate(rows):
+                self._cache.put((name, first + place), row)
+        return rows[index - first]
 
     @contextmanager
     def _damage_named(self, shard: str) -> Iterator[None]:
@@ -215,17 +254,15 @@ class LogitReader:
                 f"receipt, then run dump_logits again"
             ) from error
 
-    def _open(self, name: str) -> ShardReader:
+    def _zarr_store(self, name: str) -> ZarrStore:
+        """The folder of a shard whose objects are all there."""
         objects = [entry for entry in self._objects.values() if entry.name.startswith(f"{name}/")]
         root = next((entry for entry in objects if entry.name == f"{name}/zarr.json"), None)
         if root is None:
             raise ObjectMissingError(f"{self.uri} has no shard {name}; run dump_logits again to make it")
         folder = root.path.removesuffix("/zarr.json")
         self._compare(name, folder, objects)
-        reader = ShardReader(self._artifact.store.zarr_store(self._artifact.path(folder)), self._cache)
-        if reader.header.shard != name:
-            raise CorruptArtifactError(f"{self.uri}/{folder} says that it is shard {reader.header.shard}, not {name}")
-        return reader
+        return self._artifact.store.zarr_store(self._artifact.path(folder))
 
     def _compare(self, name: str, folder: str, objects: list[ObjectRecord]) -> None:
         sizes = {entry.path: entry.size for entry in self._artifact.store.list(self._artifact.path(folder))}
@@ -258,10 +295,30 @@ class RowSet:
         shard, place = self._at(index)
         return self._reader.read(shard, place)
 
+    def stream(self, indices: Sequence[int], *, ahead: int = 8, threads: int = 2) -> Iterator[LogitRow]:
+        """Rows in the given order, read up to `ahead` rows before they are asked for.
+
+        The position is the number of rows taken: `stream(indices[taken:])` goes on exactly there, and
+        `stream(indices[rank::world_size])` is a process's share.
+        """
+        with ThreadPoolExecutor(threads, thread_name_prefix="rows") as pool:
+            waiting: deque[Future[LogitRow]] = deque()
+            read: Callable[[int], LogitRow] = self.__getitem__
+            try:
+                for index in indices:
+                    waiting.append(pool.submit(read, index))
+                    if len(waiting) > ahead:
+                        yield waiting.popleft().result()
+                while waiting:
+                    yield waiting.popleft().result()
+            finally:
+                for future in waiting:
+                    future.cancel()
+
     def num_tokens(self, index: int) -> int:
         """T of a row, without reading its distributions."""
         shard, place = self._at(index)
-        return int(shard.offsets[place + 1] - shard.offsets[place])
+        return shard.num_tokens(place)
 
     def num_targets(self, index: int) -> int:
         """Positions of a row that count in the loss."""
@@ -271,7 +328,7 @@ class RowSet:
     def row_id(self, index: int) -> str:
         """Hex sha256 of a row's token ids."""
         shard, place = self._at(index)
-        return shard.row_ids[place]
+        return shard.row_id(place)
 
     def index_of(self, row_id: str) -> int:
         """Where the row with this id is.

@@ -199,7 +199,7 @@ def _dumps_table(dumps: Mapping[str, Manifest]) -> Table:
         rows.append(
             (
                 label,
-                str(manifest.recipe.get("num_kept", MISSING)),
+                _support(manifest.recipe.get("support", {})),
                 f"{metrics['tokens']:,}",
                 number(metrics.get("bytes_per_token"), 1),
                 f"{stored:,}",
@@ -208,8 +208,26 @@ def _dumps_table(dumps: Mapping[str, Manifest]) -> Table:
                 number(metrics.get("gold_error"), 6),
             )
         )
-    columns = ("dump", "K", "tokens", "bytes a token", "bytes", "captured mass", "of a tenth, below", "gold error")
+    columns = (
+        "dump",
+        "entries a position",
+        "tokens",
+        "bytes a token",
+        "bytes",
+        "captured mass",
+        "of a tenth, below",
+        "gold error",
+    )
     return Table(columns, tuple(rows))
+
+
+def _support(recipe: Mapping[str, Any]) -> str:
+    """What a dump keeps, in a few words."""
+    if recipe.get("kind") == "adaptive":
+        return f"adaptive, at most {recipe.get('max_kept')}"
+    if recipe.get("kind") == "sampled":
+        return f"{recipe.get('num_draws')} draws"
+    return str(recipe.get("num_kept", MISSING))
 
 
 def _markdown(title: str, sections: Sequence[tuple[str, list[_Block]]]) -> str:

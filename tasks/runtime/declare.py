@@ -87,6 +87,8 @@ class Stage:
     config: type[StageConfig]
     judge: Callable[[Mapping[str, Any], Any], list[GateResult]] = _no_gates
     """(metrics of the artifact, gates) -> verdicts. Pure, so that a changed threshold needs no new work."""
+    shared: bool = False
+    """Whether several launches may work on one artifact at a time, its workers leasing shards of their own."""
 
     @property
     def worker(self) -> str:

@@ -1,12 +1,14 @@
 """Runs one step to a committed artifact: reuse → lease → launch → verify → commit → judge.
 
+A stage whose workers lease shards (`Stage.shared`) is launched without the lease: several runs then make one artifact
+together, and only the commit is one run's.
+
 Knows no Prefect, so a stage can be run by a test, by hand or by another orchestrator. The store is the only memory: a
 step called again after any interruption goes on from the receipts and checkpoints that stand there.
 """
 
 from __future__ import annotations
 
-import shutil
 import threading
 import time
 import uuid
@@ -37,6 +39,7 @@ from tasks.artifacts.store import Store
 from tasks.runtime.declare import GateResult, Step
 from tasks.runtime.gates import judge, require_passed
 from tasks.runtime.launch import WorkerProcess, worker_command, worker_environment
+from tasks.runtime.launch_folder import scratch_folder
 from tasks.runtime.provenance import git_state, hardware, package_versions, timestamp
 from tasks.worker.job import EXIT_BAD_INPUT, EXIT_PREEMPTED, EXIT_TRANSIENT
 from tasks.worker.spec import Event, WorkerSpec
@@ -136,7 +139,7 @@ def _require_resumable(artifact: Artifact, inputs: dict[str, InputRecord]) -> No
 def _build(
     step: Step, artifact: Artifact, inputs: dict[str, InputRecord], context: RunContext
 ) -> tuple[Manifest, bool]:
-    """Holds the lease while the worker runs, then commits. Another run's result is as good as ours: then (it, True)."""
+    """Launches the worker, then commits. Another run's result is as good as ours: then (it, True)."""
     started = time.monotonic()
     worker: list[WorkerProcess] = []
 
@@ -145,33 +148,56 @@ def _build(
             process.kill()
 
     lease = Lease(context.store, artifact.path("lease.json"), step.config.runtime.lease_ttl_seconds, end_workers)
+    if step.stage.shared:
+        _make(step, artifact, inputs, context, worker)
+    if (manifest := _wait_for(lease, step, artifact, context)) is not None:
+        return manifest, True
+    with lease:
+        if (manifest := artifact.manifest()) is not None:
+            return manifest, True
+        if not step.stage.shared:
+            _make(step, artifact, inputs, context, worker, lease)
+        lease.require_held()
+        return _commit(step, artifact, inputs, context, time.monotonic() - started), False
+
+
+def _wait_for(lease: Lease, step: Step, artifact: Artifact, context: RunContext) -> Manifest | None:
+    """Acquires the lease; if another run finishes the artifact meanwhile, returns its manifest instead."""
     deadline = time.monotonic() + context.lease_wait_seconds
     said = False
     while True:
         if (manifest := artifact.manifest()) is not None:
-            return manifest, True
+            return manifest
         _raise_if_stopped(step, context)
         try:
             lease.acquire(wait_seconds=1)
-            break
         except LeaseHeldError as error:
             if time.monotonic() >= deadline:
                 raise
             if not said:
                 _say(step, context, f"waiting: {error}")
                 said = True
-    with lease:
-        if (manifest := artifact.manifest()) is not None:
-            return manifest, True
-        attempt = uuid.uuid4().hex[:8]
-        _require_resumable(artifact, inputs)
-        if not context.store.exists(artifact.path(f"shards/{MAIN_SHARD}.json")):
-            with context.slots:
-                _raise_if_stopped(step, context)
-                lease.require_held()
-                _launch(step, artifact, inputs, context, attempt, worker, lease)
-        lease.require_held()
-        return _commit(step, artifact, inputs, context, time.monotonic() - started), False
+        else:
+            return None
+
+
+def _make(
+    step: Step,
+    artifact: Artifact,
+    inputs: dict[str, InputRecord],
+    context: RunContext,
+    worker: list[WorkerProcess],
+    lease: Lease | None = None,
+) -> None:
+    """Launches the worker unless all it does is done: then only the commit was lost."""
+    _require_resumable(artifact, inputs)
+    if context.store.exists(artifact.path(f"shards/{MAIN_SHARD}.json")):
+        return
+    with context.slots:
+        _raise_if_stopped(step, context)
+        if lease is not None:
+            lease.require_held()
+        _launch(step, artifact, inputs, context, uuid.uuid4().hex[:8], worker, lease)
 
 
 def _launch(
@@ -181,13 +207,23 @@ def _launch(
     context: RunContext,
     attempt: str,
     worker: list[WorkerProcess],
-    lease: Lease,
+    lease: Lease | None,
 ) -> None:
-    # One folder a step and store: the lease makes this run its only user, so what a killed launch left can go.
-    own = context.scratch / f"{sha256_hex(context.store.uri.encode())[:8]}-{step.label}-{step.key[:16]}"
-    shutil.rmtree(own, ignore_errors=True)
-    scratch = own / attempt
-    scratch.mkdir(parents=True)
+    name = f"{sha256_hex(context.store.uri.encode())[:8]}-{step.label}-{step.key[:16]}"
+    with scratch_folder(context.scratch, name, attempt) as scratch:
+        _run_worker(step, artifact, inputs, context, attempt, worker, lease, scratch)
+
+
+def _run_worker(
+    step: Step,
+    artifact: Artifact,
+    inputs: dict[str, InputRecord],
+    context: RunContext,
+    attempt: str,
+    worker: list[WorkerProcess],
+    lease: Lease | None,
+    scratch: Path,
+) -> None:
     spec = WorkerSpec(
         stage=step.stage.name,
         label=step.label,
@@ -217,7 +253,8 @@ def _launch(
     try:
         code = process.wait(poll)
         tail.read()
-        lease.require_held()
+        if lease is not None:
+            lease.require_held()
         _raise_if_stopped(step, context)
         _raise_for_exit(step, artifact, process, code)
     finally:
@@ -225,7 +262,6 @@ def _launch(
         # The log is for people: where it cannot be kept, what happened to the worker still counts.
         with suppress(StoreError):
             context.store.upload(process.log, artifact.path(f"logs/worker-{attempt}.log"))
-        shutil.rmtree(own, ignore_errors=True)
 
 
 def _raise_if_stopped(step: Step, context: RunContext) -> None:

@@ -47,7 +47,9 @@ def step_state(step: Step, store: Store) -> StepState:
     if checkpoints:
         newest = max(int(path.rpartition("step-")[2].partition("-")[0]) for path in checkpoints)
         saved = f"checkpoint at step {newest}"
-    holder = _live_holder(store, artifact.path("lease.json"))
+    # A stage whose workers share its shards has a lease for each that is being made.
+    leases = [artifact.path("lease.json"), *(entry.path for entry in store.list(artifact.path("leases")))]
+    holder = next((record for path in leases if (record := _live_holder(store, path)) is not None), None)
     if holder is not None:
         return StepState(step, "working", f"process {holder.process} on {holder.host}; {saved or 'nothing saved yet'}")
     if saved:

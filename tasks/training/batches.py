@@ -25,7 +25,7 @@ from tasks.training.losses import Targets
 
 
 class TrainingRow(Protocol):
-    """One document. A row of a logit store also has topk_ids_PK, topk_logprobs_PK and tail_logprob_P."""
+    """One document. A row of a logit store also has topk_ids_PK, topk_logprobs_PK, tail_logprob_P and counts_PK."""
 
     @property
     def row_id(self) -> str: ...
@@ -136,7 +136,7 @@ def collate(rows: Sequence[Any]) -> Batch:
     """
     width = max(len(row.input_ids) for row in rows)
     input_ids_BT = np.zeros((len(rows), width), np.int64)
-    positions, gold, topk_ids, topk_logprobs, tails = [], [], [], [], []
+    positions, gold, topk_ids, topk_logprobs, tails, draws = [], [], [], [], [], []
     for index, row in enumerate(rows):
         input_ids_BT[index, : len(row.input_ids)] = row.input_ids
         judged = np.flatnonzero(row.loss_mask[1:])
@@ -147,13 +147,18 @@ def collate(rows: Sequence[Any]) -> Batch:
         topk_ids.append(row.topk_ids_PK[judged])
         topk_logprobs.append(row.topk_logprobs_PK[judged])
         tails.append(row.tail_logprob_P[judged])
+        draws.append(row.counts_PK[judged])
         if (topk_ids[-1][:, 0] < 0).any():
             raise CorruptArtifactError(f"row {row.row_id} of the logit store keeps no entry at a target; dump it again")
     gold_N = _tensor(gold, np.int64)
     targets = Targets.of_gold(gold_N)
     if topk_ids:
         targets = Targets(
-            gold_N, _tensor(topk_ids, np.int64), _tensor(topk_logprobs, np.float32), _tensor(tails, np.float32)
+            gold_N,
+            _tensor(topk_ids, np.int64),
+            _tensor(topk_logprobs, np.float32),
+            _tensor(tails, np.float32),
+            _tensor(draws, np.float32) if draws[0].shape[1] else None,
         )
     return Batch(
         tuple(row.row_id for row in rows), torch.from_numpy(input_ids_BT), _tensor(positions, np.int64), targets

@@ -9,10 +9,14 @@ log-probabilities log p_i and tail mass p_tail (scaled together to sum to one, s
 
 This is the forward KL between the two distributions over K + 1 buckets. Its gradient is q_i − p_i on S and
 q_j (1 − p_tail / q_tail) off S: the student's tail is pushed as a whole, never to zero as a renormalised top-K would.
+
+Where S was drawn n times from the teacher, entry i c_i times, the loss is the unbiased estimate
+KL = Σ_{i∈S} (c_i / n) (log p_i − log q_i). Its gradient, q_j − c_j / n, is that of the whole distribution in the mean.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -28,23 +32,34 @@ class Targets:
     """What N positions should predict. With K = 0 and a tail of 0 (all mass) only the cross-entropy says anything.
 
     gold_N: int64 token ids. topk_ids_NK: int64, −1 where a position keeps fewer than K. topk_logprobs_NK and
-    tail_logprob_N: float32, −inf for no mass; at the temperature that the loss is called with.
+    tail_logprob_N: float32, −inf for no mass; at the temperature that the loss is called with. draws_NK: how often each
+    entry was drawn; None where entries are not draws.
     """
 
     gold_N: Tensor
     topk_ids_NK: Tensor
     topk_logprobs_NK: Tensor
     tail_logprob_N: Tensor
+    draws_NK: Tensor | None = None
 
     def to(self, device: torch.device) -> Targets:
         """The same on another device."""
-        return Targets(*(tensor.to(device, non_blocking=True) for tensor in self.tensors()))
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def head(self, count: int) -> Targets:
         """The first `count` positions."""
-        return Targets(*(tensor[:count] for tensor in self.tensors()))
+        return self.rows(slice(count))
+
+    def rows(self, rows: slice) -> Targets:
+        """A run of positions."""
+        return self._each(lambda tensor: tensor[rows])
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Targets:
+        draws_NK = None if self.draws_NK is None else change(self.draws_NK)
+        return Targets(*(change(tensor) for tensor in self.tensors()), draws_NK=draws_NK)
 
     def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """All but the draws."""
         return self.gold_N, self.topk_ids_NK, self.topk_logprobs_NK, self.tail_logprob_N
 
     @classmethod
@@ -90,7 +105,7 @@ def head_loss(
     loss, parts = _HeadLoss.apply(
         hidden_ND,
         weight_RD,
-        *targets.tensors(),
+        targets,
         num_real,
         weights,
         chunk,
@@ -108,10 +123,7 @@ class _HeadLoss(torch.autograd.Function):
         ctx: FunctionCtx,
         hidden_ND: Tensor,
         weight_RD: Tensor,
-        gold_N: Tensor,
-        topk_ids_NK: Tensor,
-        topk_logprobs_NK: Tensor,
-        tail_logprob_N: Tensor,
+        targets: Targets,
         num_real: int,
         weights: LossWeights,
         chunk: int,
@@ -135,7 +147,7 @@ class _HeadLoss(torch.autograd.Function):
             hidden_CD = hidden_ND[rows].to(exact) if widen else hidden_ND[rows]
             kl_C, ce_C, grad_CV = _chunk_loss(
                 _product(hidden_CD, factor_VD.T, exact),
-                Targets(gold_N[rows], topk_ids_NK[rows], topk_logprobs_NK[rows], tail_logprob_N[rows]),
+                targets.rows(rows),
                 weights,
                 needs_grad=needs_hidden or needs_weight,
             )
@@ -161,7 +173,7 @@ class _HeadLoss(torch.autograd.Function):
             None if gradient is None else torch.mul(gradient, grad_loss, out=torch.empty_like(gradient, dtype=dtype))
             for gradient, dtype in zip(ctx.gradients, ctx.dtypes, strict=True)  # type: ignore[attr-defined]
         ]
-        return (*scaled, *[None] * 8)
+        return (*scaled, *[None] * 5)
 
 
 def _product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
@@ -214,7 +226,11 @@ def _bucket_pass(
     teacher_CB[:, -1].masked_fill_(covered_C, -torch.inf)
     teacher_CB = torch.log_softmax(teacher_CB, 1)
     student_CB = torch.cat((kept_logits_CK, rest_lse_C[:, None]), 1) - lse_C[:, None]
-    mass_CB = teacher_CB.exp()
+    if targets.draws_NK is None:
+        mass_CB = teacher_CB.exp()
+    else:
+        drawn_CK = targets.draws_NK.to(dtype)
+        mass_CB = torch.cat((drawn_CK / drawn_CK.sum(1, keepdim=True), torch.zeros_like(rest_lse_C[:, None])), 1)
     kl_C = torch.where(mass_CB > 0, mass_CB * (teacher_CB - student_CB), 0).sum(1)
     ce_C = lse_C - gold_logit_C
     if not needs_grad:

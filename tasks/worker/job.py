@@ -153,7 +153,9 @@ class Job:
     def _commit(
         self, shard: str, directory: Path, prefix: str, metrics: dict[str, Any], covers: tuple[str, ...]
     ) -> ShardReceipt:
-        base = f"data/{shard}-{self.spec.attempt}"
+        # The ranks of a launch share its attempt; a shard may pass from one of them to another.
+        writer = f"r{self.rank}-{self.spec.attempt}" if self.rank else self.spec.attempt
+        base = f"data/{shard}-{writer}"
         objects = []
         for file in sorted(path for path in directory.rglob("*") if path.is_file()):
             name = file.relative_to(directory).as_posix()

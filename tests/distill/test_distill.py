@@ -171,7 +171,7 @@ def test_a_student_that_is_the_teacher_has_nothing_to_learn(
     """What is left of the KL is the rounding of a float16 store; a rate near 0 keeps it."""
     inputs = {
         "student": artifact_of(model_directory(tmp_path / "student", TEACHER)),
-        "logits": logit_store(tmp_path / "logits", artifact_of, TEACHER, make_rows(), value_dtype="float16"),
+        "logits": logit_store(tmp_path / "logits", artifact_of, TEACHER, make_rows(), values="float16"),
     }
     recipe = {**RECIPE, "loss": {"kd": 1}, "optimizer": {"learning_rate": 1e-9}}
     found = metrics(run_stage("distill", recipe, inputs, RUNTIME))

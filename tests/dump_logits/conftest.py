@@ -103,8 +103,8 @@ def recipe_of() -> Callable[..., dict[str, Any]]:
     def make(**changes: Any) -> dict[str, Any]:
         recipe = {
             "teacher": {"dtype": "float32"},
-            "num_kept": 16,
-            "value_dtype": "float32",
+            "support": {"kind": "top_k", "num_kept": 16},
+            "values": "float32",
             "rows_per_shard": 3,
             "temperatures": [2],
         }

@@ -11,7 +11,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tasks.dump_logits.batches import length_buckets
-from tasks.dump_logits.head import Float32Head, distributions, largest
+from tasks.dump_logits.head import Float32Head
+from tasks.dump_logits.largest import largest
+from tasks.dump_logits.truncate import truncate
+from tasks.logits.positions import Positions
+from tasks.logits.schema import TopKSupport
 
 
 def by_definition(logits_CV: Tensor, num_kept: int) -> tuple[np.ndarray, np.ndarray]:
@@ -22,6 +26,13 @@ def by_definition(logits_CV: Tensor, num_kept: int) -> tuple[np.ndarray, np.ndar
 
 def tied(count: int, vocab_size: int, levels: int) -> Tensor:
     return torch.randint(0, levels, (count, vocab_size), generator=torch.Generator().manual_seed(levels)).float()
+
+
+def distributions(logits_CV: Tensor, gold_C: Tensor, num_kept: int, temperatures: tuple[float, ...]) -> Positions:
+    def fill(first: int, out_NC: Tensor) -> None:
+        out_NC.copy_(logits_CV[:, first : first + len(out_NC)].T)
+
+    return truncate(fill, logits_CV.shape[1], gold_C, TopKSupport(num_kept=num_kept), temperatures)
 
 
 CASES = {
@@ -101,7 +112,8 @@ def test_nothing_larger_than_a_chunk_of_logits_is_made() -> None:
     with LargestTensor() as seen:
         distributions(torch.randn(8, 5000), torch.zeros(8, dtype=torch.long), 16, (2.0,))
         distributions(tied(8, 5000, 3), torch.zeros(8, dtype=torch.long), 16, (2.0,))
-    assert seen.num_elements == 8 * 5000
+    # The last group of ids is filled up.
+    assert seen.num_elements == 8 * 5024
 
 
 def test_batches_hold_rows_of_like_length_within_the_budget_and_each_row_once() -> None:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from tasks.artifacts.artifact import Artifact
-from tasks.logits.codec import Positions
+from tasks.logits.positions import Positions
+from tasks.logits.prior import Prior, write_prior
 from tasks.logits.rows import Row, row_id_of
 from tasks.logits.schema import LogitFormat, LogitSchema, ShardEntry, Split, plan_shards
 from tasks.logits.writer import write_shard
@@ -52,7 +53,12 @@ def truncate(logits_PV: np.ndarray, gold_P: np.ndarray, num_kept: int, temperatu
         logprobs_PV[np.arange(len(gold_P)), gold_P].astype(np.float32),
         lse_PM.astype(np.float32),
         tail_PM.astype(np.float32),
+        np.empty((len(ids_PK), 0), np.uint16),
     )
+
+
+def make_prior(vocab_size: int = VOCAB, seed: int = 0) -> Prior:
+    return Prior.from_counts(np.random.default_rng(seed).integers(0, 50, vocab_size))
 
 
 def make_positions(rows: list[Row], seed: int, temperature: float | None = None) -> Positions:
@@ -61,18 +67,19 @@ def make_positions(rows: list[Row], seed: int, temperature: float | None = None)
     return truncate(generator.normal(0, 3, (len(gold_P), VOCAB)), gold_P, NUM_KEPT, temperature)
 
 
-def make_format(
-    value_dtype: str = "float32", temperatures: tuple[float, ...] = (2.0,), **fields: object
-) -> LogitFormat:
+def make_format(values: str = "float32", temperatures: tuple[float, ...] = (2.0,), **fields: object) -> LogitFormat:
+    vocab_size = int(str(fields.get("vocab_size", VOCAB)))
     return LogitFormat.model_validate(
         {
-            "value_dtype": value_dtype,
-            "vocab_size": VOCAB,
-            "num_kept": NUM_KEPT,
+            "values": values,
+            "vocab_size": vocab_size,
+            "support": {"kind": "top_k", "num_kept": NUM_KEPT},
             "temperatures": temperatures,
+            "teacher": {"weights_digest": "m" * 64, "dtype": "float32"},
             "tokenizer_digest": "t" * 64,
-            "teacher_digest": "m" * 64,
             "corpus_digest": "c" * 64,
+            "prior_digest": make_prior(vocab_size).digest,
+            "max_error_nats": 0.3,
             **fields,
         }
     )
@@ -111,14 +118,21 @@ def logit_store(
     positions: dict[str, Positions],
 ) -> Artifact:
     """A committed store of float32 values with three shards of train and one of heldout."""
-    form = make_format()
+    return artifact_of(write_store(tmp_path / "logits", make_format(), rows, positions))
+
+
+def write_store(
+    directory: Path, form: LogitFormat, rows: dict[Split, list[Row]], positions: dict[str, Positions]
+) -> Path:
+    """The objects of a store, as a dump lays them out."""
     num_rows: dict[Split, int] = {split: len(part) for split, part in rows.items()}
-    directory = tmp_path / "logits"
+    prior = make_prior(form.vocab_size)
+    write_prior(directory / "prior", prior)
     entries = []
     for shard in plan_shards(num_rows, ROWS_PER_SHARD):
         part = rows[shard.split][shard.first_row : shard.first_row + shard.num_rows]
-        header = write_shard(directory / shard.name, shard, form, part, positions[shard.name])
+        header = write_shard(directory / shard.name, shard, form, part, positions[shard.name], prior)
         entries.append(ShardEntry(**shard.model_dump(), num_tokens=header.num_tokens, num_targets=header.num_targets))
     schema = LogitSchema(**form.model_dump(), rows_per_shard=ROWS_PER_SHARD, num_rows=num_rows, shards=tuple(entries))
     (directory / "logits.json").write_text(schema.model_dump_json())
-    return artifact_of(directory)
+    return directory

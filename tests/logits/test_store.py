@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import zarr
-from zarr.storage import LocalStore
 
 from tasks.artifacts.artifact import Artifact
-from tasks.artifacts.errors import BadInputError, ObjectMissingError, StoreError
+from tasks.artifacts.errors import BadInputError, CorruptArtifactError, ObjectMissingError, StoreError
 from tasks.artifacts.fingerprint import tree_sha256
 from tasks.artifacts.manifest import Manifest
-from tasks.logits.codec import Positions
+from tasks.logits.positions import Positions
+from tasks.logits.prior import write_prior
 from tasks.logits.reader import LogitReader, LogitRow
-from tasks.logits.rows import Row
-from tasks.logits.schema import LogitFormat, ShardPlan, Split, plan_shards
+from tasks.logits.rows import Row, row_id_of
+from tasks.logits.schema import ShardPlan, Split, plan_shards
 from tasks.logits.verify import verify
-from tasks.logits.writer import write_shard
+from tasks.logits.writer import ShardWriter, write_shard
+from tests.logits.conftest import make_format, make_positions, make_prior, make_row, write_store
+from tests.logits.readme_decoder import read_document
 
 
 def opened(artifact: Artifact, cache_bytes: int = 2**20) -> LogitReader:
@@ -79,9 +83,14 @@ def test_rows_come_back_as_they_were_written(
             np.testing.assert_array_equal(got.loss_mask, row.loss_mask)
             np.testing.assert_array_equal(got.topk_ids_PK, all_positions.topk_ids_PK[start:stop])
             np.testing.assert_array_equal(got.gold_logprob_P, all_positions.gold_logprob_P[start:stop])
-            for name in ("topk_logprobs_PK", "tail_logprob_P", "tempered_lse_PM", "tempered_tail_PM"):
+            for name, unit in {
+                "topk_logprobs_PK": 0.0,
+                "tail_logprob_P": 0.0,
+                "tempered_lse_PM": 1 / 512,
+                "tempered_tail_PM": 1 / 256,
+            }.items():
                 expected_values = getattr(all_positions, name)[start:stop]
-                np.testing.assert_allclose(getattr(got, name), expected_values, rtol=1e-6, atol=1e-6)
+                np.testing.assert_allclose(getattr(got, name), expected_values, rtol=1e-6, atol=unit / 2 + 1e-6)
             start = stop
 
 
@@ -97,70 +106,145 @@ def test_random_access_equals_sequential_whatever_the_cache_holds(
             assert_equal_rows(shuffled[index], in_order[index])
 
 
-def test_rows_that_cross_chunks_are_put_together(
-    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+@pytest.mark.parametrize("documents_per_chunk", [1, 2, 16])
+@pytest.mark.parametrize("values", ["warped", "float16"])
+def test_chunks_of_several_documents_read_as_single_ones(
+    tmp_path: Path,
+    artifact_of: Callable[..., Artifact],
+    rows: dict[Split, list[Row]],
+    positions: dict[str, Positions],
+    documents_per_chunk: int,
+    values: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("tasks.logits.writer.CHUNK_LENGTH", 16)
-    artifact: Artifact = request.getfixturevalue("logit_store")
-    rows: dict[Split, list[Row]] = request.getfixturevalue("rows")
-    positions: dict[str, Positions] = request.getfixturevalue("positions")
-    found = opened(artifact).rows("train")
-    # Row 2 has 300 tokens and follows rows of 5 and of 1, so its positions start at 4 of the shard.
-    np.testing.assert_array_equal(found[2].input_ids, rows["train"][2].input_ids)
-    np.testing.assert_array_equal(found[2].topk_ids_PK, positions["train-00000"].topk_ids_PK[4 : 4 + 299])
-    assert found[1].topk_ids_PK.shape == (0, 8)
-    assert verify(artifact.store, artifact.directory, manifest_of(artifact)) == []
+    # Objects of one or two documents, so that a shard has several and its last is short.
+    monkeypatch.setattr("tasks.logits.writer.OBJECT_BYTES", 20_000)
+    single = artifact_of(write_store(tmp_path / "single", make_format(values), rows, positions))
+    form = make_format(values, documents_per_chunk=documents_per_chunk)
+    other = artifact_of(write_store(tmp_path / "other", form, rows, positions))
+    for split, part in rows.items():
+        for index in range(len(part)):
+            assert_equal_rows(opened(other).rows(split)[index], opened(single).rows(split)[index])
+    assert verify(other.store, other.directory, manifest_of(other)) == []
+    if documents_per_chunk == 1:
+        assert sum("train-00000/documents/c/" in entry.name for entry in manifest_of(other).objects) > 1
 
 
-def test_a_shard_decodes_each_chunk_once_under_shuffled_access(
-    logit_store: Artifact, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_row_is_decoded_once_under_shuffled_access(logit_store: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     reads: list[object] = []
     plain = zarr.Array.__getitem__
 
     def counted(array: zarr.Array, selection: object) -> object:
-        reads.append((array.path, selection))
+        if array.path == "documents":
+            reads.append(selection)
         return plain(array, selection)
 
     monkeypatch.setattr(zarr.Array, "__getitem__", counted)
     found = opened(logit_store).rows("train")
     for index in [4, 0, 6, 2, 5, 3] * 5:
         found[index]
-    # Three shards of one chunk: 3 index arrays, 2 token arrays and 6 planes each.
-    assert len(reads) == 3 * (3 + 2 + 6)
+    assert len(reads) == 6
 
 
-def test_plain_zarr_and_numpy_read_a_shard_as_the_readme_says(logit_store: Artifact) -> None:
-    group = zarr.open_group(LocalStore(object_file(logit_store, "train-00000/zarr.json").parent), mode="r")
-    offsets = group["offsets"][:]
-    row = opened(logit_store).rows("train")[2]
-    start, stop = offsets[2] - 2, offsets[3] - 3
-    np.testing.assert_array_equal(group["topk_ids"][start:stop], row.topk_ids_PK)
-    np.testing.assert_array_equal(group["topk_logprobs"][start:stop], row.topk_logprobs_PK)
-    np.testing.assert_array_equal(group["input_ids"][offsets[2] : offsets[3]], row.input_ids)
-    assert bytes(group["row_id"][2]).hex() == row.row_id
-    assert group["tempered_lse"].shape == (offsets[-1] - 3, 1)
+def test_a_stream_gives_rows_in_order_and_goes_on_where_it_was_left(logit_store: Artifact) -> None:
+    found = opened(logit_store).rows("train")
+    order = [3, 0, 6, 2, 2, 5, 1, 4, 0]
+    expected = [found.row_id(index) for index in order]
+    for ahead, threads in ((0, 1), (2, 2), (50, 3)):
+        assert [row.row_id for row in found.stream(order, ahead=ahead, threads=threads)] == expected
+    first = found.stream(order)
+    taken = [next(first).row_id for _ in range(4)]
+    first.close()
+    assert taken + [row.row_id for row in found.stream(order[4:])] == expected
+    shares = [[row.row_id for row in found.stream(order[rank::2])] for rank in range(2)]
+    assert sorted(shares[0] + shares[1]) == sorted(expected)
+    with pytest.raises(IndexError, match="row 99"):
+        list(found.stream([0, 99, 1]))
 
 
-def test_equal_shards_are_equal_bytes_with_one_file_an_array(
-    tmp_path: Path, rows: dict[Split, list[Row]], positions: dict[str, Positions], logit_store: Artifact
+def test_few_shards_are_open_however_many_there_are(logit_store: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tasks.logits.reader.MAX_OPEN_SHARDS", 1)
+    reader = opened(logit_store)
+    assert [reader.rows("train")[index].row_id for index in (0, 6, 3, 0)]
+    assert len(reader._shards) == 1
+
+
+@pytest.mark.parametrize("support", ["top_k", "adaptive", "sampled"])
+@pytest.mark.parametrize("vocab_size", [300, 70_000])
+def test_plain_zarr_and_numpy_read_a_shard_as_the_readme_says(
+    support: str, vocab_size: int, tmp_path: Path, artifact_of: Callable[..., Artifact]
 ) -> None:
-    header = LogitFormat.model_validate(opened(logit_store).schema.model_dump(include=set(LogitFormat.model_fields)))
+    plain = [make_row(length, length) for length in (5, 1, 40)]
+    positions = make_positions(plain, 3)
+    # The last 300 ids, so that places need three bytes.
+    positions.topk_ids_PK[:] += vocab_size - 300
+    shifted = [row.input_ids + np.int32(vocab_size - 300) for row in plain]
+    rows: dict[Split, list[Row]] = {
+        "train": [replace(row, input_ids=ids, row_id=row_id_of(ids)) for row, ids in zip(plain, shifted, strict=True)]
+    }
+    kind: dict[str, object] = {"kind": support}
+    if support != "top_k":
+        kind["max_kept" if support == "adaptive" else "num_draws"] = 8
+        left_out_PK = np.arange(8) >= np.random.default_rng(0).integers(1, 9, len(positions))[:, None]
+        values_PK = np.where(left_out_PK, -np.inf, positions.topk_logprobs_PK)
+        tail_P = np.log1p(-np.exp(values_PK.astype(np.float64)).sum(1)).astype(np.float32)
+        counts_PK = np.where(left_out_PK, 0, 3).astype(np.uint16)
+        positions = Positions(
+            np.where(left_out_PK, -1, positions.topk_ids_PK).astype(np.int32),
+            values_PK.astype(np.float32),
+            tail_P,
+            *positions.arrays()[3:6],  # type: ignore[arg-type]
+            counts_PK if support == "sampled" else counts_PK[:, :0],
+        )
+    else:
+        kind["num_kept"] = 8
+    form = make_format("warped", (), support=kind, vocab_size=vocab_size)
+    directory = write_store(tmp_path / "store", form, rows, {"train-00000": positions})
+    reader = opened(artifact_of(directory))
+    for index in range(3):
+        row = reader.rows("train")[index]
+        document = read_document(directory, "train-00000", index)
+        np.testing.assert_array_equal(document["input_ids"], row.input_ids)
+        np.testing.assert_array_equal(document["loss_mask"], row.loss_mask)
+        np.testing.assert_array_equal(document["ids"], row.topk_ids_PK)
+        np.testing.assert_allclose(document["logprobs"], row.topk_logprobs_PK, atol=1e-5)
+        np.testing.assert_allclose(document["tail"], row.tail_logprob_P, atol=1e-5)
+        np.testing.assert_allclose(document["gold"], row.gold_logprob_P, atol=1e-5)
+        if support == "sampled":
+            np.testing.assert_array_equal(document["draws"], row.counts_PK)
+
+
+def test_equal_shards_are_equal_bytes_in_whatever_order_rows_come(
+    tmp_path: Path, rows: dict[Split, list[Row]], positions: dict[str, Positions]
+) -> None:
+    form, prior = make_format(), make_prior()
     plan = ShardPlan(name="train-00000", split="train", first_row=0, num_rows=3)
-    for name in ("a", "b"):
-        write_shard(tmp_path / name, plan, header, rows["train"][:3], positions["train-00000"])
+    write_shard(tmp_path / "a", plan, form, rows["train"][:3], positions["train-00000"], prior)
+    writer = ShardWriter(tmp_path / "b", plan, form, rows["train"][:3], prior)
+    bounds = [(0, 4), (4, 4), (4, 303)]
+    for index in (2, 0, 1):
+        writer.add(index, positions["train-00000"].cut(*bounds[index]))
+    writer.close()
     assert tree_sha256(tmp_path / "a") == tree_sha256(tmp_path / "b")
-    chunks = [path for path in (tmp_path / "a").rglob("*") if path.is_file() and path.name != "zarr.json"]
-    assert len(chunks) == 11
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+    writer = ShardWriter(tmp_path / "c", plan, form, rows["train"][:3], prior)
+    writer.add(1, positions["train-00000"].cut(4, 4))
+    with pytest.raises(ValueError, match="row 1 of shard train-00000 was given twice"):
+        writer.add(1, positions["train-00000"].cut(4, 4))
+    with pytest.raises(ValueError, match="got no positions for its row 0"):
+        writer.close()
+    writer.discard()
 
 
 def test_rows_and_positions_that_do_not_fit_are_not_written(
-    tmp_path: Path, rows: dict[Split, list[Row]], positions: dict[str, Positions], logit_store: Artifact
+    tmp_path: Path, rows: dict[Split, list[Row]], positions: dict[str, Positions]
 ) -> None:
-    form = LogitFormat.model_validate(opened(logit_store).schema.model_dump(include=set(LogitFormat.model_fields)))
     plan = ShardPlan(name="train-00000", split="train", first_row=0, num_rows=3)
-    with pytest.raises(ValueError, match="got 3 rows of 306 tokens and 302 positions"):
-        write_shard(tmp_path / "x", plan, form, rows["train"][:3], positions["train-00000"].cut(0, 302))
+    cut = positions["train-00000"].cut(0, 302)
+    with pytest.raises(ValueError, match="do not have 302 positions"):
+        write_shard(tmp_path / "x", plan, make_format(), rows["train"][:3], cut, make_prior())
+    with pytest.raises(ValueError, match="got 2 rows"):
+        ShardWriter(tmp_path / "y", plan, make_format(), rows["train"][:2], make_prior())
 
 
 def test_another_tokenizer_or_vocabulary_is_refused(logit_store: Artifact) -> None:
@@ -189,14 +273,14 @@ def test_missing_rows_splits_and_shards_are_named(logit_store: Artifact) -> None
 
 
 def test_a_lost_object_is_an_error_and_not_zeros(logit_store: Artifact) -> None:
-    object_file(logit_store, "train-00000/topk_logprobs/c/0/0").unlink()
-    with pytest.raises(ObjectMissingError, match="topk_logprobs/c/0/0 of shard train-00000 is missing"):
+    object_file(logit_store, "train-00000/documents/c/0/0/0").unlink()
+    with pytest.raises(ObjectMissingError, match="documents/c/0/0/0 of shard train-00000 is missing"):
         opened(logit_store).rows("train")[0]
     assert opened(logit_store).rows("heldout")[0].row_id
 
 
 def test_a_flipped_bit_is_an_error_at_the_read(logit_store: Artifact) -> None:
-    file = object_file(logit_store, "train-00000/topk_ids/c/0/0")
+    file = object_file(logit_store, "train-00000/documents/c/0/0/0")
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.write_bytes(data)
@@ -218,20 +302,14 @@ def test_verify_is_silent_on_a_good_store_and_names_what_is_wrong(logit_store: A
     assert "rows 3 to 5 of split train are missing" in problems
 
 
-def test_verify_reads_what_was_committed_wrong(
-    logit_store: Artifact, tmp_path: Path, artifact_of: Callable[..., Artifact]
+def test_a_store_with_another_prior_is_refused(
+    tmp_path: Path,
+    artifact_of: Callable[..., Artifact],
+    rows: dict[Split, list[Row]],
+    positions: dict[str, Positions],
 ) -> None:
-    group = zarr.open_group(LocalStore(tmp_path / "logits" / "heldout-00000"), mode="r+")
-    input_ids = group["input_ids"][:]
-    input_ids[3] += 1
-    group["input_ids"][:] = input_ids
-    values = group["topk_logprobs"][:]
-    values[0] += 2
-    values[5] = values[5, ::-1]
-    group["topk_logprobs"][:] = values
-    bad = artifact_of(tmp_path / "logits")
-    problems = "\n".join(verify(bad.store, bad.directory, manifest_of(bad)))
-    assert "heldout-00000 row 0 has other tokens than its id" in problems
-    assert "has more mass than one at position 0" in problems
-    assert "is not in descending order at position 5" in problems
-    assert "train-0" not in problems
+    directory = write_store(tmp_path / "store", make_format(), rows, positions)
+    shutil.rmtree(directory / "prior")
+    write_prior(directory / "prior", make_prior(seed=1))
+    with pytest.raises(CorruptArtifactError, match=r"the prior is \w{16}, logits.json says"):
+        opened(artifact_of(directory)).rows("train")[0]

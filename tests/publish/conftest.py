@@ -152,7 +152,7 @@ def pipeline(make: Make, tmp_path: Path) -> dict[str, Artifact]:
             {"logits.json": b"{}"},
             {"teacher": teacher, "corpus": corpus},
             {"tokens": 1000, "bytes_per_token": 101.5, "captured_mass": 0.97, "gold_error": 1e-4},
-            {"num_kept": 64},
+            {"support": {"kind": "top_k", "num_kept": 64}},
         )
         given = {"student": base, "logits": dump}
         made |= {f"teacher-{name}": teacher, f"dump-{name}": dump}

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -287,6 +288,28 @@ def test_two_runs_of_one_key_do_the_work_once(context: RunContext, launches: Log
     assert len({outcome.ref.digest for outcome in outcomes}) == 1
     assert len(launches(step)) == 1
     assert any("waiting" in event.message and "is held by" in event.message for event in events)
+
+
+def test_runs_of_a_shared_stage_work_side_by_side_and_one_commits(
+    context: RunContext, launches: Logs, events: list[Event]
+) -> None:
+    step = errand("a", behaviour="work", steps=50)
+    step = replace(step, stage=replace(step.stage, shared=True))
+    outcomes: list[Outcome] = []
+    threads = [threading.Thread(target=lambda: outcomes.append(execute(step, context))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(outcome.ref.reused for outcome in outcomes) == [False, True]
+    assert len({outcome.ref.digest for outcome in outcomes}) == 1
+    assert len(launches(step)) == 2
+    assert not [path for path in context.scratch.rglob("*") if path.is_file()]
+    # Neither waited for the other's launch: the steps of the two alternate.
+    numbers = [event.done or 0 for event in events if event.kind == "progress"]
+    assert len(numbers) == 100
+    assert numbers != sorted(numbers[:50]) * 2
+    assert execute(step, context).ref.reused
 
 
 def test_what_a_worker_says_reaches_the_watcher_in_order(context: RunContext, events: list[Event]) -> None:

@@ -13,9 +13,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from tasks.artifacts.artifact import Artifact
-from tasks.logits.codec import Positions
+from tasks.logits.positions import Positions
+from tasks.logits.prior import Prior, write_prior
 from tasks.logits.rows import Row, row_id_of, write_rows
-from tasks.logits.schema import LogitFormat, LogitSchema, ShardEntry, ValueDtype, plan_shards
+from tasks.logits.schema import LogitFormat, LogitSchema, ShardEntry, TeacherRecord, TopKSupport, Values, plan_shards
 from tasks.logits.writer import write_shard
 from tasks.modeling.model_files import save_causal_lm
 from tasks.modeling.tokenizer_files import save_tokenizer, tokenizer_digest
@@ -96,6 +97,7 @@ def truncate(logits_PV: np.ndarray, gold_P: np.ndarray, temperatures: Sequence[f
         logprobs_PV[np.arange(len(gold_P)), gold_P].astype(np.float32),
         (np.stack(lse_MP, 1) if lse_MP else none_PM).astype(np.float32),
         (np.stack(tail_MP, 1) if tail_MP else none_PM).astype(np.float32),
+        none_PM.astype(np.uint16),
     )
 
 
@@ -112,18 +114,21 @@ def logit_store(
     teacher: PreTrainedModel,
     rows: Mapping[str, Sequence[Row]],
     temperatures: tuple[float, ...] = (),
-    value_dtype: ValueDtype = "float32",
+    values: Values = "float32",
 ) -> Artifact:
     """What a dump of this teacher on these rows would have committed."""
     form = LogitFormat(
-        value_dtype=value_dtype,
+        values=values,
         vocab_size=VOCAB,
-        num_kept=NUM_KEPT,
+        support=TopKSupport(num_kept=NUM_KEPT),
         temperatures=temperatures,
         tokenizer_digest=tokenizer_digest(make_tokenizer()),
-        teacher_digest="m" * 64,
+        teacher=TeacherRecord(weights_digest="m" * 64),
         corpus_digest="c" * 64,
+        prior_digest=(prior := Prior.identity(VOCAB)).digest,
+        max_error_nats=0.3,
     )
+    write_prior(directory / "prior", prior)
     num_rows: dict[Any, int] = {split: len(part) for split, part in rows.items()}
     entries = []
     for shard in plan_shards(num_rows, 8):
@@ -131,7 +136,7 @@ def logit_store(
         positions = Positions.joined(
             [truncate(dense_logits(teacher, row), row.input_ids[1:], temperatures) for row in part]
         )
-        header = write_shard(directory / shard.name, shard, form, part, positions)
+        header = write_shard(directory / shard.name, shard, form, part, positions, prior)
         entries.append(ShardEntry(**shard.model_dump(), num_tokens=header.num_tokens, num_targets=header.num_targets))
     schema = LogitSchema(**form.model_dump(), rows_per_shard=8, num_rows=num_rows, shards=tuple(entries))
     (directory / "logits.json").write_text(schema.model_dump_json())

@@ -1,0 +1,130 @@
+"""`medius verify`: checksums of any artifact, every row of a logit store, and the teacher once more on a sample."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from flows.addresses import model_of
+from tasks.artifacts.artifact import Artifact
+from tasks.artifacts.errors import MediusError, ObjectMissingError, WorkerFailedError
+from tasks.artifacts.manifest import Manifest
+from tasks.artifacts.verify import find_damage
+from tasks.dump_logits.recomputed import RECOMPUTED_FILE, Recomputed
+from tasks.dump_logits.stage import DumpLogitsRuntime
+from tasks.logits.schema import SCHEMA_FILE
+from tasks.runtime.launch import WorkerProcess, worker_command, worker_environment
+from tasks.runtime.launch_folder import scratch_folder
+from tasks.worker.spec import WorkerSpec
+
+SCRATCH = Path(".medius/scratch")
+_LINE_SECONDS = 5
+
+
+@dataclass
+class Verification:
+    """Artifacts are verified one by one; what is found is printed at once and counted."""
+
+    console: Console
+    recompute: int = 0
+    """Positions of each logit store that its teacher recomputes."""
+    num_problems: int = 0
+
+    def check(self, label: str, artifact: Artifact, manifest: Manifest) -> None:
+        """Verifies one finished artifact."""
+        is_logits = manifest.object(SCHEMA_FILE) is not None
+        tokens = ""
+        if is_logits:
+            problems, tokens = self._logits(label, artifact, manifest)
+        else:
+            problems = find_damage(artifact, manifest)
+        state = "DAMAGED" if problems else "ok"
+        self.console.print(f"{label:24} {len(manifest.objects)} objects{tokens} {state}", soft_wrap=True)
+        if is_logits and self.recompute:
+            problems += self._recomputed(artifact, manifest)
+        for problem in problems:
+            self.console.print(problem, soft_wrap=True, markup=False)
+        self.num_problems += len(problems)
+
+    def finish(self) -> None:
+        """Raises MediusError where anything was found."""
+        if self.num_problems:
+            found = "1 problem was" if self.num_problems == 1 else f"{self.num_problems} problems were"
+            raise MediusError(
+                f"{found} found; to make what is damaged again, delete the manifest.json of its artifact and the "
+                f"receipts (shards/) of the objects named, and run again"
+            )
+
+    def _logits(self, label: str, artifact: Artifact, manifest: Manifest) -> tuple[list[str], str]:
+        from tasks.logits.verify import Checked, verify
+
+        said = time.monotonic()
+        last: list[Checked] = []
+
+        def watch(checked: Checked) -> None:
+            nonlocal said
+            last[:] = [checked]
+            if time.monotonic() >= said + _LINE_SECONDS:
+                said = time.monotonic()
+                Console(stderr=True, highlight=False).print(
+                    f"{label:24} {checked.shards} of {checked.num_shards} shards, {checked.tokens:,} tokens, "
+                    f"{checked.num_problems} problems"
+                )
+
+        problems = verify(artifact.store, artifact.directory, manifest, watch)
+        return problems, f", {last[0].shards} shards, {last[0].tokens:,} tokens" if last else ""
+
+    def _recomputed(self, artifact: Artifact, manifest: Manifest) -> list[str]:
+        try:
+            model_of(artifact, manifest, ("teacher",))
+        except ObjectMissingError as error:
+            self.console.print(f"nothing was recomputed: {error}", soft_wrap=True, markup=False)
+            return []
+        try:
+            found = recompute(artifact, manifest, self.recompute)
+        except WorkerFailedError as error:
+            return [f"{artifact.uri}: {error}"]
+        for line in found.lines():
+            self.console.print(line, soft_wrap=True, markup=False)
+        return found.problems(artifact.uri)
+
+
+def recompute(artifact: Artifact, manifest: Manifest, num_positions: int) -> Recomputed:
+    """Runs the teacher on sampled rows in a process of its own, on the GPU if there is one.
+
+    Raises:
+        WorkerFailedError: the process ended with an error.
+    """
+    attempt = uuid.uuid4().hex[:8]
+    runtime = DumpLogitsRuntime()
+    with scratch_folder(SCRATCH.resolve(), f"recompute-{manifest.key[:16]}", attempt) as scratch:
+        spec = WorkerSpec(
+            stage=manifest.stage,
+            label=manifest.label,
+            key=manifest.key,
+            attempt=attempt,
+            store=artifact.store.uri,
+            directory=artifact.directory,
+            scratch=str(scratch),
+            input_cache=str(SCRATCH.resolve() / "inputs"),
+            recipe={**manifest.recipe, "num_positions": num_positions},
+            runtime=runtime.model_dump(mode="json"),
+            inputs=manifest.inputs,
+        )
+        spec_file = scratch / "spec.json"
+        spec_file.write_text(spec.model_dump_json(indent=1))
+        command = worker_command("tasks.dump_logits.recompute", spec_file, runtime)
+        process = WorkerProcess(command, worker_environment(runtime), scratch)
+        try:
+            code = process.wait(lambda: None)
+        finally:
+            process.kill()
+        if code != 0:
+            end = process.end()
+            why = end[1] if end is not None else process.log_tail()
+            raise WorkerFailedError(f"the teacher could not be run again ({why})")
+        return Recomputed.model_validate_json((scratch / RECOMPUTED_FILE).read_bytes())

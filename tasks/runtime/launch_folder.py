@@ -1,0 +1,75 @@
+"""A launch's folder on this host, and the removal of those whose launch was killed."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+
+@contextmanager
+def scratch_folder(root: Path, name: str, attempt: str) -> Iterator[Path]:
+    """A new folder `<root>/<name>/<attempt>` that is gone after the block.
+
+    Folders that killed launches left under the same name go too; those of living ones stay. A launch lives as long as
+    it holds the lock on `<attempt>.lock` beside its folder, which the kernel lets go however the launch ends.
+    """
+    parent = root / name
+    # Locked before the folder exists and unlocked after it is gone: a folder without a held lock is nobody's.
+    with _held(parent / f"{attempt}.lock") as lock_file:
+        _sweep(parent)
+        folder = parent / attempt
+        folder.mkdir()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            # Once more: a worker that outlived its launcher by a second may have put its folder back.
+            _sweep(parent)
+            lock_file.unlink(missing_ok=True)
+            with suppress(OSError):
+                # Not empty while another launch is at work in it.
+                parent.rmdir()
+
+
+@contextmanager
+def _held(lock_file: Path) -> Iterator[Path]:
+    while True:
+        lock_file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock = lock_file.open("w")
+        except FileNotFoundError:
+            # Another launch has just removed the empty parent.
+            continue
+        with lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            # A sweep may have taken the file away between the two lines above.
+            if _is(lock, lock_file):
+                yield lock_file
+                return
+
+
+def _is(lock: IO[str], lock_file: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(lock.fileno()), lock_file.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _sweep(parent: Path) -> None:
+    """Removes every launch's folder and lock file of which nobody holds the lock."""
+    for name in {path.stem for path in parent.iterdir()}:
+        lock_file = parent / f"{name}.lock"
+        try:
+            lock = lock_file.open("r+")
+        except FileNotFoundError:
+            shutil.rmtree(parent / name, ignore_errors=True)
+            continue
+        with lock, suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(parent / name, ignore_errors=True)
+            lock_file.unlink(missing_ok=True)
