@@ -23,6 +23,7 @@ from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.errors import BadInputError, InterruptedRunError, MediusError
 from tasks.artifacts.runs import all_runs
 from tasks.artifacts.store import Store, open_store
+from tasks.logits.schema import SCHEMA_FILE
 from tasks.runtime.declare import Step
 from tasks.runtime.gates import accept as accept_gate
 from tasks.runtime.state import StepState, step_state
@@ -201,6 +202,8 @@ def verify(
         if set_ or smoke:
             raise BadInputError(f"--set and --smoke change a profile, and {target} is an artifact; leave them out")
         artifact, manifest = find_artifact(target, store)
+        if recompute and manifest.object(SCHEMA_FILE) is None:
+            raise BadInputError(f"{artifact.uri} is no logit store, so there is nothing to --recompute; leave it out")
         verification.check(manifest.label, artifact, manifest)
     else:
         steps, opened, _name = _steps(target, set_, store, smoke)

@@ -54,7 +54,7 @@ def inspect_store(
     def say(line: str) -> None:
         console.print(line, soft_wrap=True, markup=False)
 
-    for line in _words(artifact, reader.schema):
+    for line in _words(artifact, reader):
         say(line)
     found = survey(artifact, manifest, reader, chosen)
     for line in _numbers(found):
@@ -85,11 +85,9 @@ def _open(artifact: Artifact, manifest: Manifest) -> LogitReader:
 
 
 def _split(reader: LogitReader, split: str | None) -> Split:
-    there = reader.schema.num_rows
-    if split is None:
-        return next(name for name in SPLITS if there.get(name))
-    for name in SPLITS:
-        if name == split and there.get(name):
+    there: list[Split] = [name for name, count in reader.schema.num_rows.items() if count]
+    for name in sorted(there, key=SPLITS.index):
+        if split in {None, name}:
             return name
     raise BadInputError(f"{reader.uri} has no rows in split {split!r}, only in {', '.join(there)}")
 
@@ -106,8 +104,10 @@ def _support(schema: LogitSchema) -> str:
     return f"the likeliest {' or '.join(limits)}, {support.min_kept} to {support.max_kept}"
 
 
-def _words(artifact: Artifact, schema: LogitSchema) -> list[str]:
-    teacher = schema.teacher
+def _words(artifact: Artifact, reader: LogitReader) -> list[str]:
+    from tasks.logits.survey import entry_error
+
+    schema, teacher = reader.schema, reader.schema.teacher
     name = teacher.repo or "a local model"
     details = ", ".join(part for part in (teacher.dtype, teacher.attention, teacher.quantisation) if part)
     values = {
@@ -115,13 +115,12 @@ def _words(artifact: Artifact, schema: LogitSchema) -> list[str]:
         "float16": "as float16",
         "float32": "as float32",
     }[schema.values]
+    likely, unlikely = entry_error(reader, 0.5), entry_error(reader, 0.01)
     temperatures = ", ".join(f"{value:g}" for value in (1.0, *schema.temperatures))
-    tokens = {split: sum(every.num_tokens for every in schema.shards if every.split == split) for split in SPLITS}
-    counts = [
-        f"{split} {count:,} rows, {tokens[split]:,} tokens"
-        for split in SPLITS
-        if (count := schema.num_rows.get(split, 0))
-    ]
+    tokens = {
+        split: sum(every.num_tokens for every in schema.shards if every.split == split) for split in schema.num_rows
+    }
+    counts = [f"{split} {count:,} rows, {tokens[split]:,} tokens" for split, count in schema.num_rows.items() if count]
     return [
         artifact.uri,
         f"teacher     {name}{f' at {teacher.revision}' if teacher.revision else ''}, weights "
@@ -129,7 +128,8 @@ def _words(artifact: Artifact, schema: LogitSchema) -> list[str]:
         f"tokenizer   {schema.tokenizer_digest[:16]}, {schema.vocab_size:,} tokens",
         f"corpus      {schema.corpus_digest[:16]}",
         f"support     {_support(schema)}; normalised over all tokens at temperature {temperatures}",
-        f"values      {values}; an entry is rounded by at most {schema.max_error_nats:g} nats",
+        f"values      {values}; an entry is rounded by at most {schema.max_error_nats:g} nats and, where "
+        f"little is left out, off by at most {likely:.2g} at p = 0.5, {unlikely:.2g} at p = 0.01",
         f"rows        {'; '.join(counts)}; {len(schema.shards)} shards",
     ]
 
@@ -163,15 +163,13 @@ def _texts(
             objects = tuple(entry for entry in files.objects if entry.name in TOKENIZER_FILES)
             tokenizer = load_tokenizer(model.fetch(files.model_copy(update={"objects": objects}), Path(folder)))
         if tokenizer_digest(tokenizer) != schema.tokenizer_digest:
-            raise BadInputError(f"the tokenizer of {model.uri} is another one")  # noqa: TRY301
+            raise BadInputError(f"the tokenizer of {model.uri} is another one")
     except MediusError as error:
         say(f"tokens are shown as ids: {error}")
         return str
 
     def text(token: int) -> str:
-        piece = tokenizer.convert_ids_to_tokens(token)
-        if piece is None:
-            return str(token)
+        piece = str(tokenizer.convert_ids_to_tokens([token])[0])
         decoded = tokenizer.decode([token], clean_up_tokenization_spaces=False)
         # Part of a character is no text; and some decoders drop the space before a first word.
         if not decoded or "\ufffd" in decoded or piece.startswith("\u2581"):

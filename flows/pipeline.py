@@ -25,6 +25,7 @@ from tasks.dump_logits.stage import STAGE as DUMP_LOGITS
 from tasks.evaluate.stage import STAGE as EVALUATE
 from tasks.evolve.stage import STAGE as EVOLVE
 from tasks.fuse.stage import STAGE as FUSE
+from tasks.import_logits.stage import STAGE as IMPORT_LOGITS
 from tasks.models.stage import STAGE as MODELS
 from tasks.publish.stage import STAGE as PUBLISH
 from tasks.runtime.declare import Step
@@ -40,10 +41,16 @@ def build(profile: Profile) -> list[Step]:
     # All students have one tokenizer, and its chat template is the one that the result will have.
     chat = models[next(iter(profile.branches.values())).student]
     compared: dict[str, Step] = {}
+    corpora: list[Step] = []
     for name, branch in profile.branches.items():
         teacher, student = models[branch.teacher], models[branch.student]
         corpus = Step(CORPUS, f"corpus-{name}", branch.corpus, {"tokenizer": teacher})
-        logits = Step(DUMP_LOGITS, f"logits-{name}", branch.dump_logits, {"teacher": teacher, "corpus": corpus})
+        corpora.append(corpus)
+        if branch.import_logits is not None:
+            logits = Step(IMPORT_LOGITS, f"logits-{name}", branch.import_logits, {"tokenizer": teacher})
+        else:
+            assert branch.dump_logits is not None
+            logits = Step(DUMP_LOGITS, f"logits-{name}", branch.dump_logits, {"teacher": teacher, "corpus": corpus})
         start = student
         if branch.surgeon is not None:
             donor = models[branch.donor or branch.teacher]
@@ -63,7 +70,8 @@ def build(profile: Profile) -> list[Step]:
     instructions = Step(CORPUS, "corpus-sft", profile.fine_tuning.corpus, {"tokenizer": chat, "instructions": evolved})
     final = Step(SFT, "sft", profile.fine_tuning.sft, {"model": fused, "corpus": instructions})
     compared |= {"fused": fused, "final": final, **{name: models[name] for name in profile.assessment.baselines}}
-    heldout = next(step for step in _closure([fused]) if step.stage is CORPUS)
+    # Where all logits are imported no corpus was read yet.
+    heldout = next((step for step in _closure([fused]) if step.stage is CORPUS), corpora[0])
     scores = Step(
         EVALUATE,
         "evaluate",

@@ -21,6 +21,7 @@ from tasks.dump_logits.stage import DumpLogitsConfig
 from tasks.evaluate.stage import EvaluateConfig
 from tasks.evolve.stage import EvolveConfig
 from tasks.fuse.stage import FuseConfig
+from tasks.import_logits.stage import ImportLogitsConfig
 from tasks.models.stage import ModelsConfig
 from tasks.publish.stage import PublishConfig
 from tasks.runtime.declare import Gates
@@ -40,13 +41,24 @@ class Branch(Frozen):
     donor: str | None = None
     """A model of the teacher's vocabulary that gives tokenizer and embeddings; the teacher itself if not named."""
     corpus: CorpusConfig
-    dump_logits: DumpLogitsConfig
+    """What the teacher reads. With `import_logits` students are only measured on its held-out documents; whether the
+    imported set trained on some of them is not known here."""
+    dump_logits: DumpLogitsConfig | None = None
+    import_logits: ImportLogitsConfig | None = None
+    """Takes the place of `dump_logits` where the teacher's logits are stored already. Of `teacher` it reads only the
+    tokenizer, so that may be any model with the same one."""
     surgeon: SurgeonConfig | None = None
     """Gives the student the teacher's vocabulary; absent where it has that already."""
     distill: DistillConfig
     twin: DistillConfig | None = None
     """The same training on the labels alone: what the teacher's distribution is measured against."""
     revert: SurgeonConfig | None = None
+
+    @model_validator(mode="after")
+    def _logits_come_from_somewhere(self) -> Self:
+        if (self.dump_logits is None) == (self.import_logits is None):
+            raise ValueError("give one of `dump_logits`, which runs the teacher, and `import_logits`, which does not")
+        return self
 
     @model_validator(mode="after")
     def _there_and_back(self) -> Self:
@@ -251,7 +263,13 @@ _AMOUNTS = {
 """What `--smoke` shrinks, wherever it stands in a recipe, and the least that still exercises every stage."""
 _HELDOUT_FRACTION = 0.25
 """At least this part of a shrunk corpus is held out: 0.2 % of a few hundred documents may be none."""
-_UNBOUNDED = {"lm_eval": "limit", "files": "limit", "dataset": "max_rows", "autoevol": "max_seeds"}
+_UNBOUNDED = {
+    "lm_eval": "limit",
+    "files": "limit",
+    "dataset": "max_rows",
+    "parquet": "max_rows",
+    "autoevol": "max_seeds",
+}
 """The amount of each `type` or `kind` that takes everything where its amount is not given."""
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +9,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.artifacts.errors import BadInputError, CorruptArtifactError
-from tasks.logits.rows import Row, row_id_of
-
-_COLUMNS = ("row_id", "input_ids", "loss_mask", "text", "num_bytes", "kind", "source", "document")
+from tasks.artifacts.errors import BadInputError
+from tasks.logits.rows import COLUMNS, Row, rows_of
 
 
 class CorpusSplit:
@@ -27,7 +24,7 @@ class CorpusSplit:
         """
         self._path = path
         self._file = pq.ParquetFile(path)
-        if missing := [name for name in _COLUMNS if name not in self._file.schema_arrow.names]:
+        if missing := [name for name in COLUMNS if name not in self._file.schema_arrow.names]:
             raise BadInputError(f"{path.name} has no column {missing[0]}; give a file that the corpus stage wrote")
         metadata = self._file.metadata
         sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
@@ -67,8 +64,10 @@ class CorpusSplit:
             for group in range(len(self._starts) - 1)
             if self._starts[group] < first + count and self._starts[group + 1] > first
         ]
-        table = self._file.read_row_groups(groups, list(_COLUMNS))
-        return self._rows(table.slice(first - int(self._starts[groups[0]]), count), range(first, first + count))
+        table = self._file.read_row_groups(groups, list(COLUMNS))
+        return rows_of(
+            table.slice(first - int(self._starts[groups[0]]), count), self._path.name, range(first, first + count)
+        )
 
     def read_some(self, indices: npt.NDArray[np.int64]) -> list[Row]:
         """Single rows, by ascending index; each group of rows is read once, and only where one is wanted."""
@@ -76,24 +75,8 @@ class CorpusSplit:
         for group in range(len(self._starts) - 1):
             start, stop = int(self._starts[group]), int(self._starts[group + 1])
             if (wanted := indices[(indices >= start) & (indices < stop)]).size:
-                table = self._file.read_row_group(group, list(_COLUMNS))
-                rows += self._rows(table.take(pa.array(wanted - start)), wanted.tolist())
-        return rows
-
-    def _rows(self, table: pa.Table, places: Sequence[int]) -> list[Row]:
-        ids, offsets = _flat(table.column("input_ids"))
-        masks, mask_offsets = _flat(table.column("loss_mask"))
-        rest = table.select(["row_id", "text", "num_bytes", "kind", "source", "document"]).to_pylist()
-        rows = []
-        for index, (place, values) in enumerate(zip(places, rest, strict=True)):
-            input_ids = ids[offsets[index] : offsets[index + 1]].astype(np.int32)
-            loss_mask = masks[mask_offsets[index] : mask_offsets[index + 1]].astype(np.uint8)
-            if row_id_of(input_ids) != values["row_id"] or len(loss_mask) != len(input_ids):
-                raise CorruptArtifactError(
-                    f"row {place} of {self._path.name} does not hold the tokens that its id was made of; delete the "
-                    f"corpus artifact and run again"
-                )
-            rows.append(Row(input_ids=input_ids, loss_mask=loss_mask, **values))
+                table = self._file.read_row_group(group, list(COLUMNS))
+                rows += rows_of(table.take(pa.array(wanted - start)), self._path.name, wanted.tolist())
         return rows
 
 

@@ -43,7 +43,12 @@ class Forward:
         self.teacher = teacher
         self._recipe = recipe
         self._runtime = runtime
-        self._truncate = Truncation(teacher.head, recipe.support, recipe.temperatures, teacher.transform)
+        self._truncate = Truncation(
+            teacher.head,
+            recipe.support,
+            recipe.temperatures,
+            teacher.transform if teacher.transforms_logits else None,
+        )
 
     def batches(self, rows: Sequence[Row]) -> Iterator[BatchResult]:
         """All rows of more than one token, in an order that suits the device."""

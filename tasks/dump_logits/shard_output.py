@@ -10,7 +10,7 @@ from zarr.storage import LocalStore
 
 from tasks.dump_logits.claims import Claim
 from tasks.dump_logits.forward import BatchResult, GoldSample
-from tasks.dump_logits.measures import ShardStatistics
+from tasks.dump_logits.measures import DumpStatistics
 from tasks.logits.positions import Positions
 from tasks.logits.prior import Prior
 from tasks.logits.reader import ShardReader
@@ -39,13 +39,14 @@ class ShardOutput:
         self._plan = plan
         self._prior = prior
         self._gold = gold
-        self._statistics = ShardStatistics(rows)
+        self._statistics = DumpStatistics(rows)
         self._directory = job.new_directory(plan.name)
         self._writer = ShardWriter(self._directory, plan, form, rows, prior)
         nothing = Positions.empty(0, form.width, len(form.temperatures), counted=form.support.kind == "sampled")
         for index, row in enumerate(rows):
             if len(row.input_ids) == 1:
                 self._writer.add(index, nothing)
+                self._statistics.add(index, nothing)
 
     def add(self, result: BatchResult) -> None:
         for index, positions in zip(result.indices, result.positions, strict=True):

@@ -83,7 +83,7 @@ class DumpLogitsRuntime(Runtime):
     tokens_per_batch: int = Field(8192, ge=1)
     """Tokens of one forward pass, padding included. A longer row is a batch of its own."""
     head_chunk_tokens: int = Field(512, ge=1)
-    """Positions whose full logits exist at one time: 8 bytes · vocabulary each."""
+    """Positions whose full logits exist at one time: 4.5 bytes · vocabulary each."""
     gold_rows_per_shard: int = Field(2, ge=1)
     """Rows of each shard whose gold log-probabilities are computed a second time, by the model's own forward pass."""
 

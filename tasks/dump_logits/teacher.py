@@ -134,6 +134,12 @@ class Teacher:
         self.transform(logits_CV)
         return logits_CV
 
+    @property
+    def transforms_logits(self) -> bool:
+        """Whether `transform` does anything."""
+        names = ("logit_scale", "logits_scaling", "final_logit_softcapping")
+        return any(getattr(self.config, name, None) is not None for name in names)
+
     def transform(self, logits: Tensor) -> None:
         """What the model does to its logits behind the head: element by element, in place, on any piece of them."""
         if (scale := getattr(self.config, "logit_scale", None)) is not None:

@@ -22,7 +22,7 @@ from tasks.dump_logits.claims import ShardClaims, first_place
 from tasks.dump_logits.corpus_rows import CorpusSplit
 from tasks.dump_logits.dump import Dump, committed_prior
 from tasks.dump_logits.forward import Forward
-from tasks.dump_logits.measures import store_metrics
+from tasks.dump_logits.measures import dump_metrics
 from tasks.dump_logits.stage import DumpLogitsRecipe, DumpLogitsRuntime
 from tasks.dump_logits.teacher import Teacher, check_config
 from tasks.dump_logits.tensor_group import Place, TensorGroup
@@ -176,7 +176,7 @@ def _complete(
     statistics = {split: [receipts[shard.name].metrics for shard in plan if shard.split == split] for split in splits}
     covers = [PRIOR_SHARD, *(shard.name for shard in plan)]
     num_bytes = sum(entry.size for name in covers for entry in receipts[name].objects)
-    job.complete(directory, store_metrics(statistics, num_bytes), covers=covers)
+    job.complete(directory, dump_metrics(statistics, num_bytes), covers=covers)
 
 
 if __name__ == "__main__":

@@ -241,9 +241,16 @@ class DocumentCodec:
         ranks.spread(code_E, code_KP)
         equal_KP = (step_KP == 0).astype(self._place)
         before_P = np.empty(num_positions, self._place)
-        for rank, count in list(enumerate(ranks.sizes))[1:]:
-            np.multiply(code_KP[rank - 1, :count], equal_KP[rank, :count], out=before_P[:count])
-            code_KP[rank, :count] += before_P[:count]
+        # Arguments by position and rows sliced beforehand: a third of the time goes into calls where P is 1000.
+        for above, equal, code in zip(
+            ranks.rows(code_KP, above=True),
+            ranks.rows(equal_KP),
+            ranks.rows(code_KP),
+            strict=True,
+        ):
+            before = before_P[: len(above)]
+            np.multiply(above, equal, before)
+            np.add(code, before, code)
         places_PK = ranks.restore(code_KP)
         if places_PK.size and places_PK.max() >= self._prior.vocab_size:
             raise ValueError(f"an entry has the place {places_PK.max()} in a vocabulary of {self._prior.vocab_size}")
@@ -251,12 +258,13 @@ class DocumentCodec:
 
     def _scaled(self, step_KP: Bytes, odds_P: Words, ranks: RankOrder) -> tuple[Float32, Float32]:
         """Log-probabilities and tail from steps of the grid, which are overwritten; the mass adds up to 1."""
-        step_KP *= np.uint8(self._stride)
-        for rank, count in list(enumerate(ranks.sizes))[1:]:
-            step_KP[rank, :count] += step_KP[rank - 1, :count]
-            step_KP[rank, count:] = ABSENT
-        if ranks.sizes:
-            step_KP[0, ranks.sizes[0] :] = ABSENT
+        if self._stride > 1:
+            step_KP *= np.uint8(self._stride)
+        for above, step in zip(ranks.rows(step_KP, above=True), ranks.rows(step_KP), strict=True):
+            np.add(above, step, step)
+        if self._ragged:
+            for row, count in zip(step_KP, ranks.sizes, strict=True):
+                row[count:] = ABSENT
         levels_PK = ranks.restore(step_KP)
         found_P = ranks.restore(np.take(PROBABILITY_OF_LEVEL, step_KP).sum(0)[None])[:, 0]
         kept_P, tail_P = kept_and_tail(odds_P)

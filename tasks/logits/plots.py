@@ -7,15 +7,17 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from tasks.logits.survey import Survey
 
+MAX_BINS = 64
 BLUE, DARK = "#4878a8", "#203040"
 
 
 def plot(found: Survey, title: str, target: Path) -> None:
     """Writes a PNG of three panels. Figures are drawn by Agg, without a display or any state of pyplot."""
-    figure = Figure(figsize=(15, 4.8), layout="constrained")
+    figure = Figure(figsize=(15, 4.8), layout=ConstrainedLayoutEngine(w_pad=0.12, wspace=0.02))
     figure.suptitle(title, fontsize=12)
     captured, entries, sizes = figure.subplots(1, 3)
     _distribution(captured, found.captured_P, np.linspace(0, 1, 51))
@@ -23,7 +25,9 @@ def plot(found: Survey, title: str, target: Path) -> None:
     captured.set_xlabel("probability that a position's entries carry")
     captured.set_xlim(0, 1)
     most = int(found.entries_P.max(initial=1))
-    _distribution(entries, found.entries_P, np.linspace(-0.5, most + 0.5, min(most + 2, 65)))
+    # As many whole numbers in each bin, or the bins that hold one more would stand out.
+    step = most // MAX_BINS + 1
+    _distribution(entries, found.entries_P, np.arange(-0.5, most + step + 0.5, step))
     entries.set_title("entries a position")
     entries.set_xlabel("number of entries")
     entries.set_xlim(-0.5, most + 0.5)

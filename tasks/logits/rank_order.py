@@ -54,6 +54,10 @@ class RankOrder:
             row[:size] = entries_E[start : start + size]
             start += size
 
+    def rows(self, array_KP: npt.NDArray[Any], *, above: bool = False) -> list[npt.NDArray[Any]]:
+        """For each rank but the first, its entries; or those of the rank before that belong to the same positions."""
+        return [row[:size] for row, size in zip(array_KP[:-1] if above else array_KP[1:], self.sizes[1:], strict=True)]
+
     def restore(self, array_KP: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """(P, K) in the positions' own order, contiguous."""
         array_PK = np.ascontiguousarray(array_KP.T)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from bisect import bisect_right
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -228,20 +228,20 @@ class LogitReader:
             self._shards.move_to_end(name)
             return self._shards[name]
 
-    def read(self, shard: ShardReader, index: int) -> LogitRow:
-        """A row of an open shard. The rows compressed together with it are read, and cached, at the same time."""
+    def read(self, shard: ShardReader, first: int, last: int) -> list[LogitRow]:
+        """Rows of an open shard. What is compressed together with them is read, and cached, at the same time."""
         name = shard.header.shard
         with self._lock:
-            found = self._cache.get((name, index))
-        if found is not None:
-            return found
+            found = [self._cache.get((name, index)) for index in range(first, last)]
+        if None not in found:
+            return cast("list[LogitRow]", found)
         with self._damage_named(name):
-            first, last = shard.chunk_of(index)
-            rows = shard.rows(first, last)
+            start, stop = shard.chunk_of(first)[0], shard.chunk_of(last - 1)[1]
+            rows = shard.rows(start, stop)
         with self._lock:
             for place, row in enumerate(rows):
-                self._cache.put((name, first + place), row)
-        return rows[index - first]
+                self._cache.put((name, start + place), row)
+        return rows[first - start : last - start]
 
     @contextmanager
     def _damage_named(self, shard: str) -> Iterator[None]:
@@ -293,24 +293,40 @@ class RowSet:
 
     def __getitem__(self, index: int) -> LogitRow:
         shard, place = self._at(index)
-        return self._reader.read(shard, place)
+        return self._reader.read(shard, place, place + 1)[0]
 
-    def stream(self, indices: Sequence[int], *, ahead: int = 8, threads: int = 2) -> Iterator[LogitRow]:
-        """Rows in the given order, read up to `ahead` rows before they are asked for.
+    def many(self, indices: Sequence[int]) -> list[LogitRow]:
+        """Rows in the given order. Neighbours that are asked for one after the other are read at once."""
+        rows: list[LogitRow] = []
+        while len(rows) < len(indices):
+            start = len(rows)
+            shard, first = self._at(indices[start])
+            length = 1
+            while (
+                start + length < len(indices)
+                and indices[start + length] == indices[start] + length
+                and first + length < len(shard)
+            ):
+                length += 1
+            rows += self._reader.read(shard, first, first + length)
+        return rows
+
+    def stream(self, indices: Sequence[int], *, ahead: int = 16, threads: int = 2) -> Iterator[LogitRow]:
+        """Rows in the given order, of which up to `ahead` are read before they are asked for.
 
         The position is the number of rows taken: `stream(indices[taken:])` goes on exactly there, and
         `stream(indices[rank::world_size])` is a process's share.
         """
+        size = max(1, ahead // threads)
         with ThreadPoolExecutor(threads, thread_name_prefix="rows") as pool:
-            waiting: deque[Future[LogitRow]] = deque()
-            read: Callable[[int], LogitRow] = self.__getitem__
+            waiting: deque[Future[list[LogitRow]]] = deque()
             try:
-                for index in indices:
-                    waiting.append(pool.submit(read, index))
-                    if len(waiting) > ahead:
-                        yield waiting.popleft().result()
+                for start in range(0, len(indices), size):
+                    waiting.append(pool.submit(self.many, indices[start : start + size]))
+                    if len(waiting) > threads:
+                        yield from waiting.popleft().result()
                 while waiting:
-                    yield waiting.popleft().result()
+                    yield from waiting.popleft().result()
             finally:
                 for future in waiting:
                     future.cancel()

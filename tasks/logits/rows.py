@@ -33,6 +33,7 @@ _SCHEMA = pa.schema(
         pa.field("document", pa.string(), nullable=False),
     ]
 )
+COLUMNS: tuple[str, ...] = tuple(_SCHEMA.names)
 _ROWS_PER_GROUP = 4096
 _Number = TypeVar("_Number", bound=np.generic)
 
@@ -116,18 +117,27 @@ def read_rows(path: Path) -> list[Row]:
         CorruptArtifactError: an id does not belong to its tokens, or a mask has another length.
     """
     table = pq.read_table(path)
-    missing = [name for name in _SCHEMA.names if name not in table.column_names]
+    missing = [name for name in COLUMNS if name not in table.column_names]
     if missing:
         raise BadInputError(f"{path.name} has no column {missing[0]}; give a file that the corpus stage wrote")
+    return rows_of(table, path.name, range(len(table)))
+
+
+def rows_of(table: pa.Table, where: str, places: Sequence[int]) -> list[Row]:
+    """The rows of a table with all `COLUMNS`; `where` and `places` name them in an error.
+
+    Raises:
+        CorruptArtifactError: an id does not belong to its tokens, or a mask has another length.
+    """
     ids = _arrays(table.column("input_ids"), np.int32)
     masks = _arrays(table.column("loss_mask"), np.uint8)
     rest = table.select(["row_id", "text", "num_bytes", "kind", "source", "document"]).to_pylist()
     rows = []
-    for index, (input_ids, loss_mask, values) in enumerate(zip(ids, masks, rest, strict=True)):
+    for place, input_ids, loss_mask, values in zip(places, ids, masks, rest, strict=True):
         if row_id_of(input_ids) != values["row_id"] or len(loss_mask) != len(input_ids):
             raise CorruptArtifactError(
-                f"row {index} of {path.name} does not hold the tokens that its id was made of; delete the corpus "
-                f"artifact and run again"
+                f"row {place} of {where} does not hold the tokens that its id was made of; delete the corpus artifact "
+                f"and run again"
             )
         rows.append(Row(input_ids=input_ids, loss_mask=loss_mask, **values))
     return rows

@@ -17,6 +17,7 @@ from numcodecs import blosc
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.errors import BadInputError, ObjectMissingError
 from tasks.artifacts.manifest import Manifest
+from tasks.logits.codec import DocumentCodec
 from tasks.logits.prior import PRIOR_SHARD
 from tasks.logits.reader import LogitReader
 from tasks.logits.schema import LogitSchema, Split
@@ -83,6 +84,12 @@ def survey(artifact: Artifact, manifest: Manifest, reader: LogitReader, split: S
         num_bytes=sum(entry.size for entry in manifest.objects),
         bytes_of_part=_parts(manifest, reader.schema, sizes),
     )
+
+
+def entry_error(reader: LogitReader, probability: float) -> float:
+    """Largest |stored − true| in nats of an entry, by rounding and by scaling its position to a mass of 1."""
+    codec = DocumentCodec(reader.schema, reader.prior())
+    return float(codec.error_bound(np.log(np.array([probability], np.float32)))[0])
 
 
 def find_row(reader: LogitReader, split: Split, row_id: str) -> int:

@@ -1,6 +1,6 @@
 """Reads a whole logit store, shard by shard, and names everything that is wrong with it.
 
-Memory does not grow with the store: one object (S3) or one chunk of documents is held at a time, and of a shard's
+Memory does not grow with the store: one object (S3) or a few documents are held at a time, and of a shard's
 faults the first few are named and the others counted.
 """
 
@@ -29,6 +29,8 @@ from tasks.logits.schema import SCHEMA_FILE, LogitFormat, LogitSchema, ShardEntr
 
 MAX_NAMED = 5
 """Faults of rows that are named in one shard."""
+DOCUMENTS_AT_ONCE = 16
+"""Read together: 40 MB at 4096 tokens and 64 entries, and 0.6 of the time of one by one at 81 tokens."""
 UNREADABLE = (MediusError, ValidationError, ValueError, KeyError, TypeError, OSError, RuntimeError)
 _FORMAT = set(LogitFormat.model_fields)
 _ANOTHER = {
@@ -259,7 +261,9 @@ class _Checker:
             return
         last = 0
         while last < header.num_rows:
-            first, last = shard.chunk_of(last)
+            first = last
+            while last < min(first + DOCUMENTS_AT_ONCE, header.num_rows):
+                last = shard.chunk_of(last)[1]
             for index, row in enumerate(shard.rows(first, last), first):
                 for fault in row_faults(row, int(shard.num_targets[index]), header, shard.codec):
                     yield f"row {header.first_row + index} {fault}"

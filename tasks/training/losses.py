@@ -55,8 +55,9 @@ class Targets:
         return self._each(lambda tensor: tensor[rows])
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Targets:
+        gold_N, topk_ids_NK, topk_logprobs_NK, tail_logprob_N = (change(tensor) for tensor in self.tensors())
         draws_NK = None if self.draws_NK is None else change(self.draws_NK)
-        return Targets(*(change(tensor) for tensor in self.tensors()), draws_NK=draws_NK)
+        return Targets(gold_N, topk_ids_NK, topk_logprobs_NK, tail_logprob_N, draws_NK)
 
     def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """All but the draws."""

@@ -20,7 +20,7 @@ from tasks.logits.codec import max_error_nats
 from tasks.logits.positions import Positions
 from tasks.logits.prior import PRIOR_SHARD, Prior, write_prior
 from tasks.logits.reader import DEFAULT_CACHE_BYTES, LogitReader, LogitRow
-from tasks.logits.rows import Row
+from tasks.logits.rows import Row, make_row
 from tasks.logits.schema import SCHEMA_FILE, LogitFormat, LogitSchema, ShardEntry, ShardHeader, ShardPlan, Support
 from tasks.logits.writer import write_shard
 from tests.bench.real_logits import TEXT, real_logits
@@ -71,6 +71,17 @@ def shard_of_test(vocabulary: str, settings: Settings, copies: int = 1) -> Shard
     """The whole test split, `copies` times."""
     real = real_logits(vocabulary, "test")
     return Shard(real.rows() * copies, Positions.joined([positions_of(real, settings)] * copies))
+
+
+def long_shard_of_test(vocabulary: str, settings: Settings, num_tokens: int) -> Shard:
+    """The test split's positions laid end to end in documents of `num_tokens`; what is left at the end is dropped."""
+    whole = shard_of_test(vocabulary, settings)
+    count = len(whole.positions) // (num_tokens - 1)
+    ids = np.concatenate([row.input_ids for row in whole.rows]).astype(np.int32)[: count * num_tokens]
+    mask = np.ones(num_tokens, np.uint8)
+    mask[0] = 0
+    rows = [make_row(part, mask, "", "text", "bench", str(index)) for index, part in enumerate(ids.reshape(count, -1))]
+    return Shard(rows, whole.positions.cut(0, count * (num_tokens - 1)))
 
 
 def write_one(directory: Path, vocabulary: str, settings: Settings, shard: Shard, number: int = 0) -> ShardHeader:
@@ -124,10 +135,16 @@ def commit(store: Store, directory: str, folder: Path, headers: Sequence[ShardHe
 
 
 def write_store(
-    store: Store, directory: str, scratch: Path, vocabulary: str, settings: Settings, shards: int = 1, copies: int = 1
+    store: Store,
+    directory: str,
+    scratch: Path,
+    vocabulary: str,
+    settings: Settings,
+    shards: int = 1,
+    shard: Shard | None = None,
 ) -> Manifest:
-    """A committed store of equal shards, each `copies` times the test split, one after the other."""
-    shard = shard_of_test(vocabulary, settings, copies)
+    """A committed store of equal shards; by default each is the test split."""
+    shard = shard or shard_of_test(vocabulary, settings)
     headers = [
         write_one(scratch / f"train-{number:05d}", vocabulary, settings, shard, number) for number in range(shards)
     ]

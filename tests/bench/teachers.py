@@ -2,8 +2,8 @@
 ids of Qwen2.5's tokenizer.
 
 The second one's embedding is composed: a token that both vocabularies have keeps its row, every other gets the mean of
-the rows of the pieces that SmolLM2's BPE cuts it into. It is a language model (FACTS: 1.0 to 1.5 bits a byte on English
-text), worse than the first, over a real vocabulary of the size that matters.
+the rows of the pieces that SmolLM2's BPE cuts it into. It is a language model, worse than the first, over a real
+vocabulary of the size that matters.
 """
 
 from __future__ import annotations

@@ -131,4 +131,4 @@ def test_an_edited_profile_gets_other_keys_and_explain_names_the_field(medius: M
     assert "model-base" in said.out
     assert "DAMAGED" in said.out
     assert f"{weights} (model.safetensors) has other bytes" in said.out
-    assert "1 objects are damaged" in said.err
+    assert "1 problem was found" in said.err

@@ -1,0 +1,108 @@
+"""A finished store against its teacher: what was dumped agrees, what another model would have said does not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from flows.verification import recompute
+from tasks.artifacts.artifact import Artifact
+from tasks.artifacts.errors import WorkerFailedError
+from tasks.artifacts.manifest import InputRecord
+from tasks.dump_logits import recompute as worker
+from tasks.dump_logits.recomputed import RECOMPUTED_FILE, Recomputed
+from tasks.worker.job import Job
+from tasks.worker.spec import WorkerSpec
+from tests.dump_logits.conftest import LENGTHS, make_model
+
+Make = Callable[..., Any]
+Inputs = dict[str, Artifact]
+
+
+def manifest_of(artifact: Artifact) -> Any:
+    manifest = artifact.manifest()
+    assert manifest is not None
+    return manifest
+
+
+def recomputed(artifact: Artifact, tmp_path: Any, num_positions: int, **changes: Any) -> Recomputed:
+    """What the worker finds, run in this process."""
+    manifest = manifest_of(artifact).model_copy(update=changes)
+    spec = WorkerSpec(
+        stage="dump_logits",
+        label="logits",
+        key=manifest.key,
+        attempt="aaaaaaaa",
+        store=artifact.store.uri,
+        directory=artifact.directory,
+        scratch=str(tmp_path / "recompute"),
+        input_cache=str(tmp_path / "inputs"),
+        recipe={**manifest.recipe, "num_positions": num_positions},
+        runtime={"device": "cpu"},
+        inputs=manifest.inputs,
+    )
+    job = Job(spec)
+    worker.run(job)
+    return Recomputed.model_validate_json((job.scratch / RECOMPUTED_FILE).read_bytes())
+
+
+SUPPORTS = {
+    "top_k": {"kind": "top_k", "num_kept": 16},
+    "adaptive": {"kind": "adaptive", "min_probability": 0.02, "max_kept": 16},
+    "sampled": {"kind": "sampled", "num_draws": 20},
+}
+
+
+@pytest.mark.parametrize("support", list(SUPPORTS))
+@pytest.mark.parametrize(("values", "dtype"), [("warped", "float32"), ("float32", "float32"), ("float16", "bfloat16")])
+def test_a_dump_agrees_with_its_teacher(
+    support: str, values: str, dtype: str, run_stage: Make, inputs: Inputs, recipe_of: Make, tmp_path: Any
+) -> None:
+    recipe = recipe_of(teacher={"dtype": dtype}, support=SUPPORTS[support], values=values)
+    found = recomputed(run_stage("dump_logits", recipe, inputs), tmp_path, 60)
+    # 16 positions of a row at most.
+    assert found.num_positions == 60
+    assert found.num_rows >= 4
+    assert found.problems("x") == []
+    gold, mass, divergence = found.comparisons
+    assert gold.largest <= {"warped": 0.0025, "float32": 1e-4, "float16": 0.1}[values]
+    assert mass.largest <= {"warped": 0.0025, "float32": 1e-4, "float16": 0.05}[values]
+    assert (
+        -1e-6
+        <= divergence.mean
+        <= {"warped": 0.05 if support == "sampled" else 1e-3, "float32": 1e-6}.get(values, 0.01)
+    )
+
+
+def test_another_teacher_is_named_by_every_measure(
+    run_stage: Make, inputs: Inputs, teacher_of: Make, recipe_of: Make, tmp_path: Any
+) -> None:
+    artifact = run_stage("dump_logits", recipe_of(), inputs)
+    model = make_model()
+    model.model.layers[1].mlp.down_proj.weight.data *= 1.5
+    other = teacher_of(model)
+    record = InputRecord(key=manifest_of(other).key, digest=manifest_of(other).digest, directory=other.directory)
+    inputs_of_other = {**manifest_of(artifact).inputs, "teacher": record}
+    found = recomputed(artifact, tmp_path, 1000, inputs=inputs_of_other)
+    # All rows, 16 positions of each at most.
+    assert found.num_positions == sum(min(length - 1, 16) for part in LENGTHS.values() for length in part)
+    problems = found.problems("there")
+    assert len(problems) == 3
+    assert problems[0].startswith("there: the teacher does not say what is stored: the following token's log-probab")
+    assert "0.001 is allowed (row " in problems[0]
+
+
+def test_it_runs_in_a_process_of_its_own_and_says_why_it_cannot(
+    run_stage: Make, inputs: Inputs, recipe_of: Make, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    artifact = run_stage("dump_logits", recipe_of(), inputs)
+    found = recompute(artifact, manifest_of(artifact), 20)
+    assert (found.num_positions, found.problems("x")) == (20, [])
+    assert not list((tmp_path / ".medius" / "scratch").glob("recompute-*"))
+    config = manifest_of(inputs["teacher"]).object("config.json")
+    (inputs["teacher"].store.local_path(inputs["teacher"].path(config.path))).unlink()
+    with pytest.raises(WorkerFailedError, match=r"could not be run again \(.*config.json is missing"):
+        recompute(artifact, manifest_of(artifact), 20)
