@@ -55,6 +55,7 @@ class S3Store(Store):
         return f"{self.prefix}/{checked(path)}" if self.prefix else checked(path)
 
     def _call(self, path: str, action: Callable[[], T]) -> T:
+        from aiohttp import ClientError
         from botocore.exceptions import BotoCoreError, NoCredentialsError
 
         where = self.locate(path)
@@ -71,11 +72,11 @@ class S3Store(Store):
             raise StoreError(f"access to {where} was denied ({error}); check the credentials and the policy") from error
         except FileExistsError as error:
             raise _ConditionFailedError from error
-        except (BotoCoreError, OSError, TimeoutError) as error:
+        except (BotoCoreError, ClientError, OSError, TimeoutError) as error:
             response = getattr(error.__cause__, "response", None) or {}
             if response.get("Error", {}).get("Code") in {"PreconditionFailed", "412", "ConditionalRequestConflict"}:
                 raise _ConditionFailedError from error
-            if isinstance(error, BotoCoreError | TimeoutError) or error.errno in _TRANSIENT:
+            if isinstance(error, BotoCoreError | ClientError | TimeoutError) or error.errno in _TRANSIENT:
                 raise TransientStoreError(f"{where}: the object store does not answer ({error})") from error
             raise StoreError(f"{where}: {error}") from error
 
@@ -169,6 +170,9 @@ class S3Store(Store):
 
     def local_path(self, path: str) -> None:
         return None
+
+    def reading(self, path: str, action: Callable[[], T]) -> T:
+        return self._call(path, action)
 
     def zarr_store(self, path: str) -> zarr.abc.store.Store:
         from zarr.storage import FsspecStore

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from tasks.artifacts.errors import BadInputError
 
 if TYPE_CHECKING:
     import zarr.abc.store
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,10 @@ class Store(ABC):
     @abstractmethod
     def zarr_store(self, path: str) -> zarr.abc.store.Store:
         """A read-only zarr store over the folder `path`."""
+
+    def reading(self, path: str, action: Callable[[], T]) -> T:
+        """What `action` returns, which reads below `path` through `zarr_store`; its outages become a `StoreError`."""
+        return action()
 
     def locate(self, path: str) -> str:
         """The full URI of a path, for messages."""

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from tasks.artifacts.errors import ObjectMissingError
-from tasks.dump_logits.recomputed import RECOMPUTED_FILE, TEACHER_ERROR, Comparison, Recomputed
+from tasks.dump_logits.recomputed import RECOMPUTED_FILE, TOLERANCES, Comparison, Measure, Recomputed, Tolerance
 from tasks.dump_logits.stage import DumpLogitsRuntime, TeacherRecipe
 from tasks.dump_logits.teacher import Teacher
 from tasks.logits.codec import DocumentCodec
@@ -35,21 +35,25 @@ Values = npt.NDArray[np.float64]
 class Tally:
     """One measure, position by position."""
 
-    def __init__(self, measure: str, unit: str) -> None:
-        self._measure, self._unit = measure, unit
-        self._sum, self._largest, self._tolerance, self._count, self._outside = 0.0, 0.0, 0.0, 0, 0
-        self._excess, self._worst = -np.inf, ""
+    def __init__(self, measure: Measure, unit: str, tolerance: Tolerance) -> None:
+        self._measure, self._unit, self._tolerance = measure, unit, tolerance
+        self._sum = self._allowed_sum = 0.0
+        self._count = self._outside = 0
+        self._share, self._worst, self._allowed, self._where = -1.0, 0.0, 0.0, ""
 
-    def add(self, where: str, at_C: npt.NDArray[np.int64], off_C: Values, allowed_C: Values) -> None:
-        """How far positions `at_C` of a row are off."""
+    def add(self, where: str, at_C: npt.NDArray[np.int64], off_C: Values, rounding_C: Values) -> None:
+        """How far positions `at_C` of a row are off, and how far the store's rounding may put them off."""
         off_C = np.nan_to_num(np.abs(off_C), nan=NOT_A_NUMBER, posinf=NOT_A_NUMBER)
+        allowed_C = self._tolerance.single + rounding_C
         self._sum, self._count = self._sum + float(off_C.sum()), self._count + len(off_C)
-        self._largest = max(self._largest, float(off_C.max()))
+        self._allowed_sum += float((self._tolerance.mean + rounding_C).sum())
         self._outside += int((off_C > allowed_C).sum())
-        place = int(np.argmax(off_C - allowed_C))
-        if off_C[place] - allowed_C[place] > self._excess:
-            self._excess, self._tolerance = float(off_C[place] - allowed_C[place]), float(allowed_C[place])
-            self._worst = f"{where}, position {at_C[place]}"
+        share_C = off_C / allowed_C
+        worst = int(np.argmax(share_C))
+        if share_C[worst] > self._share:
+            self._share = float(share_C[worst])
+            self._worst, self._allowed = float(off_C[worst]), float(allowed_C[worst])
+            self._where = f"{where}, position {at_C[worst]}"
 
     def comparison(self) -> Comparison:
         """The measure over all positions."""
@@ -57,10 +61,11 @@ class Tally:
             measure=self._measure,
             unit=self._unit,
             mean=self._sum / max(self._count, 1),
-            largest=self._largest,
-            tolerance=self._tolerance,
+            mean_allowed=self._allowed_sum / max(self._count, 1),
+            largest=self._worst,
+            largest_allowed=self._allowed,
+            where=self._where,
             num_outside=self._outside,
-            worst=self._worst,
         )
 
 
@@ -71,10 +76,10 @@ class Comparer:
         self._teacher = teacher
         self._codec = DocumentCodec(reader.schema, reader.prior())
         self._warped = reader.schema.values == "warped"
-        self._error = TEACHER_ERROR[dtype]
-        self.gold = Tally("the following token's log-probability", "nats")
-        self.mass = Tally("kept mass", "of 1")
-        self.divergence = Tally("the KL divergence from the teacher to the stored entries and tail", "nats")
+        gold, mass, divergence = TOLERANCES[dtype].items()
+        self.gold = Tally(gold[0], "nats", gold[1])
+        self.mass = Tally(mass[0], "of 1", mass[1])
+        self.divergence = Tally(divergence[0], "nats", divergence[1])
 
     @torch.inference_mode()
     def add(self, where: str, row: LogitRow, at_C: npt.NDArray[np.int64]) -> None:
@@ -85,9 +90,8 @@ class Comparer:
         logprobs_CV = logits_CV.double().log_softmax(1).cpu().numpy()
 
         gold_C = np.take_along_axis(logprobs_CV, row.input_ids[at_C + 1, None], 1)[:, 0]
-        self.gold.add(
-            where, at_C, gold_C - row.gold_logprob_P[at_C], np.full(len(at_C), self._error + self._codec.gold_error)
-        )
+        gold_error_C = np.full(len(at_C), self._codec.gold_error)
+        self.gold.add(where, at_C, gold_C - row.gold_logprob_P[at_C], gold_error_C)
 
         ids_CK, stored_CK = row.topk_ids_PK[at_C], row.topk_logprobs_PK[at_C].astype(np.float64)
         kept_CK = ids_CK >= 0
@@ -104,8 +108,9 @@ class Comparer:
             bound_CK = self._codec.error_bound(stored_CK.astype(np.float32), np.maximum(stored_mass_C, 1e-9)[:, None])
         bound_CK = np.where(kept_CK, bound_CK, 0.0)
         by_values_C = (p_CK * bound_CK).sum(1) + 1e-5
-        mass_rounding_C = np.full(len(at_C), self._codec.gold_error) if self._warped else by_values_C
-        self.mass.add(where, at_C, p_CK.sum(1) - stored_mass_C, self._error / 2 + mass_rounding_C)
+        # The odds of the tail are stored in the same units as the gold log-probability.
+        mass_rounding_C = gold_error_C if self._warped else by_values_C
+        self.mass.add(where, at_C, p_CK.sum(1) - stored_mass_C, mass_rounding_C)
 
         stored_tail_C = np.maximum(row.tail_logprob_P[at_C].astype(np.float64), LOWEST)
         # Stored masses add up to 1 within the rounding of their values.
@@ -114,7 +119,7 @@ class Comparer:
         log_tail_C = np.log(np.maximum(tail_C, np.exp(LOWEST)))
         divergence_C = entries_CK.sum(1) + tail_C * (log_tail_C - stored_tail_C) + total_C
         rounding_C = (p_CK * bound_CK**2).sum(1) + self._codec.gold_error**2 + 1e-6
-        self.divergence.add(where, at_C, divergence_C, self._error**2 + rounding_C)
+        self.divergence.add(where, at_C, divergence_C, rounding_C)
 
 
 def run(job: Job) -> None:

@@ -1,33 +1,65 @@
-"""What a teacher says today of positions that a logit store holds, and how far that may be from what is stored.
-
-If each log-probability of the teacher is off by at most τ, the kept mass is off by at most τ/2 and the KL divergence is
-at most τ². What the store rounds comes on top: twice the sum bounds the square of a sum of two errors.
-"""
+"""What a teacher says today of positions that a logit store holds, and how far that may be from what is stored."""
 
 from __future__ import annotations
+
+from typing import Literal, NamedTuple, TypeAlias
 
 from tasks.artifacts.frozen import Frozen
 
 RECOMPUTED_FILE = "recomputed.json"
 """In the worker's scratch folder."""
-TEACHER_ERROR = {"float32": 1e-3, "bfloat16": 0.1}
-"""τ in nats by the teacher's dtype: between batch shapes and devices float32 differs by up to 1e-4, bfloat16 by some
-1e-2 and, where probabilities are small, by 0.1."""
+
+Measure: TypeAlias = Literal["the following token's log-probability", "kept mass", "KL from the teacher to the store"]
+
+
+class Tolerance(NamedTuple):
+    """What is allowed besides the store's own rounding."""
+
+    mean: float
+    single: float
+    """At any one position."""
+
+
+TOLERANCES: dict[str, dict[Measure, Tolerance]] = {
+    "float32": {
+        "the following token's log-probability": Tolerance(1e-4, 1e-3),
+        "kept mass": Tolerance(5e-5, 5e-4),
+        "KL from the teacher to the store": Tolerance(1e-6, 1e-5),
+    },
+    "bfloat16": {
+        "the following token's log-probability": Tolerance(0.03, 2.0),
+        "kept mass": Tolerance(0.01, 0.1),
+        "KL from the teacher to the store": Tolerance(2e-3, 0.1),
+    },
+}
+"""By the teacher's dtype. bfloat16 has another rounding at each batch shape: SmolLM2 on a CPU, rows with and without
+padding, 544 positions, gave 0.003 nats on average and 0.57 at one token of probability 6e-6."""
 
 
 class Comparison(Frozen):
     """One measure over all recomputed positions."""
 
-    measure: str
+    measure: Measure
     unit: str
     mean: float
+    mean_allowed: float
     largest: float
-    tolerance: float
-    """That of the position with the largest excess."""
+    """At the position that is worst against what is allowed there."""
+    largest_allowed: float
+    where: str
     num_outside: int
-    """Positions beyond their own tolerance."""
-    worst: str = ""
-    """Where the excess is largest, with both values."""
+    """Positions beyond what is allowed there."""
+
+    @property
+    def failed(self) -> bool:
+        return self.num_outside > 0 or self.mean > self.mean_allowed
+
+    def told(self) -> str:
+        """For people."""
+        return (
+            f"{self.measure}: off by {self.mean:.3g} {self.unit} on average ({self.mean_allowed:.3g} allowed), by "
+            f"{self.largest:.3g} at {self.where} ({self.largest_allowed:.3g} allowed)"
+        )
 
 
 class Recomputed(Frozen):
@@ -42,21 +74,16 @@ class Recomputed(Frozen):
     def problems(self, uri: str) -> list[str]:
         """One sentence for each measure that is out of tolerance."""
         return [
-            f"{uri}: the teacher does not say what is stored: {every.measure} differs by up to {every.largest:.3g} "
-            f"{every.unit} at {every.num_outside} of {self.num_positions} positions, {every.tolerance:.3g} is allowed "
-            f"({every.worst})"
+            f"{uri}: the teacher does not say what is stored: {every.told()}; {every.num_outside} of "
+            f"{self.num_positions} positions are outside"
             for every in self.comparisons
-            if every.num_outside
+            if every.failed
         ]
 
     def lines(self) -> list[str]:
-        """What was measured, for people."""
+        """What was measured."""
         return [
             f"recomputed {self.num_positions} positions of {self.num_rows} rows with the teacher in {self.dtype} on "
-            f"{self.device}",
-            *(
-                f"  {every.measure}: off by {every.mean:.3g} {every.unit} on average, {every.largest:.3g} at most "
-                f"({every.tolerance:.3g} allowed)"
-                for every in self.comparisons
-            ),
+            f"{self.device}; what is allowed includes the store's rounding",
+            *(f"  {every.told()}" for every in self.comparisons),
         ]

@@ -198,7 +198,9 @@ class LogitReader:
         if self._prior is None:
             with self._damage_named(PRIOR_SHARD):
                 store = self._zarr_store(PRIOR_SHARD)
-                self._prior = read_prior(store, f"{self.uri}: the {PRIOR_SHARD}")
+                self._prior = self._artifact.store.reading(
+                    self._artifact.path(PRIOR_SHARD), lambda: read_prior(store, f"{self.uri}: the {PRIOR_SHARD}")
+                )
             if self._prior.digest != self.schema.prior_digest:
                 raise CorruptArtifactError(
                     f"{self.uri}: the {PRIOR_SHARD} is {self._prior.digest[:16]}, {SCHEMA_FILE} says "
@@ -217,7 +219,10 @@ class LogitReader:
             if name not in self._shards:
                 prior = self.prior()
                 with self._damage_named(name):
-                    reader = ShardReader(self._zarr_store(name), prior)
+                    store = self._zarr_store(name)
+                    reader = self._artifact.store.reading(
+                        self._artifact.path(f"shard {name}"), lambda: ShardReader(store, prior)
+                    )
                 if reader.header.shard != name:
                     raise CorruptArtifactError(
                         f"{self.uri}: the objects of shard {name} say that they are shard {reader.header.shard}"
@@ -237,7 +242,7 @@ class LogitReader:
             return cast("list[LogitRow]", found)
         with self._damage_named(name):
             start, stop = shard.chunk_of(first)[0], shard.chunk_of(last - 1)[1]
-            rows = shard.rows(start, stop)
+            rows = self._artifact.store.reading(self._artifact.path(f"shard {name}"), lambda: shard.rows(start, stop))
         with self._lock:
             for place, row in enumerate(rows):
                 self._cache.put((name, start + place), row)

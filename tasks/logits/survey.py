@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -74,7 +75,8 @@ def survey(artifact: Artifact, manifest: Manifest, reader: LogitReader, split: S
             row = rows[index]
             captured.append(np.exp(row.topk_logprobs_PK.astype(np.float64)).sum(1).astype(np.float32))
             entries.append((row.topk_ids_PK >= 0).sum(1).astype(np.int32))
-            sizes += _compressed_sizes(np.asarray(documents[index - shard.first_row]))
+            read = partial(documents.__getitem__, index - shard.first_row)
+            sizes += _compressed_sizes(np.asarray(artifact.store.reading(artifact.path(shard.name), read)))
     return Survey(
         split=split,
         num_rows=len(spread),
@@ -123,8 +125,11 @@ def _documents(artifact: Artifact, manifest: Manifest, shard: str) -> zarr.Array
     if root is None:
         raise ObjectMissingError(f"{artifact.uri} has no shard {shard}; run dump_logits again to make it")
     folder = artifact.path(root.path.removesuffix("/zarr.json"))
-    group = zarr.open_group(artifact.store.zarr_store(folder), mode="r")
-    return cast("zarr.Array[Any]", group["documents"])
+
+    def opened() -> zarr.Array[Any]:
+        return cast("zarr.Array[Any]", zarr.open_group(artifact.store.zarr_store(folder), mode="r")["documents"])
+
+    return artifact.store.reading(folder, opened)
 
 
 def _compressed_sizes(bytes_RL: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:

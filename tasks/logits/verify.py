@@ -11,6 +11,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice, product
 from typing import Any
 
@@ -264,7 +265,8 @@ class _Checker:
             first = last
             while last < min(first + DOCUMENTS_AT_ONCE, header.num_rows):
                 last = shard.chunk_of(last)[1]
-            for index, row in enumerate(shard.rows(first, last), first):
+            rows = self._artifact.store.reading(self._artifact.path(entry.name), partial(shard.rows, first, last))
+            for index, row in enumerate(rows, first):
                 for fault in row_faults(row, int(shard.num_targets[index]), header, shard.codec):
                     yield f"row {header.first_row + index} {fault}"
 

@@ -18,7 +18,8 @@ from tasks.publish.tables import Table, headline, lineage_table, nearness_table,
 
 _STEPS = {
     "corpus": "Documents were tokenised once and split into training and held-out ones by their content",
-    "dump_logits": "A teacher's most likely next tokens were stored for every position, with the mass of the others",
+    "dump_logits": "A teacher's next-token distributions were stored: some entries of each, and the mass of the others",
+    "import_logits": "A teacher's next-token distributions were taken from a published set",
     "transplant": "The student was moved into its teacher's vocabulary",
     "distill": "The student was trained on the stored distributions",
     "revert": "The trained student was moved back into its own vocabulary",

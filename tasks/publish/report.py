@@ -136,7 +136,8 @@ def _sections(
     sections: list[tuple[str, list[_Block]]] = [("Steps", [_steps_table(steps, finished)])]
     gates = _gates_table(store, steps)
     sections.append(("Gates", [gates if gates.rows else "No step has been judged yet."]))
-    dumps = {label: finished[label] for label, stage, _, _ in steps if stage == "dump_logits" and label in finished}
+    stored = ("dump_logits", "import_logits")
+    dumps = {label: finished[label] for label, stage, _, _ in steps if stage in stored and label in finished}
     if dumps:
         sections.append(("Stored logits", [_dumps_table(dumps)]))
     distilled = {label: finished[label] for label, stage, _, _ in steps if stage == "distill" and label in finished}
@@ -199,7 +200,7 @@ def _dumps_table(dumps: Mapping[str, Manifest]) -> Table:
         rows.append(
             (
                 label,
-                _support(manifest.recipe.get("support", {})),
+                _support(manifest.recipe.get("support") or {}),
                 f"{metrics['tokens']:,}",
                 number(metrics.get("bytes_per_token"), 1),
                 f"{stored:,}",

@@ -67,7 +67,7 @@ def test_a_dump_agrees_with_its_teacher(
     assert found.num_rows >= 4
     assert found.problems("x") == []
     gold, mass, divergence = found.comparisons
-    assert gold.largest <= {"warped": 0.0025, "float32": 1e-4, "float16": 0.1}[values]
+    assert gold.largest <= {"warped": 0.0025, "float32": 1e-4, "float16": 0.2}[values]
     assert mass.largest <= {"warped": 0.0025, "float32": 1e-4, "float16": 0.05}[values]
     assert (
         -1e-6
@@ -91,7 +91,7 @@ def test_another_teacher_is_named_by_every_measure(
     problems = found.problems("there")
     assert len(problems) == 3
     assert problems[0].startswith("there: the teacher does not say what is stored: the following token's log-probab")
-    assert "0.001 is allowed (row " in problems[0]
+    assert "(0.000101 allowed), by " in problems[0]
 
 
 def test_it_runs_in_a_process_of_its_own_and_says_why_it_cannot(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -363,19 +363,6 @@ def test_faults_of_a_support_are_found() -> None:
     adaptive = make_format(support=SUPPORTS["adaptive"])
     assert faults(supported(row, "adaptive"), adaptive) == []
     assert faults(supported(row, "top_k"), adaptive) == ["keeps an entry below probability 0.01"]
-
-
-@pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SeaweedServer]:
-    seaweed = SeaweedServer(tmp_path / "seaweed")
-    seaweed.start()
-    for name, value in seaweed.environment.items():
-        monkeypatch.setenv(name, value)
-    import s3fs
-
-    s3fs.S3FileSystem(skip_instance_cache=True).mkdir(BUCKET)
-    yield seaweed
-    seaweed.kill()
 
 
 def test_damage_on_s3_is_named_with_its_uri(server: SeaweedServer, logit_store: Artifact) -> None:
