@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 
 from tasks.artifacts.artifact import Artifact
@@ -83,3 +84,8 @@ def model_of(artifact: Artifact, manifest: Manifest, roles: tuple[str, ...]) -> 
             f"its {role} {model.uri} is {found.digest[:16]} by now, the logits are of {record.digest[:16]}"
         )
     return model, found
+
+
+def hush_open_sessions() -> None:
+    """Keeps aiohttp from printing, at the end of a process, the S3 sessions that zarr's thread leaves open."""
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)

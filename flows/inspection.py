@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from flows.addresses import model_of
+from flows.addresses import hush_open_sessions, model_of
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.errors import BadInputError, MediusError
 from tasks.artifacts.manifest import Manifest
@@ -44,6 +44,7 @@ def inspect_store(
     """Prints what the store is, numbers of a sample and one document; draws the picture and prints its path last."""
     from tasks.logits.survey import find_row, survey
 
+    hush_open_sessions()
     reader = _open(artifact, manifest)
     chosen = _split(reader, split)
     rows = reader.rows(chosen)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from flows.addresses import model_of
+from flows.addresses import hush_open_sessions, model_of
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.errors import MediusError, ObjectMissingError, WorkerFailedError
 from tasks.artifacts.manifest import Manifest
@@ -62,6 +62,7 @@ class Verification:
     def _logits(self, label: str, artifact: Artifact, manifest: Manifest) -> tuple[list[str], str]:
         from tasks.logits.verify import Checked, verify
 
+        hush_open_sessions()
         said = time.monotonic()
         last: list[Checked] = []
 

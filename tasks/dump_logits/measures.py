@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from tasks.logits.positions import Positions
 from tasks.logits.rows import Row
 from tasks.logits.statistics import Receipts, ShardStatistics, store_metrics, total
@@ -27,11 +29,12 @@ class DumpStatistics:
         self._batch_tokens += num_tokens
         self._padded_tokens += num_padded
 
-    def record(self, gold_error: float) -> dict[str, Any]:
-        """The receipt's metrics."""
+    def record(self, gold_errors: np.ndarray) -> dict[str, Any]:
+        """The receipt's metrics; `gold_errors` in nats, of the sampled positions."""
         return {
             **self._statistics.record(),
-            "gold_error": gold_error,
+            "gold_error": float(gold_errors.mean()) if len(gold_errors) else 0.0,
+            "gold_error_max": float(gold_errors.max(initial=0.0)),
             "batch_tokens": self._batch_tokens,
             "padded_tokens": self._padded_tokens,
         }
@@ -41,7 +44,8 @@ def dump_metrics(shards: Receipts, num_bytes: int) -> dict[str, Any]:
     """The artifact's metrics from its shards' records. `num_bytes` is the size of shards and prior."""
     shards = {split: list(values) for split, values in shards.items()}
     metrics = store_metrics(shards, num_bytes)
-    metrics["gold_error"] = max(values["gold_error"] for split in shards.values() for values in split)
+    for name in ("gold_error", "gold_error_max"):
+        metrics[name] = max(values[name] for split in shards.values() for values in split)
     if padded := total(shards, "padded_tokens"):
         metrics["padding"] = 1 - total(shards, "batch_tokens") / padded
     return metrics

@@ -59,7 +59,7 @@ class ShardOutput:
 
     def commit(self) -> None:
         """Uploads the shard and writes its receipt; not if the shard is another worker's by now."""
-        statistics = self._statistics.record(self._gold_error())
+        statistics = self._statistics.record(self._gold_errors())
         if self.claim.lost:
             self._job.log(
                 f"{self._plan.name} was taken over by another worker while this one made it; it is left to that"
@@ -72,11 +72,11 @@ class ShardOutput:
         shutil.rmtree(self._directory, ignore_errors=True)
         self.claim.release()
 
-    def _gold_error(self) -> float:
-        """Largest difference in nats between what the written shard says of the sampled rows and the recomputation."""
+    def _gold_errors(self) -> np.ndarray:
+        """Differences in nats between what the written shard says of the sampled rows and the recomputation."""
         shard = ShardReader(LocalStore(self._directory, read_only=True), self._prior)
-        error = 0.0
+        errors = [np.empty(0)]
         for sample in self._gold:
             stored_C = shard.row(sample.index).gold_logprob_P[sample.where].astype(np.float64)
-            error = max(error, float(np.abs(stored_C - sample.logprobs).max()))
-        return error
+            errors.append(np.abs(stored_C - sample.logprobs))
+        return np.concatenate(errors)
