@@ -109,7 +109,7 @@ class GoldSample:
     index: int
     """Place of the row among those that were given."""
     where: np.ndarray
-    """Up to 128 of its positions."""
+    """Up to 32 of its positions."""
     logprobs: np.ndarray
 
 
