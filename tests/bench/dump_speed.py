@@ -34,7 +34,7 @@ SMALL_ROWS, LARGE_ROWS = 1, 7
 """One shard each; the difference, 3072 tokens, is 10 to 20 s of forward pass on a core."""
 BATCH_ROWS = 2
 """Rows of one forward pass: at 152k ids its float32 logits are 620 MB."""
-REPETITIONS = 3
+REPETITIONS = 5
 
 
 def _over_forward(vocabulary: str, dtype: str) -> Iterator[Measured]:
