@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from tasks.artifacts.manifest import MAIN_SHARD, InputRecord, Manifest, Provenan
 from tasks.artifacts.store import Store, open_store
 from tasks.worker.job import Job
 from tasks.worker.spec import WorkerSpec
+from tests.seaweed import BUCKET, SeaweedServer
 
 ArtifactOf = Callable[..., Artifact]
 RunStage = Callable[..., Artifact]
@@ -112,3 +113,17 @@ def run_stage(tmp_path: Path, store: Store, artifact_of: ArtifactOf) -> RunStage
         return _commit(job)
 
     return run
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SeaweedServer]:
+    """An S3 server with a bucket, and the environment that leads to it."""
+    seaweed = SeaweedServer(tmp_path / "seaweed")
+    seaweed.start()
+    for name, value in seaweed.environment.items():
+        monkeypatch.setenv(name, value)
+    import s3fs
+
+    s3fs.S3FileSystem(skip_instance_cache=True).mkdir(BUCKET)
+    yield seaweed
+    seaweed.kill()

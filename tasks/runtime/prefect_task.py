@@ -41,6 +41,7 @@ def _worth_a_retry(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> b
     except MediusError as error:
         return error.retryable
     except Exception:
+        # `result` raises whatever the task raised. What no worker calls transient is a defect, and would fail again.
         return False
     return False
 

@@ -165,7 +165,7 @@ def test_no_draw_has_probability_zero_even_at_the_ends() -> None:
 SUPPORTS: list[Support] = [TopKSupport(num_kept=64), ADAPTIVE["both"], SampledSupport(num_draws=50)]
 
 
-def same(one: Positions, other: Positions, close: dict[str, float]) -> None:
+def assert_same(one: Positions, other: Positions, close: dict[str, float]) -> None:
     for left, right in zip(one.arrays(), other.arrays(), strict=True):
         np.testing.assert_allclose(left, right, **close)
 
@@ -182,10 +182,10 @@ def test_chunks_and_blocks_change_nothing(support: Support) -> None:
         chunked(hidden_CD[part], gold_C[part], uniforms_CN[part])
         for part in (slice(0, 17), slice(17, 18), slice(18, 40))
     ]
-    same(Positions.joined(parts), whole, {"rtol": 1e-6, "atol": 2e-6})
+    assert_same(Positions.joined(parts), whole, {"rtol": 1e-6, "atol": 2e-6})
     for block_bytes in (1, 100_000):
         groups = Scan(VOCAB_SIZE, (2.0,), block_bytes=block_bytes)(head.fill(hidden_CD), 40, hidden_CD.device)
-        same(truncated(groups, gold_C, support, (2.0,), uniforms_CN), whole, {"rtol": 1e-6, "atol": 2e-6})
+        assert_same(truncated(groups, gold_C, support, (2.0,), uniforms_CN), whole, {"rtol": 1e-6, "atol": 2e-6})
 
 
 def test_a_transform_acts_on_every_logit() -> None:
@@ -199,7 +199,7 @@ def test_a_transform_acts_on_every_logit() -> None:
     gold_C = torch.arange(5)
     found = Truncation(head, TopKSupport(num_kept=8), (), cap)(hidden_CD, gold_C)
     expected = truncate(filled(3 * torch.tanh(head(hidden_CD) / 3)), 300, gold_C, TopKSupport(num_kept=8))
-    same(found, expected, {"rtol": 1e-5, "atol": 1e-5})
+    assert_same(found, expected, {"rtol": 1e-5, "atol": 1e-5})
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])

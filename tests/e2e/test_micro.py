@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from flows.profiles import load_profile
 from tasks.artifacts.artifact import Artifact
@@ -130,19 +127,6 @@ def test_a_second_run_reuses_every_step(undisturbed: MicroRun) -> None:
     (newest,) = again.prefect("select id from flow_run order by start_time desc limit 1")
     states = again.prefect(f"select name, state_name from task_run where flow_run_id = '{newest[0]}'")
     assert dict(states) == dict.fromkeys(LABELS, "Reused")
-
-
-@pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SeaweedServer]:
-    seaweed = SeaweedServer(tmp_path / "seaweed")
-    seaweed.start()
-    import s3fs
-
-    for name, value in seaweed.environment.items():
-        monkeypatch.setenv(name, value)
-    s3fs.S3FileSystem(skip_instance_cache=True).mkdir(BUCKET)
-    yield seaweed
-    seaweed.kill()
 
 
 def test_the_same_run_on_s3_makes_the_same_bytes(undisturbed: MicroRun, server: SeaweedServer, tmp_path: Path) -> None:

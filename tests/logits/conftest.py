@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,6 @@ from tasks.logits.prior import Prior, write_prior
 from tasks.logits.rows import Row, row_id_of
 from tasks.logits.schema import LogitFormat, LogitSchema, ShardEntry, Split, plan_shards
 from tasks.logits.writer import write_shard
-from tests.seaweed import BUCKET, SeaweedServer
 
 NUM_KEPT = 8
 VOCAB = 300
@@ -88,20 +87,6 @@ def make_format(values: str = "float32", temperatures: tuple[float, ...] = (2.0,
 
 LENGTHS: dict[Split, list[int]] = {"train": [5, 1, 300, 2, 40, 7, 90], "heldout": [11, 4]}
 ROWS_PER_SHARD = 3
-
-
-@pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SeaweedServer]:
-    """An S3 server with a bucket, and the environment that leads to it."""
-    seaweed = SeaweedServer(tmp_path / "seaweed")
-    seaweed.start()
-    for name, value in seaweed.environment.items():
-        monkeypatch.setenv(name, value)
-    import s3fs
-
-    s3fs.S3FileSystem(skip_instance_cache=True).mkdir(BUCKET)
-    yield seaweed
-    seaweed.kill()
 
 
 @pytest.fixture

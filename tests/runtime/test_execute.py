@@ -25,6 +25,7 @@ from tasks.artifacts.errors import (
 )
 from tasks.artifacts.manifest import MAIN_SHARD
 from tasks.artifacts.verify import find_damage
+from tasks.runtime.declare import Step
 from tasks.runtime.execute import Outcome, RunContext, execute
 from tasks.runtime.gates import accept, acceptance_reason
 from tasks.runtime.state import step_state
@@ -275,9 +276,8 @@ def test_a_torn_manifest_is_no_artifact_and_no_crash(context: RunContext) -> Non
         execute(step, context)
 
 
-def test_two_runs_of_one_key_do_the_work_once(context: RunContext, launches: Logs, events: list[Event]) -> None:
-    # Long enough for the second to say that it waits, which it does after a second.
-    step = errand("a", behaviour="work", steps=50)
+def run_twice_at_once(step: Step, context: RunContext) -> None:
+    """One of the two makes the artifact, the other one finds it; both have the same."""
     outcomes: list[Outcome] = []
     threads = [threading.Thread(target=lambda: outcomes.append(execute(step, context))) for _ in range(2)]
     for thread in threads:
@@ -286,6 +286,12 @@ def test_two_runs_of_one_key_do_the_work_once(context: RunContext, launches: Log
         thread.join()
     assert sorted(outcome.ref.reused for outcome in outcomes) == [False, True]
     assert len({outcome.ref.digest for outcome in outcomes}) == 1
+
+
+def test_two_runs_of_one_key_do_the_work_once(context: RunContext, launches: Logs, events: list[Event]) -> None:
+    # Long enough for the second to say that it waits, which it does after a second.
+    step = errand("a", behaviour="work", steps=50)
+    run_twice_at_once(step, context)
     assert len(launches(step)) == 1
     assert any("waiting" in event.message and "is held by" in event.message for event in events)
 
@@ -295,14 +301,7 @@ def test_runs_of_a_shared_stage_work_side_by_side_and_one_commits(
 ) -> None:
     step = errand("a", behaviour="work", steps=50)
     step = replace(step, stage=replace(step.stage, shared=True))
-    outcomes: list[Outcome] = []
-    threads = [threading.Thread(target=lambda: outcomes.append(execute(step, context))) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(outcome.ref.reused for outcome in outcomes) == [False, True]
-    assert len({outcome.ref.digest for outcome in outcomes}) == 1
+    run_twice_at_once(step, context)
     assert len(launches(step)) == 2
     assert not [path for path in context.scratch.rglob("*") if path.is_file()]
     # Neither waited for the other's launch: the steps of the two alternate.
