@@ -1,7 +1,7 @@
 """How often the teacher keeps each token: the order in which a store numbers the vocabulary.
 
 An entry is stored as its token's place in this order. Frequent tokens get small numbers, whose high byte is nearly
-always 0: measured on SmolLM2 at K = 64, 100 bytes a token for the ids with it and 113 without.
+always 0 and so costs little.
 """
 
 from __future__ import annotations
