@@ -11,13 +11,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from prefect import flow
 
 from flows.opened import gather, open_run
-from flows.profiles import Profile, load_profile
+from flows.profiles import Branch, LogitSource, Profile, load_profile
 from flows.results import show_results_in_prefect
 from tasks.corpus.stage import STAGE as CORPUS
 from tasks.distill.stage import STAGE as DISTILL
@@ -46,21 +47,18 @@ def build(profile: Profile) -> list[Step]:
         teacher, student = models[branch.teacher], models[branch.student]
         corpus = Step(CORPUS, f"corpus-{name}", branch.corpus, {"tokenizer": teacher})
         corpora.append(corpus)
-        if branch.import_logits is not None:
-            logits = Step(IMPORT_LOGITS, f"logits-{name}", branch.import_logits, {"tokenizer": teacher})
-        else:
-            assert branch.dump_logits is not None
-            logits = Step(DUMP_LOGITS, f"logits-{name}", branch.dump_logits, {"teacher": teacher, "corpus": corpus})
+        logits = _stores(name, branch, models, corpus)
         start = student
         if branch.surgeon is not None:
             donor = models[branch.donor or branch.teacher]
             start = Step(SURGEON, f"surgeon-{name}", branch.surgeon, {"student": student, "donor": donor})
-        trained = Step(DISTILL, f"distill-{name}", branch.distill, {"student": start, "logits": logits})
+        trained = Step(DISTILL, f"distill-{name}", branch.distill, {"student": start, **logits})
         compared |= {branch.student: student, name: trained}
         if profile.assessment.teachers:
-            compared[branch.teacher] = teacher
+            more = [source.teacher for source in branch.more_logits.values() if source.teacher is not None]
+            compared |= {who: models[who] for who in (branch.teacher, *more)}
         if branch.twin is not None:
-            compared[f"{name}-twin"] = Step(DISTILL, f"twin-{name}", branch.twin, {"student": start, "logits": logits})
+            compared[f"{name}-twin"] = Step(DISTILL, f"twin-{name}", branch.twin, {"student": start, **logits})
         if branch.revert is not None:
             trained = Step(SURGEON, f"revert-{name}", branch.revert, {"trained": trained, "original": student})
             compared[f"{name}-reverted"] = trained
@@ -80,6 +78,27 @@ def build(profile: Profile) -> list[Step]:
     )
     published = Step(PUBLISH, "publish", profile.publish, {"model": final, "evaluation": scores})
     return _closure([published])
+
+
+def _stores(name: str, branch: Branch, models: Mapping[str, Step], corpus: Step) -> dict[str, Step]:
+    """What a branch's student learns from, by role: the branch's own logits, and those of `more_logits`."""
+    teacher = models[branch.teacher]
+    stores = {name: _logits(name, branch, teacher, corpus)}
+    for other, more in branch.more_logits.items():
+        label = f"{name}-{other}"
+        who = models[more.teacher] if more.teacher is not None else teacher
+        what = corpus if more.corpus is None else Step(CORPUS, f"corpus-{label}", more.corpus, {"tokenizer": who})
+        stores[other] = _logits(label, more, who, what)
+    return (
+        {f"logits.{store}": step for store, step in stores.items()} if branch.more_logits else {"logits": stores[name]}
+    )
+
+
+def _logits(label: str, source: LogitSource, teacher: Step, corpus: Step) -> Step:
+    if source.import_logits is not None:
+        return Step(IMPORT_LOGITS, f"logits-{label}", source.import_logits, {"tokenizer": teacher})
+    assert source.dump_logits is not None
+    return Step(DUMP_LOGITS, f"logits-{label}", source.dump_logits, {"teacher": teacher, "corpus": corpus})
 
 
 def _closure(roots: list[Step]) -> list[Step]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError, model_validator
 from tasks.artifacts.errors import BadInputError
 from tasks.artifacts.frozen import Frozen
 from tasks.corpus.stage import CorpusConfig
-from tasks.distill.stage import DistillConfig
+from tasks.distill.stage import DistillConfig, mixture_fault
 from tasks.dump_logits.stage import DumpLogitsConfig
 from tasks.evaluate.stage import EvaluateConfig
 from tasks.evolve.stage import EvolveConfig
@@ -32,7 +32,37 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 T = TypeVar("T", bound=Frozen)
 
 
-class Branch(Frozen):
+class LogitSource(Frozen):
+    """Where stored logits come from: a dump, which runs the teacher, or an import, which does not."""
+
+    dump_logits: DumpLogitsConfig | None = None
+    import_logits: ImportLogitsConfig | None = None
+    """Takes the place of `dump_logits` where the teacher's logits are stored already. Of `teacher` it reads only the
+    tokenizer, so that may be any model with the same one."""
+
+    @model_validator(mode="after")
+    def _logits_come_from_somewhere(self) -> Self:
+        if (self.dump_logits is None) == (self.import_logits is None):
+            raise ValueError("give one of `dump_logits`, which runs the teacher, and `import_logits`, which does not")
+        return self
+
+
+class MoreLogits(LogitSource):
+    """A further store that a branch's student learns from, in the branch's vocabulary."""
+
+    teacher: str | None = None
+    """A name in `models`: another model with the tokenizer of the branch's teacher; that teacher if not named."""
+    corpus: CorpusConfig | None = None
+    """What the teacher reads; the branch's own corpus if not given."""
+
+    @model_validator(mode="after")
+    def _corpus_is_read(self) -> Self:
+        if self.import_logits is not None and self.corpus is not None:
+            raise ValueError("`import_logits` reads no corpus; leave `corpus` out")
+        return self
+
+
+class Branch(LogitSource):
     """One teacher, and the student that learns from it."""
 
     teacher: str
@@ -43,22 +73,14 @@ class Branch(Frozen):
     corpus: CorpusConfig
     """What the teacher reads. With `import_logits` students are only measured on its held-out documents; whether the
     imported set trained on some of them is not known here."""
-    dump_logits: DumpLogitsConfig | None = None
-    import_logits: ImportLogitsConfig | None = None
-    """Takes the place of `dump_logits` where the teacher's logits are stored already. Of `teacher` it reads only the
-    tokenizer, so that may be any model with the same one."""
+    more_logits: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")], MoreLogits] = Field(default_factory=dict)
+    """Further stores by name. `distill.recipe.mixture` then weighs them and the branch's own, by the branch's name."""
     surgeon: SurgeonConfig | None = None
     """Gives the student the teacher's vocabulary; absent where it has that already."""
     distill: DistillConfig
     twin: DistillConfig | None = None
     """The same training on the labels alone: what the teacher's distribution is measured against."""
     revert: SurgeonConfig | None = None
-
-    @model_validator(mode="after")
-    def _logits_come_from_somewhere(self) -> Self:
-        if (self.dump_logits is None) == (self.import_logits is None):
-            raise ValueError("give one of `dump_logits`, which runs the teacher, and `import_logits`, which does not")
-        return self
 
     @model_validator(mode="after")
     def _there_and_back(self) -> Self:
@@ -141,6 +163,31 @@ class Profile(Frozen):
                         f"branches.{first} and branches.{name} differ in corpus.recipe.{field}, so one would be "
                         f"measured on documents that it was trained on; make them equal"
                     )
+        # Further stores may have other documents: whether one is held out hangs on its own text, seed and fraction.
+        for name, branch in self.branches.items():
+            for other, more in branch.more_logits.items():
+                for field in ("seed", "heldout_fraction"):
+                    if more.corpus is not None and getattr(more.corpus.recipe, field) != split[first][field]:
+                        raise ValueError(
+                            f"branches.{first} and branches.{name}.more_logits.{other} differ in corpus.recipe."
+                            f"{field}, so a document held out of one may be trained on in the other; make them equal"
+                        )
+        return self
+
+    @model_validator(mode="after")
+    def _stores_are_named_and_weighed(self) -> Self:
+        names = [*self.branches]
+        for name, branch in self.branches.items():
+            if name in branch.more_logits:
+                raise ValueError(
+                    f"branches.{name}.more_logits has a store {name!r}, but that is the branch's own; rename it"
+                )
+            if (fault := mixture_fault(branch.distill.recipe.mixture, [name, *branch.more_logits])) is not None:
+                raise ValueError(f"branches.{name}.distill: {fault}")
+            names += [f"{name}-{other}" for other in branch.more_logits]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"'logits-{name}' would name two stores; rename the branch or the one in more_logits")
         return self
 
     @model_validator(mode="after")
@@ -167,6 +214,9 @@ class Profile(Frozen):
             used |= {f"branches.{label}.teacher": branch.teacher, f"branches.{label}.student": branch.student}
             if branch.donor is not None:
                 used[f"branches.{label}.donor"] = branch.donor
+            for name, more in branch.more_logits.items():
+                if more.teacher is not None:
+                    used[f"branches.{label}.more_logits.{name}.teacher"] = more.teacher
         for where, name in used.items():
             if name not in self.models:
                 raise ValueError(f"{where} is {name!r}, which is not among models: {', '.join(self.models)}")
@@ -257,6 +307,7 @@ _AMOUNTS = {
     "max_bytes": 20_000,
     "max_rows": 64,
     "steps": 2,
+    "embedding_steps": 1,
     "items_per_kind": 2,
     "max_seeds": 64,
 }

@@ -1,29 +1,39 @@
-"""Worker of the stage distill: checks that store and student speak one vocabulary, then runs the shared training."""
+"""Worker of the stage distill: checks that stores and student speak one vocabulary, then runs the shared training."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from tasks.artifacts.errors import BadInputError
-from tasks.distill.stage import DistillRecipe, LossRecipe
+from tasks.distill.stage import DistillRecipe, LossRecipe, mixture_fault
 from tasks.logits.reader import LogitReader
-from tasks.training.batches import RowSource, TemperedRows
 from tasks.training.loop import Training, local_directory, vocabulary_of
 from tasks.training.losses import LossWeights
 from tasks.training.processes import join
+from tasks.training.rows import MixedRows, RowSource, TemperedRows
 from tasks.training.settings import TrainingRuntime
 from tasks.worker.job import Job, worker_main
 
 
 def run(job: Job) -> None:
-    """Distils the student of the input "student" from the store of the input "logits"."""
+    """Distils the student of the input "student" from the store of the input "logits", or those of "logits.<name>".
+
+    Of several stores the held-out splits are judged as one: every target of every store counts alike, whatever weight
+    its store has in the training.
+    """
     recipe = DistillRecipe.model_validate(job.recipe)
     runtime = TrainingRuntime.model_validate(job.runtime)
-    logits = job.input("logits")
-    reader = LogitReader(job.store, logits.record.directory, logits.manifest)
-    train = tempered(reader, recipe.loss)
+    stores = job.inputs("logits") or {"logits": job.input("logits")}
+    if (fault := mixture_fault(recipe.mixture, stores)) is not None:
+        raise BadInputError(f"{job.spec.label}: {fault}")
+    readers = {name: LogitReader(job.store, entry.record.directory, entry.manifest) for name, entry in stores.items()}
+    train = _together({name: training_rows(reader, recipe.loss) for name, reader in readers.items()})
+    heldout = _together({name: reader.rows("heldout") for name, reader in readers.items()})
     processes = join(runtime, job.scratch)
     student = local_directory(job.input("student"), processes)
     digest, num_real = vocabulary_of(student)
-    reader.require(digest, num_real)
+    for reader in readers.values():
+        reader.require(digest, num_real)
     Training(
         job,
         recipe,
@@ -32,26 +42,29 @@ def run(job: Job) -> None:
         model_directory=student,
         num_real=num_real,
         train=train,
-        heldout=reader.rows("heldout"),
-        weights=LossWeights(recipe.loss.kd, recipe.loss.ce, recipe.loss.temperature),
+        heldout=heldout,
+        mixture=recipe.mixture,
+        weights=LossWeights(**recipe.loss.model_dump()),
         measures_kl=True,
     ).run()
 
 
-def tempered(reader: LogitReader, loss: LossRecipe) -> RowSource:
+def _together(sources: Mapping[str, RowSource]) -> RowSource:
+    return MixedRows(sources) if len(sources) > 1 else next(iter(sources.values()))
+
+
+def training_rows(reader: LogitReader, loss: LossRecipe) -> RowSource:
     """The training rows with the teacher at the loss's temperature.
 
     Raises:
-        BadInputError: the dump did not take the normaliser there, or it holds draws, which are of temperature 1.
+        BadInputError: the dump did not take the normaliser there, or it holds draws, which are of temperature 1 and
+            from which only the forward KL can be estimated.
     """
     rows = reader.rows("train")
+    if reader.schema.support.kind == "sampled":
+        _require_fit_for_draws(reader, loss)
     if loss.temperature == 1:
         return rows
-    if reader.schema.support.kind == "sampled":
-        raise BadInputError(
-            f"loss.temperature is {loss.temperature}, but {reader.uri} holds draws from the teacher at temperature 1; "
-            f"use 1, or dump with support top_k or adaptive"
-        )
     if loss.temperature not in reader.schema.temperatures:
         raise BadInputError(
             f"loss.temperature is {loss.temperature}, but {reader.uri} has the teacher at the temperatures "
@@ -59,6 +72,21 @@ def tempered(reader: LogitReader, loss: LossRecipe) -> RowSource:
             f"these, or add it to recipe.temperatures of dump_logits"
         )
     return TemperedRows(rows, loss.temperature, reader.schema.temperatures.index(loss.temperature))
+
+
+def _require_fit_for_draws(reader: LogitReader, loss: LossRecipe) -> None:
+    remedy = "or dump with support top_k or adaptive"
+    if loss.temperature != 1:
+        raise BadInputError(
+            f"loss.temperature is {loss.temperature}, but {reader.uri} holds draws from the teacher at temperature 1; "
+            f"use 1, {remedy}"
+        )
+    for name in ("reverse_kl", "jsd"):
+        if getattr(loss, name):
+            raise BadInputError(
+                f"loss.{name} is {getattr(loss, name)}, but {reader.uri} holds draws from the teacher, from which only "
+                f"forward_kl can be estimated; set loss.{name} to 0, {remedy}"
+            )
 
 
 if __name__ == "__main__":

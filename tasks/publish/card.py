@@ -12,7 +12,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from tasks.publish.lineage import Ancestor
+from tasks.publish.lineage import Ancestor, is_twin
 from tasks.publish.stage import PublishRecipe
 from tasks.publish.tables import Table, headline, lineage_table, nearness_table, results_table, tasks_table
 
@@ -120,7 +120,7 @@ def _steps(recipe: PublishRecipe, lineage: Sequence[Ancestor]) -> str:
         if stage not in _STEPS:
             continue
         sentence = _STEPS[stage]
-        if stage == "distill" and manifest.recipe.get("loss", {}).get("kd") == 0:
+        if is_twin(manifest):
             sentence = "A twin for comparison was trained on the same tokens without a teacher"
         if stage == "fuse":
             sentence += f" ({recipe.merge_method})"

@@ -52,3 +52,11 @@ def ancestors(store: Store, records: Iterable[InputRecord]) -> list[Ancestor]:
     for record in records:
         visit(record)
     return list(found.values())
+
+
+def is_twin(manifest: Manifest) -> bool:
+    """Whether this is a distillation without a teacher: of the loss only the cross-entropy has a weight."""
+    loss = manifest.recipe.get("loss")
+    if manifest.stage != "distill" or not loss:
+        return False
+    return not any(loss.get(part) for part in ("forward_kl", "reverse_kl", "jsd"))

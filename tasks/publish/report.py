@@ -14,6 +14,7 @@ from typing import Any
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.manifest import Manifest
 from tasks.artifacts.store import Store
+from tasks.publish.lineage import is_twin
 from tasks.publish.tables import (
     MISSING,
     Table,
@@ -103,10 +104,10 @@ def distillation_table(distilled: Mapping[str, Manifest]) -> Table:
     def same(manifest: Manifest) -> tuple[tuple[str, str], ...]:
         return tuple(sorted((role, record.key) for role, record in manifest.inputs.items()))
 
-    twins = {same(manifest): label for label, manifest in distilled.items() if _is_twin(manifest)}
+    twins = {same(manifest): label for label, manifest in distilled.items() if is_twin(manifest)}
     rows = []
     for label, manifest in distilled.items():
-        if _is_twin(manifest):
+        if is_twin(manifest):
             continue
         end = manifest.metrics.get("heldout_kl")
         twin = twins.get(same(manifest))
@@ -122,10 +123,6 @@ def distillation_table(distilled: Mapping[str, Manifest]) -> Table:
             )
         )
     return Table(("branch", "KL at start", "KL at end", "twin", "KL of the twin", "twin / branch"), tuple(rows))
-
-
-def _is_twin(manifest: Manifest) -> bool:
-    return bool(manifest.recipe.get("loss", {}).get("kd") == 0)
 
 
 def _sections(

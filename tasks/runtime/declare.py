@@ -7,12 +7,12 @@ how it is made; `gates` says when the result is good enough for the next stage.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tasks.artifacts.fingerprint import artifact_key
 from tasks.artifacts.frozen import Frozen
@@ -23,14 +23,41 @@ class Runtime(Frozen):
 
     launcher: Literal["python", "torchrun", "deepspeed"] = "python"
     num_processes: int = Field(1, ge=1)
+    """On each node."""
+    num_nodes: int = Field(1, ge=1)
+    """All of them mount one scratch folder and one checkout at the same paths."""
     threads: int = Field(1, ge=1)
     """OMP_NUM_THREADS of each process. More than one may change the last bits of floating-point sums."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     hostfile: str | None = None
+    """For `deepspeed` on several nodes: a line `name slots=8` each, of which the first `num_nodes` are used."""
+    rendezvous: str | None = Field(None, pattern=r"^(\[[0-9A-Fa-f:]+\]|[\w.-]+)(:\d{1,5})?$")
+    """For `torchrun` on several nodes: `host` or `host:port` of the one at which they meet. Without a port each launch
+    draws its own, so that two launches that name one host do not meet."""
+    node_command: tuple[str, ...] = ()
+    """For `torchrun` on several nodes: a command that runs its arguments once on every node, such as
+    [srun, --nodes=2, --ntasks-per-node=1]."""
     retries: int = Field(2, ge=0)
     retry_delay_seconds: float = Field(5, ge=0)
     stop_grace_seconds: float = Field(60, ge=0)
     lease_ttl_seconds: float = Field(60, ge=5)
+
+    @model_validator(mode="after")
+    def _all_nodes_can_be_started(self) -> Self:
+        wanted = {"torchrun": {"rendezvous", "node_command"}, "deepspeed": {"hostfile"}}.get(self.launcher, set())
+        given = {name for name in ("hostfile", "rendezvous", "node_command") if getattr(self, name)}
+        if self.num_nodes == 1 and given:
+            raise ValueError(f"{_listed(given)} is for several nodes; say how many in num_nodes, or leave it out")
+        if self.num_nodes > 1 and (not wanted or given != wanted):
+            raise ValueError(
+                f"num_nodes is {self.num_nodes}, which launcher torchrun starts with rendezvous and node_command, and "
+                f"launcher deepspeed with hostfile; here launcher is {self.launcher} with {_listed(given) or 'neither'}"
+            )
+        return self
+
+
+def _listed(names: Iterable[str]) -> str:
+    return " and ".join(sorted(names))
 
 
 class Gates(Frozen):

@@ -38,7 +38,7 @@ from tasks.artifacts.manifest import MAIN_SHARD, ArtifactRef, InputRecord, Manif
 from tasks.artifacts.store import Store
 from tasks.runtime.declare import GateResult, Step
 from tasks.runtime.gates import judge, require_passed
-from tasks.runtime.launch import WorkerProcess, worker_command, worker_environment
+from tasks.runtime.launch import WorkerProcess, launch
 from tasks.runtime.launch_folder import scratch_folder
 from tasks.runtime.provenance import git_state, hardware, package_versions, timestamp
 from tasks.worker.job import EXIT_BAD_INPUT, EXIT_PREEMPTED, EXIT_TRANSIENT
@@ -240,8 +240,7 @@ def _run_worker(
     spec_file = scratch / "spec.json"
     spec_file.write_text(spec.model_dump_json(indent=1))
     runtime = step.config.runtime
-    command = worker_command(step.stage.worker, spec_file, runtime)
-    process = WorkerProcess(command, worker_environment(runtime), scratch)
+    process = launch(step.stage.worker, spec_file, runtime)
     worker.append(process)
     tail = _EventTail(scratch / "events.jsonl", lambda event: context.watch(step, event))
 

@@ -2,43 +2,94 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+from tasks.artifacts.errors import BadInputError
 from tasks.runtime.declare import Runtime
+from tasks.runtime.nodes import on_node, start_heartbeat, write_node_file
 from tasks.worker.job import END_FILE, STOP_FILE
-from tasks.worker.leash import WATCH_STDIN
+from tasks.worker.leash import WATCH_STDIN, Heartbeat
 
 LOG_TAIL_LINES = 50
 
 
+def launch(module: str, spec: Path, runtime: Runtime) -> WorkerProcess:
+    """Starts a worker on a spec file that lies in the scratch folder of its launch.
+
+    Raises:
+        BadInputError: the hostfile is not there; deepspeed would then do with this host alone.
+    """
+    if runtime.hostfile is not None and not Path(runtime.hostfile).is_file():
+        raise BadInputError(f"runtime.hostfile is {runtime.hostfile}, but there is no such file; write one line a host")
+    scratch = spec.parent
+    heartbeat = None
+    if runtime.num_nodes > 1:
+        write_node_file(scratch, _settings(runtime))
+        heartbeat = start_heartbeat(scratch)
+    return WorkerProcess(worker_command(module, spec, runtime), worker_environment(runtime), scratch, heartbeat)
+
+
 def worker_command(module: str, spec: Path, runtime: Runtime) -> list[str]:
-    """The command line for a worker. Multi-node needs `hostfile` (deepspeed) or torchrun's own environment."""
-    arguments = ["--spec", str(spec)]
+    """The command line for a worker. On several nodes each process gets its environment from a file in the scratch."""
+    worker = ["-m", module, "--spec", str(spec)]
     if runtime.launcher == "python":
-        return [sys.executable, "-m", module, *arguments]
+        return [sys.executable, *worker]
     if runtime.launcher == "torchrun":
+        head, nodes = [sys.executable], ["--standalone"]
+        if runtime.num_nodes > 1:
+            head = [*runtime.node_command, *on_node(spec.parent)]
+            nodes = [
+                f"--nnodes={runtime.num_nodes}",
+                "--rdzv-backend=c10d",
+                f"--rdzv-endpoint={_endpoint(runtime, spec.parent.name)}",
+                f"--rdzv-id={spec.parent.name}",
+            ]
         # --standalone picks a free port, so parallel branches on one machine cannot meet.
-        head = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        return [*head, f"--nproc-per-node={runtime.num_processes}", "--max-restarts=0", "-m", module, *arguments]
+        count = f"--nproc-per-node={runtime.num_processes}"
+        return [*head, "-m", "torch.distributed.run", *nodes, count, "--max-restarts=0", *worker]
     head = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(runtime.num_processes)]
-    if runtime.hostfile:
-        head = [sys.executable, "-m", "deepspeed.launcher.runner", "--hostfile", runtime.hostfile]
-    return [*head, "--module", module, *arguments]
+    head += ["--master_port", str(_free_port())]
+    if runtime.num_nodes == 1:
+        return [*head, "--module", *worker[1:]]
+    head += ["--hostfile", str(runtime.hostfile), "--num_nodes", str(runtime.num_nodes)]
+    return [*head, "--no_python", "--no_local_rank", *on_node(spec.parent), *worker]
+
+
+def _endpoint(runtime: Runtime, launch_name: str) -> str:
+    """Where the nodes meet: the same on all, another for each launch unless the profile fixes the port."""
+    place = runtime.rendezvous or ""
+    if re.search(r":\d+$", place):
+        return place
+    # Below the ports that Linux gives to outgoing connections (32768 and up).
+    return f"{place}:{20000 + int(hashlib.sha256(launch_name.encode()).hexdigest(), 16) % 12000}"
+
+
+def _free_port() -> int:
+    """A port that nobody has now; deepspeed's own default is one for all launches of a host."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])
 
 
 def worker_environment(runtime: Runtime) -> dict[str, str]:
     """The parent's environment with thread counts fixed and everything that would phone home switched off."""
+    return {**os.environ, WATCH_STDIN: "1", **_settings(runtime)}
+
+
+def _settings(runtime: Runtime) -> dict[str, str]:
+    """What every process of a launch sets, on whatever node."""
     threads = str(runtime.threads)
     return {
-        **os.environ,
-        WATCH_STDIN: "1",
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
         "RAYON_NUM_THREADS": threads,
@@ -56,7 +107,11 @@ def worker_environment(runtime: Runtime) -> dict[str, str]:
 class WorkerProcess:
     """A launched worker: the leader of its own process group, tied to this process by the leash."""
 
-    def __init__(self, command: list[str], environment: dict[str, str], scratch: Path) -> None:
+    def __init__(
+        self, command: list[str], environment: dict[str, str], scratch: Path, heartbeat: Heartbeat | None = None
+    ) -> None:
+        """`heartbeat`, where processes of other nodes are tied to it, beats as long as this worker may."""
+        self._heartbeat = heartbeat
         self.log = log = scratch / "worker.log"
         self._scratch = scratch
         with log.open("ab") as output:
@@ -90,7 +145,10 @@ class WorkerProcess:
         self.kill()
 
     def kill(self) -> None:
-        """Ends the group at once. Ranks in sessions of their own end when their standard input does."""
+        """Ends the group at once. Ranks in sessions of their own end when their standard input does, those on other
+        nodes when the heartbeat does."""
+        if self._heartbeat is not None:
+            self._heartbeat.stop()
         if self._process.poll() is None:
             self._signal(signal.SIGKILL)
         if self._process.stdin is not None:

@@ -6,12 +6,12 @@ Inputs: "model", "corpus" (rows of the instructions, in the model's tokenizer).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from tasks.runtime.declare import GateResult, Gates, Stage, StageConfig, at_most
-from tasks.training.settings import TrainingRecipe, TrainingRuntime, check_split
+from tasks.training.settings import TrainingRecipe, TrainingRuntime
 
 
 class SftRecipe(TrainingRecipe):
@@ -30,11 +30,6 @@ class SftConfig(StageConfig):
     runtime: TrainingRuntime = TrainingRuntime()
     gates: SftGates = SftGates()
 
-    @model_validator(mode="after")
-    def _even_split(self) -> Self:
-        check_split(self.recipe, self.runtime)
-        return self
-
 
 def judge(metrics: Mapping[str, Any], gates: SftGates) -> list[GateResult]:
     """Held-out cross-entropy after over before."""
@@ -48,4 +43,4 @@ def judge(metrics: Mapping[str, Any], gates: SftGates) -> list[GateResult]:
     )
 
 
-STAGE = Stage(name="sft", version=1, config=SftConfig, judge=judge)
+STAGE = Stage(name="sft", version=2, config=SftConfig, judge=judge)

@@ -7,10 +7,10 @@ import json
 from tasks.artifacts.errors import BadInputError
 from tasks.logits.rows import read_rows
 from tasks.sft.stage import SftRecipe
-from tasks.training.batches import CorpusRows
 from tasks.training.loop import Training, local_directory, vocabulary_of
 from tasks.training.losses import LossWeights
 from tasks.training.processes import join
+from tasks.training.rows import CorpusRows
 from tasks.training.settings import TrainingRuntime
 from tasks.worker.job import Job, worker_main
 
@@ -38,7 +38,7 @@ def run(job: Job) -> None:
         num_real=num_real,
         train=CorpusRows(read_rows(corpus / "train.parquet")),
         heldout=CorpusRows(read_rows(corpus / "heldout.parquet")),
-        weights=LossWeights(kd=0.0, ce=1.0),
+        weights=LossWeights(ce=1.0),
         measures_kl=False,
     ).run()
 

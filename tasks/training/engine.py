@@ -1,157 +1,61 @@
-"""One DeepSpeed engine around a model and its fused loss: step, evaluate, save, load, gather.
+"""One DeepSpeed engine around a model and its fused loss: step, judge, save, load, gather.
 
-The loss is normalised by the label tokens of the whole optimiser step. DeepSpeed averages gradients over processes and
-would divide by accumulation steps; the first is undone by a factor, the second is switched off.
+A step has any number of micro-batches, told to DeepSpeed through its accumulation boundary. The loss is normalised by
+the label tokens of the whole optimiser step; DeepSpeed averages gradients over processes, which a factor undoes.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tasks.artifacts.errors import BadInputError, CorruptArtifactError, MediusError
+from tasks.artifacts.errors import CorruptArtifactError, MediusError
 from tasks.training.batches import Batch
-from tasks.training.losses import LossWeights, Targets, head_loss
+from tasks.training.deepspeed_config import deepspeed_config
+from tasks.training.embedding_phase import EmbeddingPhase
+from tasks.training.head import LanguageModelLoss
+from tasks.training.losses import PARTS, HeadForm, LossWeights
 from tasks.training.processes import Processes
-from tasks.training.settings import TrainingRecipe, TrainingRuntime, accumulation_steps
+from tasks.training.settings import TrainingRecipe, TrainingRuntime
+from tasks.training.universal import UniversalState
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-CHECKOUT = Path(__file__).resolve().parents[2]
 STATE = "state"
-HOW = frozenset(
-    {
-        "activation_checkpointing",
-        "aio",
-        "comms_logger",
-        "communication_data_type",
-        "dump_state",
-        "flops_profiler",
-        "memory_breakdown",
-        "steps_per_print",
-        "wall_clock_breakdown",
-        "zero_allow_untested_optimizer",
-        "zero_force_ds_cpu_optimizer",
-        "zero_optimization",
-    }
-)
-"""Top-level keys of a DeepSpeed JSON that say only how a training runs."""
-JUDGE_ALONE = LossWeights(kd=1.0, ce=1.0)
+JUDGE_ALONE = LossWeights(forward_kl=1.0, ce=1.0)
+_JUDGED = [PARTS.index("forward_kl"), PARTS.index("ce")]
 
 
 class DivergedError(MediusError):
     """A loss or a gradient is no finite number. Not retried: the same step would do the same."""
 
 
-def _output_matrix(model: PreTrainedModel) -> nn.Parameter:
-    weight_RD: nn.Parameter = model.get_output_embeddings().weight
-    return weight_RD
+class DivergedMicroBatchError(DivergedError):
+    """One micro-batch's loss is not finite. `index` is its group: place in the step × processes + rank."""
 
-
-class _Head(nn.Module):
-    """Holds the output matrix as a parameter of its own, so that ZeRO-3 gathers it once around the fused loss."""
-
-    def __init__(self, weight_RD: nn.Parameter, num_real: int) -> None:
-        super().__init__()
-        self.weight_RD = weight_RD
-        self.num_real = num_real
-
-    def forward(self, hidden_ND: Tensor, targets: Targets, weights: LossWeights) -> tuple[Tensor, Tensor]:
-        return head_loss(hidden_ND, self.weight_RD, targets, num_real=self.num_real, weights=weights)
-
-
-class LanguageModelLoss(nn.Module):
-    """A causal language model without its logits: documents and targets in, summed loss out."""
-
-    def __init__(self, model: PreTrainedModel, num_real: int) -> None:
-        super().__init__()
-        self.model = model
-        self.head = _Head(_output_matrix(model), num_real)
-
-    def forward(self, batch: Batch, weights: LossWeights) -> tuple[Tensor, Tensor]:
-        """The summed loss, and [Σ KL, Σ CE] without a graph."""
-        hidden_BTD = self.model.base_model(input_ids=batch.input_ids_BT, use_cache=False)[0]
-        hidden_ND = hidden_BTD.flatten(0, 1).index_select(0, batch.positions_N)
-        loss, sums_2 = self.head(hidden_ND, batch.targets, weights)
-        return loss, sums_2
-
-
-@torch.no_grad()
-def check_head(model: PreTrainedModel, num_real: int) -> None:
-    """Refuses a model whose logits are not hidden states times the output matrix, or which has too few rows.
-
-    Raises:
-        BadInputError: a bias, a cap or a scale follows the head: the fused loss would train another model.
-    """
-    weight_RD = _output_matrix(model)
-    if weight_RD.shape[0] < num_real:
-        raise BadInputError(f"the model has {weight_RD.shape[0]} rows for a tokenizer of {num_real} tokens")
-    input_ids = torch.arange(min(8, num_real))[None]
-    logits = model(input_ids=input_ids, use_cache=False).logits
-    plain = model.base_model(input_ids=input_ids, use_cache=False)[0] @ weight_RD.T
-    tolerance = 1e-4 if model.dtype == torch.float32 else 2e-2
-    if (logits - plain).abs().max() > tolerance * (1 + logits.abs().max()):
-        raise BadInputError(
-            f"{model.config.model_type} changes its logits after the output matrix (a bias, a cap or a scale), which "
-            f"the fused loss does not know; use a model with a plain head"
-        )
-
-
-def deepspeed_config(recipe: TrainingRecipe, runtime: TrainingRuntime, world_size: int) -> dict[str, Any]:
-    """The named JSON with the profile's values put in.
-
-    Raises:
-        BadInputError: the file is missing, or states something that the profile decides in another way.
-    """
-    path = CHECKOUT / runtime.deepspeed_config
-    if not path.is_file():
-        raise BadInputError(f"deepspeed_config {path} does not exist; configs/deepspeed/ has the ones that ship")
-    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    optimizer = recipe.optimizer
-    profile = {
-        "train_batch_size": recipe.rows_per_step,
-        "train_micro_batch_size_per_gpu": runtime.micro_batch_rows,
-        "gradient_accumulation_steps": accumulation_steps(recipe, runtime, world_size),
-        "gradient_clipping": optimizer.max_grad_norm,
-        "bf16": {"enabled": recipe.precision == "bfloat16"},
-        "data_types": {"grad_accum_dtype": "fp32"},
-        "optimizer": {
-            "type": "AdamW",
-            "params": {
-                "lr": optimizer.learning_rate,
-                "betas": list(optimizer.betas),
-                "eps": optimizer.eps,
-                "weight_decay": optimizer.weight_decay,
-                "torch_adam": True,
-            },
-        },
-    }
-    for name, value in config.items():
-        if name in profile and value not in (profile[name], "auto"):
-            raise BadInputError(f"{path} says {name}={value}, the profile {profile[name]}; remove it from the file")
-        if name not in profile and name not in HOW:
-            raise BadInputError(f"{path} sets {name}, which would change the result outside the recipe; remove it")
-    if config.get("zero_optimization", {}).get("stage", 0) not in (1, 2, 3):
-        raise BadInputError(f"{path} names no ZeRO stage; set zero_optimization.stage to 1, 2 or 3")
-    return {"steps_per_print": 10**12, **config, **profile}
+    def __init__(self, index: int, loss: float) -> None:
+        super().__init__(f"the loss of micro-batch {index} is {loss}")
+        self.index = index
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """Of one optimiser step: means per target token over all processes, and the gradient's norm before clipping."""
+    """Of one optimiser step: means per target token over all processes, and the gradient's norm before clipping.
+
+    `parts` are the unweighted parts of the loss by their name in PARTS.
+    """
 
     loss: float
-    kd: float
-    ce: float
+    parts: dict[str, float]
     grad_norm: float
 
 
@@ -162,16 +66,51 @@ class TrainingEngine:
         self,
         model: PreTrainedModel,
         *,
-        num_real: int,
+        form: HeadForm,
         weights: LossWeights,
         recipe: TrainingRecipe,
         runtime: TrainingRuntime,
         processes: Processes,
     ) -> None:
         config = deepspeed_config(recipe, runtime, processes.world_size)
+        self.zero_stage: int = config["zero_optimization"]["stage"]
+        self._zero_optimization = config["zero_optimization"]
+        self._weights = weights
+        self._processes = processes
+        self._seed = recipe.seed
+        self._max_grad_norm = recipe.optimizer.max_grad_norm
+
+        torch.manual_seed(recipe.seed)
+        if runtime.gradient_checkpointing:
+            model.activation_checkpointing_enable({"use_reentrant": False})
+        module = LanguageModelLoss(model, form)
+        ends: list[Any] = [model.get_input_embeddings().weight, model.get_output_embeddings().weight]
+        self._phase = EmbeddingPhase(module.parameters(), ends, recipe.optimizer.weight_decay)
+        self.engine = self._initialize(module, self._phase.groups, config)
+        if self.zero_stage == 0:
+            # Its bfloat16 wrapper accumulates in the weights' dtype and refuses float32; torch does as it is told.
+            for parameter in module.parameters():
+                parameter.grad = None
+                parameter.grad_dtype = torch.float32
+        self._basic = self.engine.basic_optimizer
+        self._phase.attach(self._basic)
+        for _, master in self.masters():
+            # Made now rather than in a group's first step: what does not fit fails at once, and a checkpoint has the
+            # state of groups that have not learnt yet.
+            self._basic.state[master] = {
+                "step": torch.zeros((), dtype=torch.float32),
+                "exp_avg": torch.zeros_like(master),
+                "exp_avg_sq": torch.zeros_like(master),
+            }
+        if self.zero_stage in (1, 2):
+            self.engine.optimizer._lazy_init_hp_params_optimizer_state()
+        self._universal = UniversalState(self)
+
+    def _initialize(self, module: nn.Module, groups: list[dict[str, Any]], config: dict[str, Any]) -> Any:
         # Imported here because it reads DS_ACCELERATOR, which `join` sets.
         import deepspeed
         from deepspeed.ops.op_builder import ShareMemCommBuilder
+        from deepspeed.runtime import bf16_optimizer
         from deepspeed.runtime.engine import DeepSpeedEngine
 
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
@@ -179,91 +118,76 @@ class TrainingEngine:
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
         # A shared-memory collective that would be compiled for minutes at the first start; gloo does the same work.
         deepspeed.ops.__compatible_ops__[ShareMemCommBuilder.NAME] = False
+        # ZeRO-1 in bfloat16 prints memory at a dozen places, each after a garbage collection: 4 s of 4.6 in a test.
+        bf16_optimizer.see_memory_usage = lambda *_args, **_kwargs: None
         deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
         self._deepspeed = deepspeed
-        self._weights = weights
-        self._processes = processes
-        self.accumulation = config["gradient_accumulation_steps"]
-        self.zero_stage = config["zero_optimization"]["stage"]
+        engine = deepspeed.initialize(model=module, model_parameters=groups, config=config)[0]
+        found = (type(engine), engine.dp_world_size, engine.zero_optimization_stage())
+        assert found == (DeepSpeedEngine, self._processes.world_size, self.zero_stage), found
+        return engine
 
-        torch.manual_seed(recipe.seed)
-        if runtime.gradient_checkpointing:
-            model.activation_checkpointing_enable({"use_reentrant": False})
-        module = LanguageModelLoss(model, num_real)
-        parameters = list(module.parameters())
-        groups = [
-            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": recipe.optimizer.weight_decay},
-            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-        ]
-        self.engine: DeepSpeedEngine = deepspeed.initialize(
-            model=module, model_parameters=[group for group in groups if group["params"]], config=config
-        )[0]
-        found = (type(self.engine), self.engine.dp_world_size, self.engine.zero_optimization_stage())
-        assert found == (DeepSpeedEngine, processes.world_size, self.zero_stage), found
+    def step(
+        self,
+        batches: Sequence[Batch],
+        num_targets: int,
+        rate: float,
+        *,
+        only_embedding: bool = False,
+        check_loss: Callable[[float], None] = lambda _loss: None,
+    ) -> StepResult:
+        """One optimiser step over this process's micro-batches, of which every process has the same number.
 
-    def step(self, batches: Sequence[Batch], num_targets: int, rate: float) -> StepResult:
-        """One optimiser step over this process's micro-batches.
-
-        `num_targets` is that of all processes together.
+        `num_targets` is that of all processes together. With `only_embedding` the input embedding and the head alone
+        learn: norm and clipping are theirs, and weights and optimiser state of all others stay as they are.
+        `check_loss` is given the step's loss before anything is updated, and may raise.
 
         Raises:
-            DivergedMicroBatchError: with the index of a micro-batch whose loss is not finite; nothing was updated.
+            DivergedMicroBatchError: with the group of a micro-batch whose loss is not finite; nothing was updated.
             DivergedError: the gradient's norm is not finite.
         """
-        assert len(batches) == self.accumulation, (len(batches), self.accumulation)
-        for group in self.engine.optimizer.param_groups:
+        self._phase.active = only_embedding
+        for group in self._basic.param_groups:
             group["lr"] = rate
         self.engine.train()
         scale = self._processes.world_size / max(1, num_targets)
         rank, world_size = self._processes.rank, self._processes.world_size
         # One cell a micro-batch of any process, so that the sum does not depend on the number of processes.
-        table = torch.zeros(3, self.accumulation * world_size, dtype=torch.float64, device=self._processes.device)
+        shape = (1 + len(PARTS), len(batches) * world_size)
+        table = torch.zeros(shape, dtype=torch.float64, device=self._processes.device)
         for index, batch in enumerate(batches):
-            loss, sums_2 = self.engine(batch.to(self._processes.device), self._weights)
+            self.engine.set_gradient_accumulation_boundary(index + 1 == len(batches))
+            loss, sums_4 = self.engine(batch.to(self._processes.device), self._weights)
             table[0, index * world_size + rank] = loss.detach()
-            table[1:, index * world_size + rank] = sums_2
-            # The product is a tensor of its own: given the module's very output, DeepSpeed 0.19.8 with bf16 and ZeRO-1
-            # divides by the accumulation steps in spite of the flag.
+            table[1:, index * world_size + rank] = sums_4
             self.engine.backward(loss * scale, scale_wrt_gas=False)
-            if index + 1 < len(batches):
-                self.engine.step()
         table = self._processes.sum(table)
         bad = torch.nonzero(~torch.isfinite(table[0]))
         if len(bad):
             raise DivergedMicroBatchError(int(bad[0]), float(table[0, bad[0]]))
-        self.engine.step()
-        norm = float(self.engine.get_global_grad_norm())
+        mean, *parts = (table.sum(1) / max(1, num_targets)).tolist()
+        check_loss(mean)
+        norm = self._update()
         if not math.isfinite(norm):
             raise DivergedError(f"the gradient's norm is {norm}")
-        loss, kd, ce = (table.sum(1) / max(1, num_targets)).tolist()
-        return StepResult(loss, kd, ce, norm)
+        return StepResult(mean, dict(zip(PARTS, parts, strict=True)), norm)
+
+    def _update(self) -> float:
+        """Clips and steps; the norm before clipping."""
+        if self.zero_stage == 0:
+            norm = float(nn.utils.clip_grad_norm_(self.engine.module.parameters(), self._max_grad_norm))
+            if math.isfinite(norm):
+                self.engine.step()
+            return norm
+        self.engine.step()
+        return float(self.engine.get_global_grad_norm())
 
     @torch.no_grad()
     def judge(self, batch: Batch) -> Tensor:
-        """[Σ KL, Σ CE, number of targets] of this process's batch at temperature 1, on the CPU."""
+        """[Σ forward KL, Σ CE, number of targets] of this process's batch at temperature 1, on the CPU."""
         self.engine.eval()
-        _, sums_2 = self.engine(batch.to(self._processes.device), JUDGE_ALONE)
-        return torch.cat((sums_2.cpu(), torch.tensor([len(batch.positions_N)], dtype=torch.float64)))
-
-    def save(self, directory: Path) -> None:
-        """Writes the engine's and the random generators' state; every process its part."""
-        directory.mkdir(parents=True, exist_ok=True)
-        self.engine.save_checkpoint(str(directory), tag=STATE)
-        generators = {"cpu": torch.get_rng_state()}
-        if self._processes.device.type == "cuda":
-            generators["cuda"] = torch.cuda.get_rng_state()
-        torch.save(generators, directory / f"rng-{self._processes.rank}.pt")
-        self._processes.barrier()
-
-    def load(self, directory: Path) -> None:
-        """Restores what `save` wrote. Raises CorruptArtifactError."""
-        path, _ = self.engine.load_checkpoint(str(directory), tag=STATE)
-        if path is None:
-            raise CorruptArtifactError(f"DeepSpeed cannot read the checkpoint in {directory}; delete it and run again")
-        generators = torch.load(directory / f"rng-{self._processes.rank}.pt", weights_only=True)
-        torch.set_rng_state(generators["cpu"])
-        if "cuda" in generators:
-            torch.cuda.set_rng_state(generators["cuda"])
+        _, sums_4 = self.engine(batch.to(self._processes.device), JUDGE_ALONE)
+        return torch.cat((sums_4.cpu()[_JUDGED], torch.tensor([len(batch.positions_N)], dtype=torch.float64)))
 
     def parameters(self) -> Iterator[tuple[str, Tensor]]:
         """The model's parameters by name, each whole on every process while it is looked at."""
@@ -271,10 +195,54 @@ class TrainingEngine:
             with self._deepspeed.zero.GatheredParameters([parameter]):
                 yield name, parameter.detach()
 
+    # Checkpoints
 
-class DivergedMicroBatchError(DivergedError):
-    """One micro-batch's loss is not finite."""
+    @property
+    def shape(self) -> dict[str, Any]:
+        """What the files of `save` are cut by; a checkpoint of another shape is loaded by `load_universal`."""
+        return {"world_size": self._processes.world_size, "zero_optimization": self._zero_optimization}
 
-    def __init__(self, index: int, loss: float) -> None:
-        super().__init__(f"the loss of micro-batch {index} is {loss}")
-        self.index = index
+    def masters(self) -> Iterator[tuple[dict[str, Any], Tensor]]:
+        """The optimiser's float32 tensors on this process, each with its parameter group."""
+        if self.zero_stage == 3:
+            optimizer = self.engine.optimizer
+            for index, master in enumerate(optimizer.fp32_partitioned_groups_flat):
+                yield self._basic.param_groups[optimizer.sub_group_to_group_id[index]], master
+            return
+        for group in self._basic.param_groups:
+            for master in group["params"]:
+                yield group, master
+
+    def save(self, directory: Path) -> None:
+        """Writes the engine's and the random generators' state; every process its part."""
+        directory.mkdir(parents=True, exist_ok=True)
+        if self.zero_stage == 0:
+            self._universal.write(directory)
+        else:
+            self.engine.save_checkpoint(str(directory), tag=STATE)
+        if self._processes.is_main:
+            self._universal.write_steps(directory)
+        generators = {"cpu": torch.get_rng_state()}
+        if self._processes.device.type == "cuda":
+            generators["cuda"] = torch.cuda.get_rng_state()
+        torch.save(generators, directory / f"rng-{self._processes.rank}.pt")
+        self._processes.barrier()
+
+    def load(self, directory: Path) -> None:
+        """Restores, bit for bit, what `save` wrote under the same shape. Raises CorruptArtifactError."""
+        if self.zero_stage == 0:
+            self._universal.load(directory)
+        elif self.engine.load_checkpoint(str(directory), tag=STATE)[0] is None:
+            raise CorruptArtifactError(f"DeepSpeed cannot read the checkpoint in {directory}; delete it and run again")
+        generators = torch.load(directory / f"rng-{self._processes.rank}.pt", weights_only=True)
+        torch.set_rng_state(generators["cpu"])
+        if "cuda" in generators:
+            torch.cuda.set_rng_state(generators["cuda"])
+
+    def load_universal(self, directory: Path, step: int) -> None:
+        """Restores what `save` wrote under another world size, ZeRO stage or offload, after `universal.convert`.
+
+        The random generators, of which the processes have other numbers now, start anew from the seed and `step`.
+        """
+        self._universal.load(directory)
+        torch.manual_seed(int(np.random.SeedSequence([self._seed, step, self._processes.rank]).generate_state(1)[0]))

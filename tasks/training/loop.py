@@ -6,9 +6,8 @@ one training is in the checkpoint; what is in none of them is a function of the 
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,16 +18,26 @@ import torch
 from tasks.artifacts.errors import BadInputError
 from tasks.modeling.model_files import copy_tokenizer_files, load_causal_lm, save_causal_lm
 from tasks.modeling.tokenizer_files import load_tokenizer, real_vocab_size, tokenizer_digest
-from tasks.training.batches import RowSource, StepLoader, StepOrder, collate, split_batches
-from tasks.training.engine import DTYPES, DivergedError, DivergedMicroBatchError, StepResult, TrainingEngine, check_head
-from tasks.training.losses import LossWeights
+from tasks.planning.flops import causal_pairs
+from tasks.training.batches import check_packing, collate
+from tasks.training.checkpoints import TrainingCheckpoints
+from tasks.training.engine import DTYPES, DivergedError, DivergedMicroBatchError, StepResult, TrainingEngine
+from tasks.training.guard import SpikeGuard
+from tasks.training.head import head_form
+from tasks.training.loader import StepLoader
+from tasks.training.losses import PARTS, LossWeights
+from tasks.training.order import StepOrder
+from tasks.training.packing import Packing, split_batches
+from tasks.training.performance import StepWork, throughput_of
 from tasks.training.processes import Processes
+from tasks.training.record import LOG_NAME, TrainingRecord
+from tasks.training.rows import MixedRows, RowSource
 from tasks.training.settings import TrainingRecipe, TrainingRuntime
 from tasks.worker.job import InputArtifact, Job
 
-LOG_NAME = "training_log.jsonl"
 MOST_ROW_IDS = 8
 """Row ids named in an error; the first of a large step say as much as all of them."""
+_PROGRESS_SECONDS = 1.0
 
 
 def local_directory(entry: InputArtifact, processes: Processes) -> Path:
@@ -47,13 +56,10 @@ def vocabulary_of(model_directory: Path) -> tuple[str, int]:
 
 @dataclass
 class _State:
-    """What a checkpoint holds besides weights, optimiser and random generators."""
+    """Counters of the training; all that a checkpoint holds but the states of engine, record and guard."""
 
     step: int
     heldout_start: dict[str, float]
-    log: list[dict[str, float]]
-    window: list[list[float]]
-    """[loss, kd, ce, grad_norm] of the steps since the last line of the log."""
     tokens: int = 0
     targets: int = 0
 
@@ -74,8 +80,12 @@ class Training:
         heldout: RowSource,
         weights: LossWeights,
         measures_kl: bool,
+        mixture: Mapping[str, float] | None = None,
     ) -> None:
-        """`measures_kl` says whether the rows carry a teacher; a KL to nothing would read as a perfect 0."""
+        """`measures_kl` says whether the rows carry a teacher; a KL to nothing would read as a perfect 0.
+
+        `mixture`: weights of the sources of `train`, which then is `MixedRows`.
+        """
         for name, rows in (("training", train), ("held-out", heldout)):
             if not len(rows):
                 raise BadInputError(f"{job.spec.label}: the {name} split has no rows; give the corpus more documents")
@@ -84,24 +94,45 @@ class Training:
         self._runtime = runtime
         self._processes = processes
         self._model_directory = model_directory
+        self._train_rows = train
         self._heldout = heldout
         self._measures_kl = measures_kl
-        self._num_steps = recipe.num_steps(len(train))
         self._seconds: dict[str, float] = {}
-        self._last_report = 0.0
-        with self._timed("load"):
-            model = load_causal_lm(model_directory, dtype=DTYPES[recipe.precision])
-            check_head(model, num_real)
-            self._engine = TrainingEngine(
-                model, num_real=num_real, weights=weights, recipe=recipe, runtime=runtime, processes=processes
-            )
+        self._next_progress = 0.0
+        sizes = train.sizes if isinstance(train, MixedRows) else len(train)
+        self._order = StepOrder(sizes, recipe.rows_per_step, recipe.seed, mixture)
+        self._num_steps = recipe.num_steps(self._order.num_rows)
+        self._packing = Packing(runtime.micro_batch_tokens, runtime.pack_tokens)
         self._loader = StepLoader(
-            train,
-            StepOrder(len(train), recipe.rows_per_step, recipe.seed),
-            self._num_steps,
-            runtime.micro_batch_rows,
-            processes.rank,
-            processes.world_size,
+            train, self._order, self._num_steps, self._packing, processes.rank, processes.world_size
+        )
+        with self._timed("load"):
+            dtype = DTYPES[recipe.precision]
+            model = load_causal_lm(model_directory, dtype=dtype)
+            check_packing(model)
+            self._engine = TrainingEngine(
+                model,
+                form=head_form(model, num_real),
+                weights=weights,
+                recipe=recipe,
+                runtime=runtime,
+                processes=processes,
+            )
+        self._checkpoints = TrainingCheckpoints(job, self._engine, processes, runtime)
+        self._guard = SpikeGuard(runtime.spike_factor, norm_floor=recipe.optimizer.max_grad_norm)
+        self._record = TrainingRecord(
+            job,
+            parts=[name for name in PARTS if getattr(weights, name)],
+            num_steps=self._num_steps,
+            log_every_steps=recipe.log_every_steps,
+            throughput=throughput_of(
+                model.config.to_dict(),
+                device=processes.device,
+                dtype=dtype,
+                world_size=processes.world_size,
+                hardware=runtime.hardware,
+                say=job.log,
+            ),
         )
 
     def run(self) -> None:
@@ -109,95 +140,113 @@ class Training:
 
         Raises:
             PreemptedError: a stop was asked for; what was done is in a checkpoint.
-            DivergedError: naming the rows and the last good step.
+            DivergedError: naming the rows, the step and the newest checkpoint.
         """
+        try:
+            directory, metrics = self._trained()
+        finally:
+            # However it ends: curves are wanted most of what went wrong.
+            self._record.close()
+            self._loader.close()
+        self._checkpoints.wait()
+        if self._processes.is_main:
+            self._job.complete(directory, metrics)
+        self._checkpoints.clear()
+
+    def _trained(self) -> tuple[Path, dict[str, Any]]:
+        """The folder with the finished model, and what is said of it."""
         state = self._resume()
         if state is None:
-            state = _State(step=0, heldout_start=self._judge(None), log=[], window=[])
+            state = _State(step=0, heldout_start=self._judge(None))
+            self._record.heldout(0, state.heldout_start)
         with self._timed("train"):
-            tokens_before = state.tokens
             self._train(state)
-        seconds = self._seconds["train"]
         heldout_end = self._judge(state)
+        self._record.heldout(self._num_steps, heldout_end)
         directory = self._job.scratch / "output"
         with self._timed("export"):
-            self._export(directory, state)
-        self._loader.close()
-        if not self._processes.is_main:
-            return
-        metrics = {
-            **{f"heldout_{name}_start": value for name, value in state.heldout_start.items()},
-            **{f"heldout_{name}": value for name, value in heldout_end.items()},
-            "train_loss": state.log[-1]["loss"],
-            "steps": self._num_steps,
-            "tokens": state.tokens,
-            "target_tokens": state.targets,
-            "tokens_per_second": (state.tokens - tokens_before) / seconds,
-            "zero_stage": self._engine.zero_stage,
-            "world_size": self._processes.world_size,
-            **{f"seconds_{name}": value for name, value in self._seconds.items()},
-        }
-        self._job.complete(directory, metrics)
-        self._job.checkpoints.clear()
+            self._export(directory)
+        return directory, self._metrics(state, heldout_end)
 
     def _train(self, state: _State) -> None:
-        start, tokens_before = time.monotonic(), state.tokens
+        self._loader.prepare(state.step)
+        # A stop in the middle of a judgement saved before there was a result.
+        self._judge_if_due(state)
         while state.step < self._num_steps:
+            started = time.perf_counter()
             share = self._loader.load(state.step)
             rate = self._recipe.optimizer.rate(state.step, self._num_steps)
+            only_embedding = state.step < self._recipe.embedding_steps
+            if state.step == self._recipe.embedding_steps:
+                self._guard.forget_norms()
             try:
-                result = self._engine.step(share.batches, share.num_targets, rate)
+                result = self._engine.step(
+                    share.batches,
+                    share.num_targets,
+                    rate,
+                    only_embedding=only_embedding,
+                    check_loss=self._guard.check_loss,
+                )
+                self._guard.check_norm(result.grad_norm)
             except DivergedError as error:
+                self._checkpoints.wait()
                 raise DivergedError(self._describe(error, state.step)) from error
             state.step += 1
             state.tokens += share.num_tokens
             state.targets += share.num_targets
-            self._note(state, result, rate)
-            done = state.step == self._num_steps
-            stop = self._processes.any(self._job.stop_requested)
-            if stop or (not done and state.step % self._runtime.checkpoint_every_steps == 0):
-                self._save(state)
-            if stop:
-                self._job.preempted()
-            tokens_per_second = (state.tokens - tokens_before) / (time.monotonic() - start)
-            self._report(state.step, self._num_steps, "steps", done=done, tokens_per_second=tokens_per_second)
+            work = StepWork(
+                num_tokens=share.num_tokens,
+                num_targets=share.num_targets,
+                num_padded=share.num_padded,
+                num_pairs=causal_pairs([self._train_rows.num_tokens(row) for row in self._order.rows(state.step - 1)]),
+                seconds=time.perf_counter() - started,
+                wait_seconds=share.wait_seconds,
+                only_embedding=only_embedding,
+            )
+            self._after_step(state, result, rate, work)
 
-    def _note(self, state: _State, result: StepResult, rate: float) -> None:
-        state.window.append([result.loss, result.kd, result.ce, result.grad_norm])
-        self._job.metric(step=state.step, loss=result.loss, kd=result.kd, ce=result.ce, lr=rate)
-        if state.step % self._recipe.log_every_steps and state.step != self._num_steps:
+    def _after_step(self, state: _State, result: StepResult, rate: float, work: StepWork) -> None:
+        """Notes a finished step, judges and saves where it is time, and leaves where that was asked for."""
+        self._guard.note(result.loss, result.grad_norm)
+        self._record.step(state.step, result, rate, work)
+        self._judge_if_due(state)
+        stop = self._processes.any(self._job.stop_requested)
+        if stop or (state.step < self._num_steps and state.step % self._runtime.checkpoint_every_steps == 0):
+            self._save(state)
+        if stop:
+            self._leave()
+
+    def _judge_if_due(self, state: _State) -> None:
+        every = self._recipe.heldout_every_steps
+        if every is None or not 0 < state.step < self._num_steps or state.step % every:
             return
-        loss, kd, ce, norm = (sum(column) / len(column) for column in zip(*state.window, strict=True))
-        state.log.append({"step": state.step, "loss": loss, "kd": kd, "ce": ce, "grad_norm": norm, "lr": rate})
-        state.window.clear()
+        if not self._record.log.is_judged(state.step):
+            self._record.heldout(state.step, self._judge(state))
 
     def _describe(self, error: DivergedError, step: int) -> str:
-        if isinstance(error, DivergedMicroBatchError):
-            row_ids = self._loader.row_ids(step, error.index)
-        else:
-            groups = range(self._recipe.rows_per_step // self._runtime.micro_batch_rows)
-            row_ids = [row_id for group in groups for row_id in self._loader.row_ids(step, group)]
+        groups = [error.index] if isinstance(error, DivergedMicroBatchError) else range(self._loader.num_groups(step))
+        row_ids = [row_id for group in groups for row_id in self._loader.row_ids(step, group)]
         more = f" and {len(row_ids) - MOST_ROW_IDS} more" if len(row_ids) > MOST_ROW_IDS else ""
+        last = self._checkpoints.last_step
+        kept = "no checkpoint was written yet" if last is None else f"the newest checkpoint is after step {last}"
         return (
             f"{error} in step {step + 1} on the rows {', '.join(row_ids[:MOST_ROW_IDS])}{more}; the last good step is "
-            f"{step}; lower optimizer.learning_rate or look at these rows"
+            f"{step}, {kept}; lower optimizer.learning_rate or look at these rows"
         )
 
     def _judge(self, state: _State | None) -> dict[str, float]:
         """Mean KL and CE a target over the held-out split. A stop on the way saves `state`, if there is one."""
         with self._timed("evaluate"):
-            groups = split_batches(
-                self._heldout, self._runtime.micro_batch_rows, self._processes.rank, self._processes.world_size
-            )
+            groups = split_batches(self._heldout, self._packing, self._processes.rank, self._processes.world_size)
             sums_3 = torch.zeros(3, dtype=torch.float64)
             for index, group in enumerate(groups):
-                batch = collate([self._heldout[row] for row in group or [0]])
+                batch = collate([self._heldout.many(row) for row in group or [[0]]])
                 sums_3 += self._engine.judge(batch if group else batch.without_targets())
-                self._report(index + 1, len(groups), "held-out batches", done=index + 1 == len(groups))
+                self._progress(index + 1, len(groups), "held-out batches")
                 if self._processes.any(self._job.stop_requested):
                     if state is not None:
                         self._save(state)
-                    self._job.preempted()
+                    self._leave()
             kl, ce, count = self._processes.sum(sums_3).tolist()
         if not count:
             raise BadInputError(f"{self._job.spec.label}: the held-out split has no target token")
@@ -206,39 +255,27 @@ class Training:
     # Checkpoints
 
     def _save(self, state: _State) -> None:
-        directory = self._job.scratch / f"checkpoint-{state.step}"
-        self._engine.save(directory)
-        if self._processes.is_main:
-            stamp = {**vars(state), **self._shape()}
-            self._job.checkpoints.save(state.step, directory, stamp, self._runtime.keep_checkpoints)
-            for file in directory.rglob("*"):
-                if file.is_file():
-                    file.unlink()
-            self._job.log(f"saved a checkpoint after step {state.step} of {self._num_steps}")
-        self._processes.barrier()
+        stamp = {**vars(state), "record": self._record.state(), "guard": self._guard.state()}
+        self._checkpoints.save(state.step, stamp)
+        self._record.upload()
+
+    def _leave(self) -> None:
+        self._checkpoints.wait()
+        self._job.preempted()
 
     def _resume(self) -> _State | None:
-        newest = self._job.checkpoints.latest(self._job.scratch / "resume") if self._processes.is_main else None
-        newest = self._processes.from_main(newest)
-        if newest is None:
+        stamp = self._checkpoints.resume()
+        if stamp is None:
             return None
-        stamp = dict(newest.state)
-        shape = self._shape()
-        written = {name: stamp.pop(name) for name in shape}
-        if written != shape:
-            raise BadInputError(
-                f"{self._job.artifact.uri}: the checkpoint after step {stamp['step']} was written with {written}, this "
-                f"run has {shape}; run it as before, or delete the folder checkpoints/ to start from the beginning"
-            )
-        self._engine.load(newest.directory)
-        self._job.log(f"goes on after step {stamp['step']} of {self._num_steps}")
-        return _State(**stamp)
+        self._record.restore(stamp.pop("record"))
+        self._guard.restore(stamp.pop("guard"))
+        state = _State(**stamp)
+        self._job.log(f"goes on after step {state.step} of {self._num_steps}")
+        return state
 
-    def _shape(self) -> dict[str, int]:
-        """What a checkpoint's files depend on: they are cut by process and by ZeRO stage."""
-        return {"world_size": self._processes.world_size, "zero_stage": self._engine.zero_stage}
+    # What it leaves behind
 
-    def _export(self, directory: Path, state: _State) -> None:
+    def _export(self, directory: Path) -> None:
         """Writes the weights into a fresh copy of the starting model, so that config and padding rows are its own."""
         dtype = DTYPES[self._recipe.precision]
         model = load_causal_lm(self._model_directory, dtype=dtype) if self._processes.is_main else None
@@ -252,16 +289,27 @@ class Training:
             return
         save_causal_lm(model, directory)
         copy_tokenizer_files(self._model_directory, directory)
-        lines = "".join(json.dumps(line, sort_keys=True) + "\n" for line in state.log)
-        (directory / LOG_NAME).write_text(lines, encoding="utf-8")
+        (directory / LOG_NAME).write_text(self._record.log.text(), encoding="utf-8")
 
-    # What others see
+    def _metrics(self, state: _State, heldout_end: dict[str, float]) -> dict[str, Any]:
+        return {
+            **{f"heldout_{name}_start": value for name, value in state.heldout_start.items()},
+            **{f"heldout_{name}": value for name, value in heldout_end.items()},
+            "train_loss": next(line["loss"] for line in reversed(self._record.log.lines) if "loss" in line),
+            "steps": self._num_steps,
+            "tokens": state.tokens,
+            "target_tokens": state.targets,
+            **self._record.throughput.total(),
+            "zero_stage": self._engine.zero_stage,
+            "world_size": self._processes.world_size,
+            **{f"seconds_{name}": value for name, value in self._seconds.items()},
+        }
 
-    def _report(self, done_units: int, total: int, unit: str, *, done: bool, **values: Any) -> None:
+    def _progress(self, done: int, total: int, unit: str) -> None:
         now = time.monotonic()
-        if done or now - self._last_report >= 1:
-            self._last_report = now
-            self._job.progress(done_units, total, unit, **values)
+        if done == total or now >= self._next_progress:
+            self._next_progress = now + _PROGRESS_SECONDS
+            self._job.progress(done, total, unit)
 
     @contextmanager
     def _timed(self, name: str) -> Iterator[None]:

@@ -1,30 +1,44 @@
-"""The sparse distillation loss, fused with the output head: tokens × vocabulary never exists.
+"""Distillation losses over sparse targets, fused with the output head: tokens × vocabulary never exists.
 
-For one position with student logits z over the V real rows, q = softmax(z), and the teacher's kept entries S with
-log-probabilities log p_i and tail mass p_tail (scaled together to sum to one, since both are stored rounded):
+For one position with student logits z over the V real rows, q = softmax(z / T), and the teacher's kept entries S with
+log-probabilities log p_i and tail mass p_tail (scaled together to sum to one, since both are stored rounded), the two
+are compared over K + 1 buckets, S and everything else, q_tail = Σ_{j∉S} q_j:
 
-    KL = Σ_{i∈S} p_i (log p_i − log q_i) + p_tail (log p_tail − log q_tail),     q_tail = Σ_{j∉S} q_j
-    CE = −log q_gold
-    loss = kd · T² · KL at temperature T + ce · CE at temperature 1
+    loss = exp(γ H) · T² · (forward_kl · KL(p‖q) + reverse_kl · KL(q‖p) + jsd · JSD_β(p, q)) + ce · CE
 
-This is the forward KL between the two distributions over K + 1 buckets. Its gradient is q_i − p_i on S and
-q_j (1 − p_tail / q_tail) off S: the student's tail is pushed as a whole, never to zero as a renormalised top-K would.
+CE is −log q_gold at T = 1; buckets.py defines the other three. H is the entropy of p in nats; no gradient goes through
+it. By a logit of the tail the gradient of KL(p‖q) is q_j (1 − p_tail / q_tail): the tail is pushed as a whole, never to
+zero as a renormalised top-K would. log q_tail is the logsumexp of the logits outside S less the full one, never
+log(1 − Σ).
 
-Where S was drawn n times from the teacher, entry i c_i times, the loss is the unbiased estimate
-KL = Σ_{i∈S} (c_i / n) (log p_i − log q_i). Its gradient, q_j − c_j / n, is that of the whole distribution in the mean.
+Where S was drawn n times from the teacher, entry i c_i times, the forward KL is the unbiased estimate
+Σ_{i∈S} (c_i / n) (log p_i − log q_i). Its gradient, q_j − c_j / n, is that of the whole distribution in the mean.
+
+Logits are cap · tanh(scale · (h·w) / cap) where the head has a scale and a cap; the gradient goes through both.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-CHUNK_BYTES = 64 * 2**20
-"""Size of one chunk's fp32 logits; small enough for a cache-friendly CPU chunk, large enough to fill a GPU's GEMM."""
+from tasks.artifacts.errors import BadInputError
+from tasks.training.buckets import Teacher, forward_kl, jsd, reverse_kl
+from tasks.training.products import add_weight_gradient, hidden_gradient_into, logits_into
+
+CHUNK_BYTES = 256 * 2**20
+"""Size of one chunk's float32 logits: 441 positions at 152k. With a quarter, MKL's products take 1.25 × the time."""
+GROUP_BYTES = {"cpu": 4 * 2**20, "cuda": 64 * 2**20}
+"""Size of the logits that are worked on at one time: on a CPU they stay in its cache, on CUDA they fill the device."""
+SAFE_SUM = (1e-20, 1e30)
+"""A sum of exponentials within these was neither cut off below nor is near float32's end (3e38)."""
+PARTS = ("forward_kl", "reverse_kl", "jsd", "ce")
+"""What a loss is mixed of."""
 
 
 @dataclass(frozen=True)
@@ -72,11 +86,41 @@ class Targets:
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Weights of the two terms, and the temperature of the first."""
+    """Weights of the parts; β; the temperature of all but the cross-entropy; γ of the teacher's entropy.
 
-    kd: float
-    ce: float
+    Raises:
+        BadInputError: β is not between 0 and 1, where the divergence is 0 whatever the student does, or T is not
+            positive.
+    """
+
+    forward_kl: float = 0.0
+    reverse_kl: float = 0.0
+    jsd: float = 0.0
+    jsd_beta: float = 0.5
+    ce: float = 0.0
     temperature: float = 1.0
+    entropy_exponent: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.jsd_beta < 1:
+            raise BadInputError(
+                f"jsd_beta is {self.jsd_beta}; choose it between 0 (near which the divergence is that part of the "
+                f"forward KL) and 1 (the reverse KL), both excluded, or use forward_kl or reverse_kl"
+            )
+        if not 0 < self.temperature < math.inf:
+            raise BadInputError(f"the loss's temperature is {self.temperature}; choose a positive one")
+
+
+@dataclass(frozen=True)
+class HeadForm:
+    """What an output head does besides its product: logit = cap · tanh(scale · (h·w) / cap).
+
+    num_real: V, the tokenizer's size; the matrix's further rows are padding and take no part.
+    """
+
+    num_real: int
+    scale: float = 1.0
+    softcap: float | None = None
 
 
 def head_loss(
@@ -84,7 +128,7 @@ def head_loss(
     weight_RD: Tensor,
     targets: Targets,
     *,
-    num_real: int,
+    form: HeadForm,
     weights: LossWeights,
     chunk_tokens: int | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -92,28 +136,38 @@ def head_loss(
 
     Args:
         hidden_ND: the head's inputs at target positions only.
-        weight_RD: the head's R rows; those from `num_real` on are padding and take no part.
+        weight_RD: the head's R rows.
         targets: see `Targets`.
-        num_real: V, the tokenizer's size.
+        form: see `HeadForm`.
         weights: see `LossWeights`.
-        chunk_tokens: positions whose logits exist at one time; by default as many as fit `CHUNK_BYTES`.
+        chunk_tokens: positions whose logits or their gradients exist at one time; by default as many as fit
+            `CHUNK_BYTES`.
 
     Returns:
-        The sum kd·T²·KL + ce·CE (0 for N = 0), with a graph where grad mode is on, and a float64 tensor [Σ KL, Σ CE]
-        without one.
+        The weighted sum (0 for N = 0), float32 (float64 of float64), with a graph where grad mode is on; and a float64
+        tensor without one: the sums of `PARTS`, without weights, T² and exp(γ H). The forward KL and the cross-entropy
+        are always in it, the other two are 0 where their weight is.
+
+    Raises:
+        BadInputError: a reverse KL or a JSD is asked of draws.
     """
-    chunk = chunk_tokens or max(1, CHUNK_BYTES // (4 * num_real))
-    loss, parts = _HeadLoss.apply(
+    if targets.draws_NK is not None and (weights.reverse_kl or weights.jsd):
+        raise BadInputError(
+            "reverse_kl and jsd weigh with the student's probability of every entry, which draws from the teacher "
+            "cannot estimate; use forward_kl with a sampled support, or a dump with a top-k or adaptive one"
+        )
+    chunk = chunk_tokens or max(1, CHUNK_BYTES // (4 * form.num_real))
+    loss, sums_4 = _HeadLoss.apply(
         hidden_ND,
         weight_RD,
         targets,
-        num_real,
+        form,
         weights,
         chunk,
         # In the forward pass grad mode is always off, and needs_input_grad is true of a weight even under no_grad.
         torch.is_grad_enabled(),
     )
-    return loss, parts
+    return loss, sums_4
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -125,120 +179,209 @@ class _HeadLoss(torch.autograd.Function):
         hidden_ND: Tensor,
         weight_RD: Tensor,
         targets: Targets,
-        num_real: int,
+        form: HeadForm,
         weights: LossWeights,
         chunk: int,
         grad_enabled: bool,
     ) -> tuple[Tensor, Tensor]:
         exact = torch.float64 if hidden_ND.dtype == torch.float64 else torch.float32
-        # bf16 factors with an fp32 product are one CUDA kernel; a CPU has none, so there the factors are widened.
-        widen = hidden_ND.dtype != exact and not hidden_ND.is_cuda
-        weight_VD = weight_RD[:num_real]
-        factor_VD = weight_VD.to(exact) if widen else weight_VD
         needs_hidden, needs_weight = (
             grad_enabled and needs
             for needs in ctx.needs_input_grad[:2]  # type: ignore[attr-defined]
         )
-        grad_hidden_ND = torch.zeros_like(hidden_ND, dtype=exact) if needs_hidden else None
-        grad_weight_RD = torch.zeros_like(weight_RD, dtype=exact) if needs_weight else None
-        sums_2 = torch.zeros(2, dtype=torch.float64, device=hidden_ND.device)
+        needs_grad = needs_hidden or needs_weight
+        weight_VD = weight_RD[: form.num_real]
+        grad_hidden_ND = torch.empty_like(hidden_ND, dtype=exact) if needs_hidden else None
+        grad_weight_RD = torch.empty_like(weight_RD, dtype=exact) if needs_weight else None
+        if grad_weight_RD is not None:
+            grad_weight_RD[form.num_real if len(hidden_ND) else 0 :].zero_()
 
-        for start in range(0, len(hidden_ND), chunk):
-            rows = slice(start, start + chunk)
-            hidden_CD = hidden_ND[rows].to(exact) if widen else hidden_ND[rows]
-            kl_C, ce_C, grad_CV = _chunk_loss(
-                _product(hidden_CD, factor_VD.T, exact),
-                targets.rows(rows),
-                weights,
-                needs_grad=needs_hidden or needs_weight,
-            )
-            sums_2 += torch.stack((kl_C.double().sum(), ce_C.double().sum()))
-            if grad_CV is None:
-                continue
-            grad_CV = grad_CV.to(hidden_CD.dtype)
+        chunks = list(_even_runs(0, len(hidden_ND), chunk))
+        length = chunks[0].stop if chunks else 0
+        # A narrow gradient takes half of its logits' bytes: two halves of a chunk's logits, one after the other, and
+        # the gradient of the whole chunk are together no more than the chunk's logits.
+        narrow = hidden_ND.dtype != exact
+        logits_CV = hidden_ND.new_empty(-(-length // 2) if narrow else length, form.num_real, dtype=exact)
+        gradient_CV = hidden_ND.new_empty(length, form.num_real) if narrow and needs_grad else logits_CV
+        rows_loss = _RowsLoss(form, weights, logits_CV)
+
+        for chunk_rows in chunks:
+            hidden_CD = hidden_ND[chunk_rows]
+            for part in _even_runs(chunk_rows.start, chunk_rows.stop, len(logits_CV)):
+                part_logits_CV = logits_CV[: part.stop - part.start]
+                logits_into(part_logits_CV, hidden_ND[part], weight_VD)
+                begin = part.start - chunk_rows.start if gradient_CV is not logits_CV else 0
+                into_CV = gradient_CV[begin : begin + len(part_logits_CV)] if needs_grad else None
+                rows_loss.add(part_logits_CV, targets.rows(part), into_CV)
             if grad_hidden_ND is not None:
-                grad_hidden_ND[rows] = _product(grad_CV, factor_VD, exact)
+                hidden_gradient_into(grad_hidden_ND[chunk_rows], gradient_CV[: len(hidden_CD)], weight_VD)
             if grad_weight_RD is not None:
-                _add_product(grad_weight_RD[:num_real], grad_CV.T, hidden_CD)
+                add_weight_gradient(
+                    grad_weight_RD[: form.num_real],
+                    gradient_CV[: len(hidden_CD)],
+                    hidden_CD,
+                    first=chunk_rows.start == 0,
+                )
 
-        ctx.gradients = (grad_hidden_ND, grad_weight_RD)  # type: ignore[attr-defined]
+        ctx.save_for_backward(grad_hidden_ND, grad_weight_RD)  # type: ignore[arg-type]
         ctx.dtypes = (hidden_ND.dtype, weight_RD.dtype)  # type: ignore[attr-defined]
-        loss = (weights.kd * weights.temperature**2 * sums_2[0] + weights.ce * sums_2[1]).to(exact)
-        ctx.mark_non_differentiable(sums_2)
-        return loss, sums_2
+        ctx.mark_non_differentiable(rows_loss.sums_4)
+        return rows_loss.loss.to(exact), rows_loss.sums_4
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, grad_loss: Tensor, _grad_sums: Tensor) -> tuple[Tensor | None, ...]:
+        # In place where the graph dies with this pass: a second float32 matrix of 152k × 896 is 545 MB.
+        keep = torch._C._autograd._get_current_graph_task_keep_graph()
+        gradients = ctx.saved_tensors  # type: ignore[attr-defined]
         scaled = [
-            None if gradient is None else torch.mul(gradient, grad_loss, out=torch.empty_like(gradient, dtype=dtype))
-            for gradient, dtype in zip(ctx.gradients, ctx.dtypes, strict=True)  # type: ignore[attr-defined]
+            None if gradient is None else _scaled(gradient, grad_loss, dtype, in_place=not keep)
+            for gradient, dtype in zip(gradients, ctx.dtypes, strict=True)  # type: ignore[attr-defined]
         ]
         return (*scaled, *[None] * 5)
 
 
-def _product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.mm(left, right) if left.dtype == dtype else torch.mm(left, right, out_dtype=dtype)
+def _scaled(gradient: Tensor, factor: Tensor, dtype: torch.dtype, *, in_place: bool) -> Tensor:
+    if gradient.dtype == dtype and in_place:
+        return gradient.mul_(factor)
+    return torch.mul(gradient, factor, out=torch.empty_like(gradient, dtype=dtype))
 
 
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total += left @ right, accumulated in `total`'s precision."""
-    if left.dtype == total.dtype:
-        total.addmm_(left, right)
+def _even_runs(start: int, stop: int, longest: int) -> Iterator[slice]:
+    """Cuts into as few runs of at most so many as there can be, the first ones the longest."""
+    if stop > start:
+        size = -(-(stop - start) // -(-(stop - start) // longest))
+        for begin in range(start, stop, size):
+            yield slice(begin, min(begin + size, stop))
+
+
+class _RowsLoss:
+    """Sums the loss of logits that come by parts of a chunk, and makes gradients of them, some rows at a time."""
+
+    def __init__(self, form: HeadForm, weights: LossWeights, like_CV: Tensor) -> None:
+        self._form = form
+        self._weights = weights
+        self._group = max(1, GROUP_BYTES[like_CV.device.type] // (like_CV.element_size() * form.num_real))
+        num_scratches = 1 if weights.temperature == 1 else 2
+        self._scratches = [
+            like_CV.new_empty(min(self._group, len(like_CV)), form.num_real) for _ in range(num_scratches)
+        ]
+        self.loss = like_CV.new_zeros((), dtype=torch.float64)
+        self.sums_4 = like_CV.new_zeros(len(PARTS), dtype=torch.float64)
+
+    def add(self, products_CV: Tensor, targets: Targets, gradient_CV: Tensor | None) -> None:
+        """Overwrites the products; `gradient_CV`, in which the gradient by them is left, may be the same memory."""
+        teacher = Teacher.of(*targets.tensors()[1:], targets.draws_NK, self._form.num_real)
+        for rows in _even_runs(0, len(products_CV), self._group):
+            gradient_GV = None if gradient_CV is None else gradient_CV[rows]
+            self._add_group(products_CV[rows], targets.rows(rows), teacher.rows(rows), gradient_GV)
+
+    def _add_group(self, logits_GV: Tensor, targets: Targets, teacher: Teacher, gradient_GV: Tensor | None) -> None:
+        form, weights = self._form, self._weights
+        if form.softcap is not None:
+            logits_GV.mul_(form.scale / form.softcap).tanh_().mul_(form.softcap)
+        elif form.scale != 1:
+            logits_GV.mul_(form.scale)
+
+        gold_G1 = targets.gold_N[:, None]
+        gold_logit_G = logits_GV.gather(1, gold_G1)[:, 0].double()
+        empty_GK = targets.topk_ids_NK < 0
+        # An empty slot points at the first kept id: writing −inf there twice, or adding 0, changes nothing.
+        ids_GK = torch.where(empty_GK, targets.topk_ids_NK[:, :1], targets.topk_ids_NK)
+        logits_GK = logits_GV.gather(1, ids_GK)
+        logits_GV.scatter_(1, ids_GK, -torch.inf)
+        kept_GK = logits_GK.masked_fill(empty_GK, -torch.inf)
+        # Without a teacher there is nothing to compare at T.
+        temperature = weights.temperature if ids_GK.shape[1] else 1.0
+        student = _Student.of(logits_GV, kept_GK, temperature, self._scratches[0])
+        plain = student if temperature == 1 else _Student.of(logits_GV, kept_GK, 1.0, self._scratches[1])
+
+        loss_G, parts_3G, slope_GB = _distillation(teacher, student.logprobs_GB, weights)
+        if weights.entropy_exponent:
+            weight_G = torch.exp(weights.entropy_exponent * teacher.entropy_N())
+            loss_G, slope_GB = loss_G * weight_G, slope_GB * weight_G[:, None]
+        ce_G = plain.lse_G - gold_logit_G
+        self.loss += (temperature**2 * loss_G + weights.ce * ce_G).sum()
+        self.sums_4 += torch.cat((parts_3G, ce_G[None])).sum(1)
+        if gradient_GV is None:
+            return
+
+        # d(T² L(z/T))/dz = T · L'(z/T). A scale without a cap only multiplies.
+        scale = form.scale if form.softcap is None else 1.0
+        slope_GB = slope_GB * (temperature * scale)
+        if plain is student:
+            slope_GB = slope_GB + weights.ce * scale * student.logprobs_GB.exp()
+        exact_GV = gradient_GV if gradient_GV.dtype == logits_GV.dtype and form.softcap is None else student.exps_GV
+        torch.mul(student.exps_GV, student.factor_G1(slope_GB), out=exact_GV)
+        kept_slope_GK = slope_GB[:, :-1]
+        if plain is not student and weights.ce:
+            ce_slope_GB = weights.ce * scale * plain.logprobs_GB.exp()
+            exact_GV.addcmul_(plain.exps_GV, plain.factor_G1(ce_slope_GB))
+            kept_slope_GK = kept_slope_GK + ce_slope_GB[:, :-1]
+        exact_GV.scatter_add_(1, ids_GK, kept_slope_GK.to(exact_GV.dtype).masked_fill_(empty_GK, 0))
+        exact_GV.scatter_add_(1, gold_G1, exact_GV.new_full(gold_G1.shape, -weights.ce * scale))
+        if form.softcap is not None:
+            logits_GV.scatter_(1, ids_GK, logits_GK)
+            # d(cap · tanh(x · scale / cap))/dx = scale · (1 − (z / cap)²).
+            exact_GV.mul_(logits_GV.mul_(1 / form.softcap).square_().mul_(-form.scale).add_(form.scale))
+        if exact_GV is not gradient_GV:
+            gradient_GV.copy_(exact_GV)
+
+
+def _distillation(teacher: Teacher, student_GB: Tensor, weights: LossWeights) -> tuple[Tensor, Tensor, Tensor]:
+    """The weighted loss of each position, the three parts without weights, and the loss's slope by the buckets."""
+    parts_3G = student_GB.new_zeros(3, len(student_GB))
+    parts_3G[0], slope_GB = forward_kl(teacher, student_GB)
+    loss_G, slope_GB = weights.forward_kl * parts_3G[0], weights.forward_kl * slope_GB
+    if weights.reverse_kl:
+        parts_3G[1], reverse_GB = reverse_kl(teacher, student_GB)
+        loss_G, slope_GB = loss_G + weights.reverse_kl * parts_3G[1], slope_GB + weights.reverse_kl * reverse_GB
+    if weights.jsd:
+        parts_3G[2], jsd_GB = jsd(teacher, student_GB, weights.jsd_beta)
+        loss_G, slope_GB = loss_G + weights.jsd * parts_3G[2], slope_GB + weights.jsd * jsd_GB
+    return loss_G, parts_3G, slope_GB
+
+
+@dataclass(frozen=True)
+class _Student:
+    """softmax(z / T) over the buckets, and over the tail's ids up to a factor of each row.
+
+    exps_GV: 0 at kept ids. sums_G: its rows' sums. lse_G, logprobs_GB: float64.
+    """
+
+    exps_GV: Tensor
+    sums_G: Tensor
+    lse_G: Tensor
+    logprobs_GB: Tensor
+
+    @classmethod
+    def of(cls, rest_GV: Tensor, kept_GK: Tensor, temperature: float, scratch_GV: Tensor) -> _Student:
+        """From the logits with −inf at kept ids, and the kept ones with −inf where slots are empty."""
+        exps_GV = scratch_GV[: len(rest_GV)]
+        shift_G1 = rest_GV.new_zeros(len(rest_GV), 1)
+        # Usual logits need no shift: the pass for it, and the one for their maximum, are saved. CUDA would have to wait
+        # for the answer.
+        sums_G = None if rest_GV.is_cuda else _exp_into(exps_GV, rest_GV, temperature)
+        if sums_G is None or not bool(((sums_G > SAFE_SUM[0]) & (sums_G < SAFE_SUM[1])).all()):
+            shift_G1 = rest_GV.amax(1, keepdim=True)
+            # Everything is kept: −inf less itself is no number.
+            shift_G1.masked_fill_(shift_G1 == -torch.inf, 0)
+            sums_G = _exp_into(exps_GV, torch.sub(rest_GV, shift_G1, out=exps_GV), temperature)
+        log_rest_G1 = sums_G.double().log()[:, None] + shift_G1.double() / temperature
+        logits_GB = torch.cat((kept_GK.double() / temperature, log_rest_G1), 1)
+        lse_G1 = logits_GB.logsumexp(1, keepdim=True)
+        return cls(exps_GV, sums_G, lse_G1[:, 0], logits_GB - lse_G1)
+
+    def factor_G1(self, slope_GB: Tensor) -> Tensor:
+        """What the exponentials are multiplied with to spread the tail's slope over its ids."""
+        factor_G = torch.where(self.sums_G > 0, slope_GB[:, -1] / self.sums_G, 0)
+        return factor_G.to(self.exps_GV.dtype)[:, None]
+
+
+def _exp_into(out_GV: Tensor, values_GV: Tensor, temperature: float) -> Tensor:
+    """exp(values / T), and its rows' sums."""
+    if temperature == 1:
+        torch.exp(values_GV, out=out_GV)
     else:
-        total += torch.mm(left, right, out_dtype=total.dtype)
-
-
-def _chunk_loss(
-    logits_CV: Tensor, targets: Targets, weights: LossWeights, *, needs_grad: bool
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """KL and CE of each position and the gradient of the weighted loss by the logits, which are overwritten."""
-    if weights.temperature == 1:
-        return _bucket_pass(logits_CV, targets, weights.kd, weights.ce, needs_grad=needs_grad)
-    # d(T²·KL(z/T))/dz = T · dKL/d(z/T).
-    kl_C, _, kd_grad_CV = _bucket_pass(
-        logits_CV / weights.temperature, targets, weights.kd * weights.temperature, 0.0, needs_grad=needs_grad
-    )
-    _, ce_C, ce_grad_CV = _bucket_pass(logits_CV, targets, 0.0, weights.ce, needs_grad=needs_grad)
-    if kd_grad_CV is None or ce_grad_CV is None:
-        return kl_C, ce_C, None
-    return kl_C, ce_C, kd_grad_CV.add_(ce_grad_CV)
-
-
-def _bucket_pass(
-    logits_CV: Tensor, targets: Targets, kd: float, ce: float, *, needs_grad: bool
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """KL_C, CE_C and kd · dKL/dz + ce · dCE/dz, the latter in the memory of `logits_CV`."""
-    dtype = logits_CV.dtype
-    gold_C1 = targets.gold_N[:, None]
-    gold_logit_C = logits_CV.gather(1, gold_C1)[:, 0]
-
-    kept_CK = targets.topk_ids_NK >= 0
-    # An empty slot points at the first kept id: writing −inf there twice, or adding 0, changes nothing.
-    ids_CK = torch.where(kept_CK, targets.topk_ids_NK, targets.topk_ids_NK[:, :1])
-    kept_logits_CK = logits_CV.gather(1, ids_CK).masked_fill_(~kept_CK, -torch.inf)
-    logits_CV.scatter_(1, ids_CK, -torch.inf)
-    rest_lse_C = torch.logsumexp(logits_CV, 1)
-    lse_C = torch.logaddexp(rest_lse_C, torch.logsumexp(kept_logits_CK, 1))
-
-    # Where everything is kept the tail is an empty bucket: what rounding left in it is no mass.
-    covered_C = kept_CK.sum(1) >= logits_CV.shape[1]
-    teacher_CB = torch.cat((targets.topk_logprobs_NK, targets.tail_logprob_N[:, None]), 1).to(dtype)
-    teacher_CB[:, -1].masked_fill_(covered_C, -torch.inf)
-    teacher_CB = torch.log_softmax(teacher_CB, 1)
-    student_CB = torch.cat((kept_logits_CK, rest_lse_C[:, None]), 1) - lse_C[:, None]
-    if targets.draws_NK is None:
-        mass_CB = teacher_CB.exp()
-    else:
-        drawn_CK = targets.draws_NK.to(dtype)
-        mass_CB = torch.cat((drawn_CK / drawn_CK.sum(1, keepdim=True), torch.zeros_like(rest_lse_C[:, None])), 1)
-    kl_C = torch.where(mass_CB > 0, mass_CB * (teacher_CB - student_CB), 0).sum(1)
-    ce_C = lse_C - gold_logit_C
-    if not needs_grad:
-        return kl_C, ce_C, None
-
-    grad_CB = (kd + ce) * student_CB.exp() - kd * mass_CB
-    grad_CV = logits_CV.sub_(rest_lse_C.masked_fill(covered_C, 0)[:, None]).exp_().mul_(grad_CB[:, -1:])
-    grad_CV.scatter_add_(1, ids_CK, grad_CB[:, :-1].masked_fill(~kept_CK, 0))
-    grad_CV.scatter_add_(1, gold_C1, torch.full_like(gold_logit_C, -ce)[:, None])
-    return kl_C, ce_C, grad_CV
+        torch.mul(values_GV, 1 / temperature, out=out_GV).exp_()
+    return out_GV.sum(1)

@@ -19,7 +19,7 @@ from tasks.training.settings import TrainingRuntime
 
 Value = TypeVar("Value")
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
-"""A process that uploads a checkpoint of hundreds of gigabytes keeps the others waiting at a barrier."""
+"""Others wait at a barrier while the main process uploads, or converts, a checkpoint of hundreds of gigabytes."""
 
 
 @dataclass(frozen=True)
@@ -74,10 +74,10 @@ def join(runtime: TrainingRuntime, scratch: Path) -> Processes:
     rank = int(os.environ.setdefault("RANK", "0"))
     local_rank = int(os.environ.setdefault("LOCAL_RANK", "0"))
     world_size = int(os.environ.setdefault("WORLD_SIZE", "1"))
-    if runtime.hostfile is None and world_size != runtime.num_processes:
+    if world_size != runtime.num_processes * runtime.num_nodes:
         raise BadInputError(
-            f"{world_size} process(es) were started where num_processes is {runtime.num_processes}; use the launcher "
-            f"torchrun or deepspeed for more than one"
+            f"{world_size} process(es) were started where num_processes is {runtime.num_processes} and num_nodes "
+            f"{runtime.num_nodes}; use the launcher torchrun or deepspeed for more than one"
         )
     if on_cuda:
         torch.cuda.set_device(local_rank)

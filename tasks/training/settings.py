@@ -10,9 +10,11 @@ from __future__ import annotations
 import math
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from tasks.artifacts.errors import BadInputError
 from tasks.artifacts.frozen import Frozen
+from tasks.planning.hardware import hardware_named
 from tasks.runtime.declare import Runtime
 
 
@@ -25,9 +27,11 @@ class OptimizerRecipe(Frozen):
     weight_decay: float = Field(0.0, ge=0)
     warmup_fraction: float = Field(0.05, ge=0, lt=1)
     """Part of all steps in which the rate rises linearly from 0."""
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Literal["cosine", "linear", "constant", "warmup_stable_decay"] = "cosine"
     final_fraction: float = Field(0.1, ge=0, le=1)
-    """The cosine ends at this part of `learning_rate`."""
+    """What falls ends at this part of `learning_rate`."""
+    decay_fraction: float = Field(0.2, gt=0, le=1)
+    """Part of all steps in which `warmup_stable_decay` falls, linearly, at the end."""
     max_grad_norm: float = Field(1.0, gt=0)
 
     def rate(self, step: int, num_steps: int) -> float:
@@ -35,11 +39,18 @@ class OptimizerRecipe(Frozen):
         warmup = math.ceil(self.warmup_fraction * num_steps)
         if step < warmup:
             return self.learning_rate * (step + 1) / warmup
-        if self.schedule == "constant":
-            return self.learning_rate
-        progress = (step - warmup) / max(1, num_steps - warmup)
-        cosine = 0.5 * (1 + math.cos(math.pi * progress))
-        return self.learning_rate * (self.final_fraction + (1 - self.final_fraction) * cosine)
+        start = warmup
+        if self.schedule == "warmup_stable_decay":
+            start = max(warmup, num_steps - math.ceil(self.decay_fraction * num_steps))
+        progress = max(0.0, (step - start) / max(1, num_steps - start))
+        match self.schedule:
+            case "constant":
+                height = 1.0
+            case "cosine":
+                height = 0.5 * (1 + math.cos(math.pi * progress))
+            case "linear" | "warmup_stable_decay":
+                height = 1 - progress
+        return self.learning_rate * (self.final_fraction + (1 - self.final_fraction) * height)
 
 
 class TrainingRecipe(Frozen):
@@ -53,8 +64,12 @@ class TrainingRecipe(Frozen):
     seed: int = Field(0, ge=0, lt=2**63)
     precision: Literal["float32", "bfloat16"] = "bfloat16"
     """Of weights and activations; optimiser state, sums of losses and of the head's gradient are float32 in both."""
+    embedding_steps: int = Field(0, ge=0)
+    """In so many first steps only the embedding and the head learn: for rows that a transplant has just made."""
     log_every_steps: int = Field(10, ge=1)
     """Distance of the lines in training_log.jsonl; each line is the mean since the one before."""
+    heldout_every_steps: int | None = Field(None, ge=1)
+    """Distance of the judgements on the held-out split while training; only before and after where not given."""
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
@@ -72,27 +87,25 @@ class TrainingRecipe(Frozen):
 class TrainingRuntime(Runtime):
     """Batches per device, sharding and checkpoints: free to change between two launches of one training."""
 
-    micro_batch_rows: int = Field(1, ge=1)
-    """Documents of one forward pass on one process; accumulation follows from the recipe's rows_per_step."""
+    micro_batch_tokens: int = Field(4096, ge=1)
+    """Tokens, padding included, of one forward pass on one process; at least one packed row whatever it says. How many
+    passes make a step follows from its documents."""
+    pack_tokens: int | None = Field(None, ge=2)
+    """Length of a packed row of documents; the longest document of a step where not given."""
     deepspeed_config: str = "configs/deepspeed/zero1.json"
     """Absolute or relative to the checkout. It may say how (ZeRO stage, buckets), not what (rates, batch sizes)."""
     gradient_checkpointing: bool = False
     checkpoint_every_steps: int = Field(200, ge=1)
     keep_checkpoints: int = Field(2, ge=1)
+    spike_factor: float | None = Field(10.0, gt=1)
+    """A loss or gradient norm above so many times the median of the steps before ends the training; None: never."""
+    hardware: str | None = None
+    """A name in tasks/planning/hardware.yaml, whose peak the FLOPs are set against; found out where not given."""
 
-
-def accumulation_steps(recipe: TrainingRecipe, runtime: TrainingRuntime, world_size: int) -> int:
-    """Micro-batches of one process in one optimiser step. Raises ValueError where they do not come out even."""
-    rows = world_size * runtime.micro_batch_rows
-    if recipe.rows_per_step % rows:
-        raise ValueError(
-            f"rows_per_step is {recipe.rows_per_step}, which {world_size} process(es) with micro_batch_rows="
-            f"{runtime.micro_batch_rows} cannot share evenly; make it a multiple of {rows}"
-        )
-    return recipe.rows_per_step // rows
-
-
-def check_split(recipe: TrainingRecipe, runtime: TrainingRuntime) -> None:
-    """The check above while the profile is read, where the number of processes is known by then."""
-    if runtime.hostfile is None:
-        accumulation_steps(recipe, runtime, runtime.num_processes)
+    @field_validator("hardware")
+    @classmethod
+    def _known(cls, name: str | None) -> str | None:
+        try:
+            return name if name is None else hardware_named(name).name
+        except BadInputError as error:
+            raise ValueError(str(error)) from error

@@ -26,7 +26,7 @@ from tasks.artifacts.errors import CorruptArtifactError, MediusError, ObjectMiss
 from tasks.artifacts.fingerprint import file_sha256, sha256_hex
 from tasks.artifacts.manifest import MAIN_SHARD, InputRecord, Manifest, ObjectRecord, ShardReceipt
 from tasks.artifacts.store import open_store
-from tasks.worker.leash import die_with_parent, watch_stdin
+from tasks.worker.leash import die_with_parent, watch_heartbeat, watch_stdin
 from tasks.worker.spec import Event, WorkerSpec
 
 STOP_FILE = "stop"
@@ -219,6 +219,7 @@ def worker_main(run: Callable[[Job], None]) -> NoReturn:
     arguments = parser.parse_args()
     die_with_parent()
     watch_stdin()
+    watch_heartbeat()
     spec = WorkerSpec.model_validate_json(arguments.spec.read_bytes())
     code, message = 0, ""
     try:

@@ -4,6 +4,9 @@ Two independent ties, since each alone has a hole. The kernel's parent-death sig
 `python -m tasks.worker.leash PARENT CMD…` sets it on the launched command and every rank sets it again on itself. And
 standard input is a pipe whose other end only the runtime holds: a rank that torchrun put into a session of its own
 still inherits it and reads end-of-file the moment the runtime is gone, however it went.
+
+Neither reaches another node. There the tie is a file in the shared scratch folder that the runtime touches: a rank that
+sees no change of it for 50 s, or sees it gone, ends. It counts with its own clock, so the nodes' clocks need not agree.
 """
 
 from __future__ import annotations
@@ -13,8 +16,16 @@ import os
 import signal
 import sys
 import threading
+import time
+from contextlib import suppress
+from pathlib import Path
 
 WATCH_STDIN = "MEDIUS_WATCH_STDIN"
+HEARTBEAT = "MEDIUS_HEARTBEAT"
+"""Names the file that the runtime touches, where a launch is over several nodes."""
+_BEAT_SECONDS = 5.0
+_SILENCE_SECONDS = 50.0
+_LOOK_SECONDS = 2.0
 _PR_SET_PDEATHSIG = 1
 
 
@@ -35,6 +46,66 @@ def watch_stdin() -> None:
         os.killpg(os.getpgrp(), signal.SIGKILL)
 
     threading.Thread(target=wait_for_end, name="leash", daemon=True).start()
+
+
+class Heartbeat:
+    """The runtime's side of the tie to other nodes: a thread that touches a file until it is stopped."""
+
+    def __init__(self, path: Path, every_seconds: float = _BEAT_SECONDS) -> None:
+        self._path = path
+        self._every_seconds = every_seconds
+        self._stopped = threading.Event()
+        path.touch()
+        threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
+
+    def _beat(self) -> None:
+        while not self._stopped.wait(self._every_seconds):
+            # A moment without its file system is no reason to lose a training.
+            with suppress(OSError):
+                os.utime(self._path)
+
+    def stop(self) -> None:
+        """Ends it: every rank that still runs sees the file gone and ends, too."""
+        self._stopped.set()
+        self._path.unlink(missing_ok=True)
+
+
+def watch_heartbeat(silence_seconds: float = _SILENCE_SECONDS, look_seconds: float = _LOOK_SECONDS) -> None:
+    """Kills this process's group when the runtime's heartbeat stops; only where HEARTBEAT names one."""
+    path = os.environ.get(HEARTBEAT)
+    if not path:
+        return
+
+    def look() -> int | None:
+        """Time of the last beat, None if the launch is over, 0 if it cannot be seen now."""
+        try:
+            # Opening asks an NFS server; a stat may be answered from a cache of up to a minute.
+            descriptor = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            return None
+        except OSError:
+            return 0
+        try:
+            return os.fstat(descriptor).st_mtime_ns
+        except OSError:
+            return 0
+        finally:
+            os.close(descriptor)
+
+    def wait_for_silence() -> None:
+        last, changed = 0, time.monotonic()
+        while True:
+            beat = look()
+            if beat not in (None, 0, last):
+                last, changed = beat, time.monotonic()
+            elif beat is None or time.monotonic() - changed > silence_seconds:
+                break
+            time.sleep(look_seconds)
+        with suppress(OSError):
+            os.write(2, b"the run that started this process is gone: ending\n")
+        os.killpg(os.getpgrp(), signal.SIGKILL)
+
+    threading.Thread(target=wait_for_silence, name="heartbeat", daemon=True).start()
 
 
 def main() -> None:

@@ -19,7 +19,8 @@ import numpy as np
 import zarr
 
 from tasks.artifacts.artifact import Artifact
-from tests.bench.dumping import DumpInputs, corpus_rows, dump_inputs, recipe_of, runtime_of
+from tests.bench.dumping import corpus_rows, dump_inputs, recipe_of, runtime_of
+from tests.bench.jobs import JobInputs
 from tests.bench.paths import ROOT
 from tests.bench.records import Measured, Measurement
 
@@ -47,11 +48,11 @@ class Found:
 class Launch:
     """One worker process on one artifact."""
 
-    def __init__(self, inputs: DumpInputs, directory: str) -> None:
+    def __init__(self, inputs: JobInputs, artifact: Artifact) -> None:
         self.spec = inputs.spec(
             recipe_of("fp32", prior_tokens=4096, rows_per_shard=ROWS_PER_SHARD),
             runtime_of(tokens_per_batch=1024),
-            directory,
+            artifact,
         )
         file = inputs.folder / f"{self.spec.attempt}.json"
         file.write_text(self.spec.model_dump_json())
@@ -99,15 +100,15 @@ def _kills() -> Iterator[Measured]:
     row_ids = {row.row_id for row in rows}
     with tempfile.TemporaryDirectory() as folder:
         inputs = dump_inputs(Path(folder), teacher, {"train": rows})
-        undisturbed = Launch(inputs, "artifacts/dump_logits/undisturbed")
+        undisturbed = Launch(inputs, inputs.artifact("undisturbed"))
         started = undisturbed.working()
         undisturbed.ended()
         seconds = time.monotonic() - started
-        expected = _objects(_artifact(inputs, "undisturbed"))
+        expected = _objects(inputs.artifact("undisturbed"))
         found = Found()
         while found.kills < KILLS and found.launches < MAX_LAUNCHES:
             name = f"killed-{found.stores}"
-            artifact = _artifact(inputs, name)
+            artifact = inputs.artifact(name)
             while not _launch(inputs, artifact, chance.uniform(0, seconds) if found.kills < KILLS else None, found):
                 pass
             found.stores += 1
@@ -125,10 +126,10 @@ def _kills() -> Iterator[Measured]:
     yield Measured("dump.kills_shards_written_twice", found.twice, said, found.launches)
 
 
-def _launch(inputs: DumpInputs, artifact: Artifact, after: float | None, found: Found) -> bool:
+def _launch(inputs: JobInputs, artifact: Artifact, after: float | None, found: Found) -> bool:
     """Whether the artifact is finished. Kills the launch `after` seconds of work, unless it has ended by then."""
     receipts = {entry.path: artifact.store.get(entry.path) for entry in artifact.store.list(artifact.path("shards"))}
-    launch = Launch(inputs, artifact.directory)
+    launch = Launch(inputs, artifact)
     found.launches += 1
     launch.working()
     finished = launch.ended(after)
@@ -140,10 +141,6 @@ def _launch(inputs: DumpInputs, artifact: Artifact, after: float | None, found: 
         written = any(artifact.store.list(artifact.path(f"data/{shard}-{launch.spec.attempt}")))
         found.twice += written or artifact.store.get(path) != content
     return finished
-
-
-def _artifact(inputs: DumpInputs, name: str) -> Artifact:
-    return Artifact(inputs.store, f"artifacts/dump_logits/{name}")
 
 
 def _objects(artifact: Artifact) -> dict[str, str]:

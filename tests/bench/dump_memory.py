@@ -19,8 +19,8 @@ from unittest import mock
 from tasks.dump_logits import teacher as teacher_module
 from tasks.dump_logits import worker
 from tasks.dump_logits.stage import DumpLogitsRuntime
-from tasks.worker.job import Job
 from tests.bench.dumping import DTYPES, corpus_rows, dump_inputs, recipe_of, runtime_of, teacher_in
+from tests.bench.jobs import run_here
 from tests.bench.memory import peak_bytes, reset_peak, resident_bytes
 from tests.bench.paths import ROOT
 from tests.bench.records import Measured, Measurement
@@ -67,7 +67,7 @@ def _child(vocabulary: str, dtype: str) -> dict[str, int]:
     with tempfile.TemporaryDirectory() as folder, mock.patch.object(teacher_module, "load_causal_lm", loaded):
         inputs = dump_inputs(Path(folder), directory, {"train": rows})
         recipe = recipe_of(dtype, prior_tokens=NUM_TOKENS // 4, rows_per_shard=len(rows))
-        worker.run(Job(inputs.spec(recipe, runtime_of(tokens_per_batch=BATCH_TOKENS), "artifacts/dump_logits/memory")))
+        run_here(worker.run, inputs.spec(recipe, runtime_of(tokens_per_batch=BATCH_TOKENS), inputs.artifact("memory")))
     return {"peak": peak_bytes(), **sizes}
 
 

@@ -6,7 +6,6 @@ loading, the prior and the check of sampled rows, which a long dump has once a s
 
 from __future__ import annotations
 
-import signal
 import statistics
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -22,8 +21,8 @@ from tasks.dump_logits.batches import length_buckets, padding
 from tasks.dump_logits.stage import DumpLogitsRuntime
 from tasks.logits.rows import Row
 from tasks.modeling.model_files import load_causal_lm
-from tasks.worker.job import Job
-from tests.bench.dumping import DTYPES, DumpInputs, corpus_rows, dump_inputs, recipe_of, runtime_of, teacher_in
+from tests.bench.dumping import DTYPES, corpus_rows, dump_inputs, recipe_of, runtime_of, teacher_in
+from tests.bench.jobs import JobInputs, run_here
 from tests.bench.real_logits import MAX_TOKENS
 from tests.bench.records import Measured, Measurement
 from tests.bench.teachers import VOCABULARIES, teacher_directory
@@ -71,15 +70,10 @@ def _over_forward(vocabulary: str, dtype: str) -> Iterator[Measured]:
     )
 
 
-def _dump(inputs: DumpInputs, dtype: str, turn: int) -> None:
+def _dump(inputs: JobInputs, dtype: str, turn: int) -> None:
     recipe = recipe_of(dtype, prior_tokens=ROW_TOKENS, rows_per_shard=LARGE_ROWS)
     runtime = runtime_of(tokens_per_batch=BATCH_ROWS * ROW_TOKENS, gold_rows_per_shard=1)
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
-        worker.run(Job(inputs.spec(recipe, runtime, f"artifacts/dump_logits/turn-{turn}")))
-    finally:
-        # A job takes the signal for a request to save and stop; the bench has nothing to save.
-        signal.signal(signal.SIGTERM, handler)
+    run_here(worker.run, inputs.spec(recipe, runtime, inputs.artifact(f"turn-{turn}")))
 
 
 @torch.inference_mode()

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import json
-import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from tasks.artifacts.artifact import Artifact
-from tasks.artifacts.fingerprint import file_sha256, sha256_hex
-from tasks.artifacts.manifest import InputRecord, Manifest, ObjectRecord, Provenance, digest_of
-from tasks.artifacts.store import Store, open_store
+from tasks.artifacts.fingerprint import sha256_hex
+from tasks.artifacts.store import open_store
 from tasks.exercises.library_text import library_documents
 from tasks.logits.rows import Row, make_row, write_rows
 from tasks.modeling.model_files import load_causal_lm, save_causal_lm
 from tasks.modeling.tokenizer_files import load_tokenizer, save_tokenizer, tokenizer_digest
-from tasks.worker.spec import WorkerSpec
+from tests.bench.jobs import JobInputs, commit_folder
 from tests.bench.paths import BENCH
 from tests.bench.supports import TOP_64
 from tests.bench.teachers import teacher_directory
@@ -79,33 +75,7 @@ def corpus_rows(teacher: Path, num_tokens: int, max_tokens: int, min_characters:
     return rows
 
 
-@dataclass(frozen=True)
-class DumpInputs:
-    """A store with a committed teacher and corpus, from which any number of dumps can be started."""
-
-    store: Store
-    folder: Path
-    inputs: dict[str, InputRecord]
-
-    def spec(self, recipe: dict[str, Any], runtime: dict[str, Any], directory: str) -> WorkerSpec:
-        """A new launch of the dump whose artifact is `directory`."""
-        attempt = uuid.uuid4().hex[:8]
-        return WorkerSpec(
-            stage="dump_logits",
-            label="bench",
-            key=sha256_hex(directory.encode()),
-            attempt=attempt,
-            store=self.store.uri,
-            directory=directory,
-            scratch=str(self.folder / "scratch" / attempt),
-            input_cache=str(self.folder / "inputs"),
-            recipe=recipe,
-            runtime=runtime,
-            inputs=self.inputs,
-        )
-
-
-def dump_inputs(folder: Path, teacher: Path, rows: dict[str, Sequence[Row]]) -> DumpInputs:
+def dump_inputs(folder: Path, teacher: Path, rows: dict[str, Sequence[Row]]) -> JobInputs:
     """Commits both below `folder`. The teacher's files are linked, not copied."""
     store = open_store(str(folder / "store"))
     corpus = folder / "corpus"
@@ -114,30 +84,5 @@ def dump_inputs(folder: Path, teacher: Path, rows: dict[str, Sequence[Row]]) -> 
         write_rows(corpus / f"{split}.parquet", part)
     digest = tokenizer_digest(load_tokenizer(teacher))
     (corpus / "corpus.json").write_text(json.dumps({"tokenizer_digest": digest}))
-    return DumpInputs(
-        store, folder, {"teacher": _committed(store, "teacher", teacher), "corpus": _committed(store, "corpus", corpus)}
-    )
-
-
-def _committed(store: Store, role: str, directory: Path) -> InputRecord:
-    artifact = Artifact(store, f"artifacts/models/{role}")
-    objects = []
-    for file in sorted(path for path in directory.iterdir() if path.is_file()):
-        path = f"data/main-00000000/{file.name}"
-        target = store.local_path(artifact.path(path))
-        assert target is not None
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.symlink_to(file.resolve())
-        objects.append(ObjectRecord(name=file.name, path=path, size=file.stat().st_size, sha256=file_sha256(file)))
-    key = sha256_hex(role.encode())
-    manifest = artifact.commit(
-        Manifest(
-            stage="models", version=1, label=role, key=key, digest=digest_of(tuple(objects)), recipe={}, inputs={},
-            objects=tuple(objects), metrics={},
-            provenance=Provenance(
-                write_id=uuid.uuid4().hex, created="", seconds=0, attempts=1, flow_run=None, git_sha=None,
-                git_dirty=None, hardware={}, versions={}, runtime={},
-            ),
-        )
-    )  # fmt: skip
-    return InputRecord(key=key, digest=manifest.digest, directory=artifact.directory)
+    inputs = {"teacher": commit_folder(store, "teacher", teacher), "corpus": commit_folder(store, "corpus", corpus)}
+    return JobInputs("dump_logits", store, folder, inputs)

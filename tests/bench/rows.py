@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.bench.records import Declared
+from tests.bench.rows_train import TRAIN
 from tests.bench.supports import CURVE
 from tests.bench.teachers import VOCABULARIES
 
@@ -114,4 +115,5 @@ ROWS: tuple[Declared, ...] = (
     *(row for vocabulary in VOCABULARIES for row in _store(vocabulary)),
     *_STORE_ANYWHERE,
     *_DUMP,
+    *TRAIN,
 )

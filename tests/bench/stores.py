@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -14,7 +13,7 @@ from pydantic import TypeAdapter
 
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.fingerprint import file_sha256, sha256_hex
-from tasks.artifacts.manifest import Manifest, ObjectRecord, Provenance, digest_of
+from tasks.artifacts.manifest import Manifest, ObjectRecord
 from tasks.artifacts.store import Store
 from tasks.logits.codec import max_error_nats
 from tasks.logits.positions import Positions
@@ -23,6 +22,7 @@ from tasks.logits.reader import DEFAULT_CACHE_BYTES, LogitReader, LogitRow
 from tasks.logits.rows import Row, make_row
 from tasks.logits.schema import SCHEMA_FILE, LogitFormat, LogitSchema, ShardEntry, ShardHeader, ShardPlan, Support
 from tasks.logits.writer import write_shard
+from tests.bench.jobs import finish
 from tests.bench.real_logits import TEXT, real_logits
 from tests.bench.supports import SAMPLED, TOP_64, Settings, positions_of
 from tests.bench.teachers import VOCABULARIES
@@ -115,23 +115,7 @@ def commit(store: Store, directory: str, folder: Path, headers: Sequence[ShardHe
         path = f"data/{shard or 'main'}-{ATTEMPT}/{rest}"
         store.upload(file, artifact.path(path))
         objects.append(ObjectRecord(name=name, path=path, size=file.stat().st_size, sha256=file_sha256(file)))
-    return artifact.commit(
-        Manifest(
-            stage="dump_logits",
-            version=1,
-            label="bench",
-            key=sha256_hex(directory.encode()),
-            digest=digest_of(tuple(objects)),
-            recipe={},
-            inputs={},
-            objects=tuple(objects),
-            metrics={},
-            provenance=Provenance(
-                write_id=uuid.uuid4().hex, created="", seconds=0, attempts=1, flow_run=None, git_sha=None,
-                git_dirty=None, hardware={}, versions={}, runtime={},
-            ),
-        )
-    )  # fmt: skip
+    return finish(artifact, "dump_logits", objects)
 
 
 def write_store(

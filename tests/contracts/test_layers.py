@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 STAGES = sorted(path.parent.name for path in (ROOT / "tasks").glob("*/stage.py"))
-LIBRARIES = {"artifacts", "worker", "runtime", "logits", "training", "modeling", "exercises"}
+LIBRARIES = {"artifacts", "worker", "runtime", "logits", "training", "modeling", "planning", "exercises"}
 
 # What a library may import of tasks.*; a stage folder adds only itself.
 ALLOWED = {
@@ -20,8 +20,9 @@ ALLOWED = {
     "runtime": {"runtime", "worker", "artifacts"},
     "exercises": {"exercises", "artifacts"},
     "modeling": {"modeling", "artifacts"},
+    "planning": {"planning", "artifacts"},
     "logits": {"logits", "artifacts"},
-    "training": {"training", "logits", "modeling", "worker", "artifacts", "runtime"},
+    "training": {"training", "logits", "modeling", "planning", "worker", "artifacts", "runtime"},
 }
 
 

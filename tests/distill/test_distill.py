@@ -7,17 +7,22 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.errors import BadInputError
 from tasks.artifacts.store import Store
+from tasks.distill.stage import LossRecipe
+from tasks.distill.worker import training_rows
+from tasks.logits.reader import LogitReader
+from tasks.logits.rows import Row
 from tasks.worker.job import PreemptedError
 from tests.training.parts import (
     ROWS,
@@ -31,14 +36,14 @@ from tests.training.parts import (
 )
 
 RECIPE = {
-    "loss": {"kd": 0.9, "ce": 0.1},
+    "loss": {"forward_kl": 0.9, "ce": 0.1},
     "optimizer": {"learning_rate": 0.01},
     "steps": 8,
     "rows_per_step": 6,
     "precision": "float32",
     "log_every_steps": 3,
 }
-RUNTIME = {"device": "cpu", "micro_batch_rows": 3}
+RUNTIME = {"device": "cpu", "micro_batch_tokens": 40}
 TEACHER = make_model(seed=1, initializer_range=0.5)
 Inputs = dict[str, Artifact]
 
@@ -70,14 +75,14 @@ def files(artifact: Artifact) -> dict[str, bytes]:
     return {entry.name: artifact.store.get(artifact.path(entry.path)) for entry in manifest.objects}
 
 
-def heldout_kl() -> float:
-    """The (K+1)-bucket KL of the untrained student, from dense float64 logits."""
+def heldout_kl(*stores: tuple[PreTrainedModel, Sequence[Row]]) -> float:
+    """The (K+1)-bucket KL of the untrained student to (teacher, held-out rows), from dense float64 logits."""
     total, count = 0.0, 0
-    for row in make_rows()["heldout"]:
-        teacher = truncate(dense_logits(TEACHER, row), row.input_ids[1:], ())
-        student_PV = torch.log_softmax(torch.from_numpy(dense_logits(make_model(), row)), 1)
-        for position in range(len(row.input_ids) - 1):
-            if row.loss_mask[position + 1]:
+    for teacher_model, rows in stores or [(TEACHER, make_rows()["heldout"])]:
+        for row in rows:
+            teacher = truncate(dense_logits(teacher_model, row), row.input_ids[1:], ())
+            student_PV = torch.log_softmax(torch.from_numpy(dense_logits(make_model(), row)), 1)
+            for position in np.flatnonzero(row.loss_mask[1:]):
                 kept = torch.from_numpy(teacher.topk_ids_PK[position]).long()
                 rest = torch.ones(VOCAB, dtype=torch.bool)
                 rest[kept] = False
@@ -100,9 +105,11 @@ def test_learns_and_exports(tmp_path: Path, inputs: Inputs, run_stage: Callable[
     made = files(artifact)
     assert not [name for name in made if name.endswith((".bin", ".pt", ".pkl"))]
     lines = [json.loads(line) for line in made["training_log.jsonl"].splitlines()]
-    assert [line["step"] for line in lines] == [3, 6, 8]
-    assert lines[0].keys() == {"step", "loss", "kd", "ce", "grad_norm", "lr"}
-    assert lines[0]["loss"] == pytest.approx(0.9 * lines[0]["kd"] + 0.1 * lines[0]["ce"], rel=1e-6)
+    assert [line["step"] for line in lines] == [0, 3, 6, 8]
+    assert lines[1].keys() == {"step", "loss", "forward_kl", "ce", "grad_norm", "lr"}
+    assert lines[1]["loss"] == pytest.approx(0.9 * lines[1]["forward_kl"] + 0.1 * lines[1]["ce"], rel=1e-6)
+    assert lines[0] == {"step": 0, "heldout_kl": found["heldout_kl_start"], "heldout_ce": found["heldout_ce_start"]}
+    assert lines[-1]["heldout_kl"] == found["heldout_kl"]
     manifest = artifact.manifest()
     assert manifest is not None
     directory = artifact.fetch(manifest, tmp_path / "made")
@@ -141,12 +148,10 @@ def test_a_resumed_run_ends_with_the_same_bytes(
     with pytest.raises(PreemptedError):
         run_stage("distill", recipe, inputs, runtime)
     thread.join()
-    with pytest.raises(BadInputError, match="run it as before"):
-        run_stage("distill", recipe, inputs, {**runtime, "deepspeed_config": "configs/deepspeed/zero2.json"})
     resumed = run_stage("distill", recipe, inputs, runtime)
     assert files(resumed)["model.safetensors"] == undisturbed["model.safetensors"]
     lines = [json.loads(line) for line in files(resumed)["training_log.jsonl"].splitlines()]
-    assert [line["step"] for line in lines] == [4, 8, 12, 16, 20, 24, 28, 30]
+    assert [line["step"] for line in lines] == [0, 4, 8, 12, 16, 20, 24, 28, 30]
     assert metrics(resumed)["heldout_kl_start"] > metrics(resumed)["heldout_kl"]
     assert not list(resumed.store.list(resumed.path("checkpoints")))
 
@@ -154,15 +159,15 @@ def test_a_resumed_run_ends_with_the_same_bytes(
 def test_twin_and_temperature(inputs: Inputs, run_stage: Callable[..., Artifact]) -> None:
     """The twin learns nothing from the teacher but is measured against it; T must be one that the dump took."""
     start = heldout_kl()
-    twin = metrics(run_stage("distill", {**RECIPE, "loss": {"kd": 0, "ce": 1}}, inputs, RUNTIME))
+    twin = metrics(run_stage("distill", {**RECIPE, "loss": {"forward_kl": 0, "ce": 1}}, inputs, RUNTIME))
     assert twin["heldout_kl_start"] == pytest.approx(start, rel=1e-5)
     assert twin["heldout_kl"] > 0
-    warm = metrics(run_stage("distill", {**RECIPE, "loss": {"kd": 1, "temperature": 2}}, inputs, RUNTIME))
+    warm = metrics(run_stage("distill", {**RECIPE, "loss": {"forward_kl": 1, "temperature": 2}}, inputs, RUNTIME))
     assert warm["heldout_kl_start"] == pytest.approx(start, rel=1e-5)
     assert warm["heldout_kl"] < start
     assert warm["heldout_kl"] < twin["heldout_kl"]
     with pytest.raises(BadInputError, match=r"\[1, 2.0\] only"):
-        run_stage("distill", {**RECIPE, "loss": {"kd": 1, "temperature": 3}}, inputs, RUNTIME)
+        run_stage("distill", {**RECIPE, "loss": {"forward_kl": 1, "temperature": 3}}, inputs, RUNTIME)
 
 
 def test_a_student_that_is_the_teacher_has_nothing_to_learn(
@@ -173,7 +178,7 @@ def test_a_student_that_is_the_teacher_has_nothing_to_learn(
         "student": artifact_of(model_directory(tmp_path / "student", TEACHER)),
         "logits": logit_store(tmp_path / "logits", artifact_of, TEACHER, make_rows(), values="float16"),
     }
-    recipe = {**RECIPE, "loss": {"kd": 1}, "optimizer": {"learning_rate": 1e-9}}
+    recipe = {**RECIPE, "loss": {"forward_kl": 1}, "optimizer": {"learning_rate": 1e-9}}
     found = metrics(run_stage("distill", recipe, inputs, RUNTIME))
     assert -1e-6 < found["heldout_kl_start"] <= 1e-4
     assert found["heldout_kl"] <= 1e-4
@@ -181,7 +186,7 @@ def test_a_student_that_is_the_teacher_has_nothing_to_learn(
 
 
 def test_a_resumed_run_may_batch_otherwise(inputs: Inputs, store: Store, run_stage: Callable[..., Artifact]) -> None:
-    """Accumulation is no part of a checkpoint: the last bits change, the result does not."""
+    """Packing and accumulation are no part of a checkpoint: the last bits change, the result does not."""
     recipe = {**RECIPE, "steps": 30}
     undisturbed = metrics(run_stage("distill", recipe, inputs, RUNTIME))
     recipe["log_every_steps"] = 4
@@ -189,7 +194,7 @@ def test_a_resumed_run_may_batch_otherwise(inputs: Inputs, store: Store, run_sta
     with pytest.raises(PreemptedError):
         run_stage("distill", recipe, inputs, {**RUNTIME, "checkpoint_every_steps": 2})
     thread.join()
-    resumed = metrics(run_stage("distill", recipe, inputs, {**RUNTIME, "micro_batch_rows": 6}))
+    resumed = metrics(run_stage("distill", recipe, inputs, {**RUNTIME, "micro_batch_tokens": 100, "pack_tokens": 50}))
     for name in ("heldout_kl_start", "heldout_kl", "heldout_ce"):
         assert resumed[name] == pytest.approx(undisturbed[name], rel=1e-4)
     assert [resumed[name] for name in ("steps", "tokens", "target_tokens")] == [
@@ -203,3 +208,51 @@ def test_another_vocabulary_is_refused(
     other = artifact_of(model_directory(tmp_path / "other", make_model(), vocab_size=VOCAB + 1))
     with pytest.raises(BadInputError, match="tokenizer"):
         run_stage("distill", RECIPE, {**inputs, "student": other}, RUNTIME)
+
+
+def test_several_stores_are_mixed_by_weight(
+    tmp_path: Path, inputs: Inputs, artifact_of: Callable[..., Artifact], run_stage: Callable[..., Artifact]
+) -> None:
+    """Two teachers on other text: the rows come 3 to 1, and the held-out splits are judged as one."""
+    other = make_model(seed=2, initializer_range=0.5)
+    first, second = make_rows({"train": [5] * 7, "heldout": [7, 15]}), make_rows({"train": [9] * 4, "heldout": [11]})
+    stores = {
+        "logits.prose": logit_store(tmp_path / "first", artifact_of, TEACHER, first, temperatures=(2.0,)),
+        "logits.sums": logit_store(tmp_path / "second", artifact_of, other, second),
+    }
+    given = {"student": inputs["student"], **stores}
+    recipe = {**RECIPE, "rows_per_step": 8, "mixture": {"prose": 3, "sums": 1}}
+    found = metrics(run_stage("distill", recipe, given, RUNTIME))
+    assert found["tokens"] == 8 * (6 * 5 + 2 * 9)
+    start = heldout_kl((TEACHER, first["heldout"]), (other, second["heldout"]))
+    assert found["heldout_kl_start"] == pytest.approx(start, rel=1e-5)
+    assert found["heldout_kl"] < start
+
+    for change, what in (
+        ({"mixture": None}, "mixture is missing, but the stores are prose, sums"),
+        ({"mixture": {"prose": 1, "maths": 1}}, "weighs maths, prose, but the stores are prose, sums"),
+        ({"loss": {"forward_kl": 1, "temperature": 2}}, r"\[1\] only"),
+    ):
+        with pytest.raises(BadInputError, match=what):
+            run_stage("distill", {**recipe, **change}, given, RUNTIME)
+    with pytest.raises(BadInputError, match="there is one store; leave it out"):
+        run_stage("distill", recipe, inputs, RUNTIME)
+    foreign = artifact_of(model_directory(tmp_path / "foreign", make_model(), vocab_size=VOCAB + 1))
+    with pytest.raises(BadInputError, match="tokenizer"):
+        run_stage("distill", recipe, {**given, "student": foreign}, RUNTIME)
+
+
+@pytest.mark.parametrize("loss", [{"reverse_kl": 1.0}, {"jsd": 0.5}, {"temperature": 2.0}])
+def test_draws_teach_the_forward_kl_alone(
+    tmp_path: Path, inputs: Inputs, artifact_of: Callable[..., Artifact], loss: dict[str, float]
+) -> None:
+    file = tmp_path / "logits" / "logits.json"
+    schema = json.loads(file.read_text())
+    file.write_text(json.dumps({**schema, "support": {"kind": "sampled", "num_draws": 6}, "temperatures": []}))
+    drawn = artifact_of(tmp_path / "logits")
+    manifest = drawn.manifest()
+    assert manifest is not None
+    reader = LogitReader(drawn.store, drawn.directory, manifest)
+    assert len(training_rows(reader, LossRecipe())) == len(make_rows()["train"])
+    with pytest.raises(BadInputError, match=f"loss.{next(iter(loss))} is .* draws from the teacher"):
+        training_rows(reader, LossRecipe(**loss))

@@ -6,13 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 from flows.pipeline import build
 from flows.profiles import CONFIGS, load_profile, shrink
 from tasks.artifacts.errors import BadInputError
+from tasks.runtime.declare import Step
 from tests.golden.keys import constant_content, profile_names
 
 Micro = Callable[..., Path]
+DUMP = {"recipe": {"teacher": {"dtype": "float32"}, "support": {"kind": "top_k", "num_kept": 8}}}
 
 
 def refusal(profile: str | Path, *overrides: str) -> str:
@@ -35,7 +38,19 @@ def refusal(profile: str | Path, *overrides: str) -> str:
         ({"branches.llama.distill.recipe.steps": 0}, "branches.llama.distill.recipe.steps", "greater than or equal"),
         ({"branches.llama.distill.recipe.epochs": 1}, "branches.llama.distill.recipe", "either steps or epochs"),
         ({"branches.llama.distill.recipe.optimizer": None}, "branches.llama.distill.recipe.optimizer", "valid"),
-        ({"branches.llama.distill.runtime.micro_batch_rows": 5}, "branches.llama.distill", "make it a multiple of 5"),
+        ({"branches.llama.distill.recipe.loss": {"forward_kl": 0}}, "branches.llama.distill.recipe.loss", "nothing to"),
+        (
+            {"branches.llama.distill.recipe.mixture": {"llama": 1, "b": 0}},
+            "distill.recipe.mixture",
+            "weight of 'b' is 0",
+        ),
+        (
+            {"branches.llama.distill.recipe.mixture": {"llama": 1, "b": 2}},
+            "branches.llama.distill",
+            "there is one store",
+        ),
+        ({"branches.llama.distill.runtime.num_nodes": 2}, "distill.runtime", "launcher is python with neither"),
+        ({"branches.llama.distill.runtime.hostfile": "hosts"}, "distill.runtime", "hostfile is for several nodes"),
         ({"branches.llama.dump_logits.gates.min_captured_mass": 1.5}, "min_captured_mass", "less than or equal to 1"),
         ({"branches.llama.corpus.recipe.sources": []}, "branches.llama.corpus.recipe.sources", "at least 1"),
         ({"branches.llama.corpus.recipe.template_date": "July"}, "corpus.recipe.template_date", "isoformat"),
@@ -207,8 +222,6 @@ def test_shrink_leaves_small_amounts_and_other_numbers_alone() -> None:
 
 def test_a_third_teacher_is_a_block_of_yaml(micro: Micro) -> None:
     """A profile lists its branches; one more needs no line of code."""
-    import yaml
-
     document = yaml.safe_load((CONFIGS / "micro.yaml").read_text())
     third = {**document["branches"]["qwen"], "teacher": "merge-base"}
     models = {
@@ -224,6 +237,61 @@ def test_a_third_teacher_is_a_block_of_yaml(micro: Micro) -> None:
     assert steps["logits-third"].inputs["teacher"].label == "model-merge-base"
 
 
+def two_stores(**changes: object) -> dict[str, object]:
+    """The branch qwen of the profile micro with a second store, of another teacher on other text."""
+    branch = yaml.safe_load((CONFIGS / "micro.yaml").read_text())["branches"]["qwen"]
+    corpus = {**branch["corpus"]["recipe"], "sources": [{"kind": "exercises", "count": 30, "seed": 3}]}
+    second = {"teacher": "merge-base", "corpus": {"recipe": corpus}, "dump_logits": branch["dump_logits"]}
+    recipe = {**branch["distill"]["recipe"], "mixture": {"qwen": 3, "sums": 1}}
+    return {"branches.qwen.more_logits": {"sums": second}, "branches.qwen.distill.recipe": recipe, **changes}
+
+
+def test_a_branch_may_learn_from_several_stores(micro: Micro) -> None:
+    def steps_of(profile: str | Path) -> dict[str, Step]:
+        return {step.label: step for step in build(load_profile(str(profile)))}
+
+    even = {"branches.qwen.distill.recipe.mixture": {"qwen": 1, "sums": 1}}
+    recipe = two_stores()["branches.qwen.distill.recipe"]
+    assert isinstance(recipe, dict)
+    twin = {"branches.qwen.twin": {"recipe": recipe | {"loss": {"forward_kl": 0, "ce": 1}}}}
+    with constant_content():
+        plain, steps = steps_of("micro"), steps_of(micro(two_stores()))
+        weighed, beside = steps_of(micro(two_stores(**even))), steps_of(micro(two_stores(**twin)))
+    assert {role: step.label for role, step in steps["distill-qwen"].inputs.items()} == {
+        "student": "model-base",
+        "logits.qwen": "logits-qwen",
+        "logits.sums": "logits-qwen-sums",
+    }
+    assert {role: step.label for role, step in steps["logits-qwen-sums"].inputs.items()} == {
+        "teacher": "model-merge-base",
+        "corpus": "corpus-qwen-sums",
+    }
+    assert steps["logits-qwen"].key == plain["logits-qwen"].key
+    assert steps["distill-llama"].key == plain["distill-llama"].key
+    assert weighed["logits-qwen-sums"].key == steps["logits-qwen-sums"].key
+    assert weighed["distill-qwen"].key != steps["distill-qwen"].key
+    assert beside["distill-qwen"].key == steps["distill-qwen"].key
+    shared = {role: step.key for role, step in beside["distill-qwen"].inputs.items()}
+    assert {role: step.key for role, step in beside["twin-qwen"].inputs.items()} == shared
+    assert "distill and twin differ in mixture" in refusal(micro(two_stores(**even, **twin)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"branches.qwen.distill.recipe.mixture": None}, "mixture is missing, but the stores are qwen, sums"),
+        ({"branches.qwen.distill.recipe.mixture": {"qwen": 1, "prose": 1}}, "weighs prose, qwen, but the stores are"),
+        ({"branches.qwen.more_logits.sums.teacher": "nobody"}, "more_logits.sums.teacher is 'nobody'"),
+        ({"branches.qwen.more_logits.sums.corpus.recipe.seed": 9}, "more_logits.sums differ in corpus.recipe.seed"),
+        ({"branches.qwen.more_logits.sums.dump_logits": None}, "more_logits.sums: give one of `dump_logits`"),
+        ({"branches.qwen.more_logits.qwen": {"dump_logits": DUMP}}, "has a store 'qwen', but that is the"),
+    ],
+)
+def test_stores_that_do_not_fit_are_refused(micro: Micro, changes: dict[str, object], what: str) -> None:
+    with constant_content():
+        assert what in refusal(micro(two_stores(**changes)))
+
+
 def test_where_and_on_what_a_profile_runs_is_in_no_key(micro: Micro) -> None:
     plain = {step.label: step.key for step in build(load_profile("micro"))}
     path = micro(
@@ -231,7 +299,7 @@ def test_where_and_on_what_a_profile_runs_is_in_no_key(micro: Micro) -> None:
             "name": "elsewhere",
             "store": "s3://other/place",
             "parallel_stages": 1,
-            "branches.qwen.distill.runtime.micro_batch_rows": 4,
+            "branches.qwen.distill.runtime.micro_batch_tokens": 400,
             "branches.qwen.distill.runtime.checkpoint_every_steps": 100,
             "branches.llama.dump_logits.gates.min_captured_mass": 0.1,
         }

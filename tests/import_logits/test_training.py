@@ -19,7 +19,7 @@ from tests.import_logits.test_distillkit import BASE, metrics_of
 from tests.training.parts import make_model, model_directory
 
 TRAINING = {
-    "loss": {"kd": 1.0, "ce": 0.0},
+    "loss": {"forward_kl": 1.0, "ce": 0.0},
     "optimizer": {"learning_rate": 0.01},
     "steps": 8,
     "rows_per_step": 6,
@@ -43,11 +43,11 @@ def test_a_student_learns_from_an_imported_set(
     form = {"kind": "distillkit", "compression": {**BASE, "exact_k": 16}}
     student = artifact_of(model_directory(tmp_path / "student", make_model()))
     inputs = {"student": student, "logits": import_files(path, format=form, values="warped")}
-    found = metrics_of(run_stage("distill", TRAINING, inputs, {"device": "cpu", "micro_batch_rows": 3}))
+    found = metrics_of(run_stage("distill", TRAINING, inputs, {"device": "cpu", "micro_batch_tokens": 60}))
     assert 0 < found["heldout_kl"] < 0.9 * found["heldout_kl_start"]
     other = artifact_of(model_directory(tmp_path / "other", make_model(), vocab_size=61))
     with pytest.raises(BadInputError, match="were dumped with tokenizer"):
-        run_stage("distill", TRAINING, inputs | {"student": other}, {"device": "cpu", "micro_batch_rows": 3})
+        run_stage("distill", TRAINING, inputs | {"student": other}, {"device": "cpu", "micro_batch_tokens": 60})
 
 
 def test_a_killed_import_goes_on_where_it_was(

@@ -156,9 +156,9 @@ def pipeline(make: Make, tmp_path: Path) -> dict[str, Artifact]:
         )
         given = {"student": base, "logits": dump}
         made |= {f"teacher-{name}": teacher, f"dump-{name}": dump}
-        for label, kd, end in ((f"distill-{name}", 1.0, 0.5), (f"twin-{name}", 0.0, 1.25)):
+        for label, forward_kl, end in ((f"distill-{name}", 1.0, 0.5), (f"twin-{name}", 0.0, 1.25)):
             metrics = {"heldout_kl_start": 3.0, "heldout_kl": end, "history": [1, 2]}
-            recipe = {"loss": {"kd": kd, "ce": 1 - kd}}
+            recipe = {"loss": {"forward_kl": forward_kl, "ce": 1 - forward_kl}}
             seed = 20 + len(made)
             made[label] = make("distill", label, model_files(seed, tmp_path), given, metrics, recipe)
     made["revert-llama"] = make(

@@ -119,7 +119,8 @@ def _work(job: Job, recipe: ErrandRecipe) -> int:
     found = job.checkpoints.latest(job.scratch / "resume")
     first = found.step if found else 0
     for step in range(first, recipe.steps):
-        job.progress(step, recipe.steps, "steps")
+        job.progress(step, recipe.steps, "steps", tokens_per_second=20)
+        job.metric(step=step, squares=step**2)
         time.sleep(0.05)
         if job.stop_requested:
             state = job.new_directory("checkpoint")

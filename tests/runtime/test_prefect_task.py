@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -9,12 +10,13 @@ from typing import Any
 import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterTaskRunId, FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import TaskRun
 from prefect.testing.utilities import prefect_test_harness
 
 from flows.opened import gather
 from tasks.artifacts.errors import BadInputError
+from tasks.runtime import prefect_task
 from tasks.runtime.declare import Step
 from tasks.runtime.execute import RunContext
 from tasks.runtime.prefect_task import submit_stage
@@ -108,6 +110,34 @@ def test_the_flow_fails_with_the_cause_and_what_needs_it_does_not_run(context: R
     assert state_of(runs["bad"]) == "FAILED Failed"
     assert state_of(runs["free"]) == "COMPLETED Completed", "a failure ends no branch that does not need it"
     assert launches(needs) == []
+
+
+def test_progress_and_curves_are_on_the_dashboard(context: RunContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefect_task, "_PROGRESS_SECONDS", 0)
+    _, error, runs = run([errand("a", label="drawn", behaviour="work", steps=4)], context)
+    assert error is None
+    with get_client(sync_client=True) as client:
+        found = client.read_artifacts(
+            artifact_filter=ArtifactFilter(task_run_id=ArtifactFilterTaskRunId(any_=[runs["drawn"].id]))
+        )
+    artifacts = {artifact.key: artifact for artifact in found}
+    assert artifacts.keys() == {"drawn", "curves-drawn", "stage-drawn"}, "one of each, however often it changed"
+    progress = artifacts["drawn"]
+    assert (progress.type, progress.data) == ("progress", 75)
+    assert str(progress.description).startswith("drawn: 3 of 4 steps, 20 tokens/s, 0 s left")
+    svg = base64.b64decode(str(artifacts["curves-drawn"].data).partition("base64,")[2].strip(")\n"))
+    assert b">squares</text>" in svg
+    assert b">9</text>" in svg
+
+
+def test_what_is_said_beside_a_progress() -> None:
+    values = {"loss": 1.23456, "tokens_per_second": 41234.5, "mfu": 0.4123, "seconds_left": 5000}
+    assert (
+        prefect_task._said(values, 5000) == ", loss 1.235, 41,234 tokens/s, 41.2 % of the peak FLOP/s, 1 h 23 min left"
+    )
+    assert [prefect_task._duration(seconds) for seconds in (59, 61, 3599, 86400, 864000)] == [
+        "59 s", "1 min", "1 h 0 min", "24 h 0 min", "10.0 days",
+    ]  # fmt: skip
 
 
 def test_stages_on_one_host_wait_for_a_slot(context: RunContext) -> None:

@@ -1,8 +1,9 @@
-"""The real DeepSpeed engine against a plain PyTorch loop with dense logits, and its own sizes against each other."""
+"""The real DeepSpeed engine against a plain PyTorch loop with dense logits, and its own shapes against each other."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,138 +11,156 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from tasks.artifacts.errors import BadInputError
-from tasks.training.batches import Batch, CorpusRows, StepLoader, StepOrder, collate
-from tasks.training.engine import DivergedError, DivergedMicroBatchError, StepResult, TrainingEngine, check_head
-from tasks.training.losses import LossWeights
-from tasks.training.processes import join
-from tasks.training.settings import OptimizerRecipe, TrainingRecipe, TrainingRuntime
-from tests.training.parts import VOCAB, make_model, make_row, make_rows
+from tasks.training.batches import collate
+from tasks.training.engine import DivergedError, DivergedMicroBatchError, StepResult
+from tasks.training.losses import PARTS, LossWeights
+from tests.training.engines import OPTIMIZER, alone, make_engine, num_targets, step_rows, take, weights_of
+from tests.training.parts import ROWS, VOCAB, make_model, make_row, make_rows
 
-OPTIMIZER = OptimizerRecipe(learning_rate=1e-2, weight_decay=0.1, max_grad_norm=0.5)
-ROWS_PER_STEP, STEPS = 8, 3
-SOURCE = CorpusRows(make_rows()["train"])
+STEPS = 3
+Trained = tuple[list[StepResult], dict[str, torch.Tensor]]
 
 
-def make_engine(
-    scratch: Path,
-    *,
-    zero: int = 1,
-    micro: int = 8,
-    precision: str = "float32",
-    checkpointing: bool = False,
-    model: PreTrainedModel | None = None,
-) -> TrainingEngine:
-    recipe = TrainingRecipe(optimizer=OPTIMIZER, steps=STEPS, rows_per_step=ROWS_PER_STEP, precision=precision)
-    runtime = TrainingRuntime(
-        micro_batch_rows=micro,
-        deepspeed_config=f"configs/deepspeed/zero{zero}.json",
-        gradient_checkpointing=checkpointing,
-        device="cpu",
-    )
-    return TrainingEngine(
-        (model or make_model()).to(torch.float32 if precision == "float32" else torch.bfloat16),
-        num_real=VOCAB,
-        weights=LossWeights(kd=0, ce=1),
-        recipe=recipe,
-        runtime=runtime,
-        processes=join(runtime, scratch),
-    )
+def train(scratch: Path, *, micro: Sequence[int] = (8, 8, 8), **settings: object) -> Trained:
+    """A step for each entry of `micro`, of which each may be another."""
+    engine = make_engine(scratch, **settings)  # type: ignore[arg-type]
+    results = [take(engine, step, size) for step, size in enumerate(micro)]
+    return results, weights_of(engine)
 
 
-def train(scratch: Path, *, micro: int = 8, **settings: object) -> tuple[list[StepResult], dict[str, torch.Tensor]]:
-    engine = make_engine(scratch, micro=micro, **settings)  # type: ignore[arg-type]
-    loader = StepLoader(SOURCE, StepOrder(len(SOURCE), ROWS_PER_STEP, 0), STEPS, micro, 0, 1)
-    results = []
-    for step in range(STEPS):
-        share = loader.load(step)
-        results.append(engine.step(share.batches, share.num_targets, OPTIMIZER.learning_rate))
-    loader.close()
-    return results, {name: parameter.float().clone() for name, parameter in engine.parameters()}
+def result_of(ce: float, norm: float) -> StepResult:
+    return StepResult(ce, dict.fromkeys(PARTS, 0.0) | {"ce": ce}, norm)
 
 
-def plain_torch() -> tuple[list[StepResult], dict[str, torch.Tensor]]:
-    """One document at a time with all logits, float64, torch's own clipping and AdamW."""
-    model: PreTrainedModel = make_model().double().train()
+def plain_torch(model: PreTrainedModel, only_embedding: int = 0) -> Trained:
+    """One document at a time with all logits, float64, torch's own clipping and AdamW. The first `only_embedding`
+    steps see only the embedding and the head."""
+    model = model.double().train()
+    ends = [*{model.get_input_embeddings().weight, model.get_output_embeddings().weight}]
     matrices = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim == 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}], lr=1e-2, betas=(0.9, 0.95)
-    )
-    order = StepOrder(len(SOURCE), ROWS_PER_STEP, 0)
+    vectors = [p for p in model.parameters() if p.ndim == 1]
+    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=1e-2, betas=(0.9, 0.95))
     results = []
     for step in range(STEPS):
-        losses, count = [], 0
-        for index in order.rows(step):
-            row = SOURCE[index]
+        losses = []
+        for row in step_rows(step):
             ids_T = torch.from_numpy(row.input_ids).long()
             labels_T = torch.where(torch.from_numpy(row.loss_mask) == 1, ids_T, -100)
             logits_PV = model(input_ids=ids_T[None]).logits[0, :-1, :VOCAB]
             losses.append(torch.nn.functional.cross_entropy(logits_PV, labels_T[1:], reduction="sum"))
-            count += int((labels_T[1:] >= 0).sum())
-        loss = sum(losses) / count
+        loss = torch.stack(losses).sum() / num_targets(step_rows(step))
         loss.backward()
+        if step < only_embedding:
+            for parameter in model.parameters():
+                if not any(parameter is end for end in ends):
+                    parameter.grad = None
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
         optimizer.step()
         optimizer.zero_grad()
-        results.append(StepResult(loss.item(), 0.0, loss.item(), norm.item()))
+        results.append(result_of(loss.item(), norm.item()))
     return results, {name: parameter.detach().float() for name, parameter in model.named_parameters()}
 
 
-def assert_close(found: tuple[list, dict], expected: tuple[list, dict], values: float, weights: float) -> None:
+def assert_close(found: Trained, expected: Trained, values: float, weights: float | None = None) -> None:
+    """Losses, parts and norms to `values`; all weights together to `weights` of their length, each to ten times it.
+
+    Not the key biases: a softmax over keys hardly sees them, and Adam makes full steps of a gradient that is rounding.
+    """
     for a, b in zip(found[0], expected[0], strict=True):
-        assert (a.loss, a.ce, a.grad_norm) == pytest.approx((b.loss, b.ce, b.grad_norm), rel=values)
-        assert abs(a.kd) < 1e-6
+        assert (a.loss, a.grad_norm) == pytest.approx((b.loss, b.grad_norm), rel=values)
+        assert a.parts == pytest.approx(b.parts, rel=values, abs=1e-6)
+    if weights is None:
+        return
+    differences, lengths = [], []
     for name, weight in expected[1].items():
-        assert (found[1][name] - weight).norm() <= weights * weight.norm() + 1e-7, name
-
-
-def _without_key_biases(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A softmax over keys hardly sees them: so small a gradient rounds most, and Adam scales it up (4e-5 measured)."""
-    return {name: weight for name, weight in weights.items() if not name.endswith("k_proj.bias")}
+        if not name.endswith("k_proj.bias"):
+            differences.append((found[1][name] - weight).norm())
+            lengths.append(weight.norm())
+            assert differences[-1] <= 10 * weights * lengths[-1] + 1e-7, name
+    assert torch.stack(differences).norm() <= weights * torch.stack(lengths).norm()
 
 
 def test_equals_a_plain_loop_whatever_the_micro_batch_and_sharding(tmp_path: Path) -> None:
-    """Gradients before clipping (their norm) and losses to 1e-5 in each of three steps; Adam's division by a root
-    of small second moments leaves 1e-4 in single weights."""
-    expected = plain_torch()
-    for zero, micro in ((1, 8), (1, 1), (2, 2), (3, 4)):
-        assert_close(train(tmp_path, zero=zero, micro=micro), expected, 1e-5, 1e-4)
-    assert_close(train(tmp_path, zero=3, micro=4, checkpointing=True), expected, 1e-5, 1e-4)
+    """Gradients before clipping (their norm), losses and weights to 1e-5 in each of three steps."""
+    expected = plain_torch(make_model())
+    cases: tuple[tuple[str, tuple[int, ...]], ...] = (("0", (2, 8, 1)), ("1", (8, 1, 4)), ("2", (2, 1, 8)))
+    for zero, micro in cases:
+        assert_close(train(tmp_path, zero=zero, micro=micro), expected, 1e-5, 1e-5)
+    assert_close(train(tmp_path, zero="3", micro=(4, 8, 2), checkpointing=True), expected, 1e-5, 1e-5)
 
 
-def test_the_micro_batch_leaves_rounding_only(tmp_path: Path) -> None:
+@pytest.mark.parametrize("zero", ["2-offload", "3-offload"])
+def test_offload_changes_nothing(tmp_path: Path, zero: str) -> None:
+    expected = plain_torch(make_model())
+    assert_close(train(tmp_path, zero=zero, micro=(8, 2, 4)), expected, 1e-5, 1e-5)
+
+
+def test_micro_batches_and_packing_leave_rounding_only(tmp_path: Path) -> None:
     """Against each other rather than against float64: losses, norms and final weights to 1e-5 in float32."""
-    results, weights = train(tmp_path, micro=4)
-    for micro in (1, 2):
-        found = train(tmp_path, micro=micro)
-        assert_close(found, (results, _without_key_biases(weights)), 1e-5, 1e-5)
-        assert_close(found, (results, weights), 1e-5, 1e-4)
+    expected = train(tmp_path, micro=(4, 4, 4))
+    assert_close(train(tmp_path, micro=(1, 2, 8)), expected, 1e-5, 1e-5)
+    engine = make_engine(tmp_path)
+    packed = []
+    for step in range(STEPS):
+        rows = step_rows(step)
+        batches = [collate([rows[:3], rows[3:5]]), collate([rows[5:]])]
+        packed.append(engine.step(batches, num_targets(rows), OPTIMIZER.learning_rate))
+    assert_close((packed, weights_of(engine)), expected, 1e-5, 1e-5)
 
 
 def test_bfloat16_is_accumulated_in_float32(tmp_path: Path) -> None:
-    """ZeRO-1 takes another optimizer class in bfloat16, which once divided by the accumulation steps again."""
+    """DeepSpeed has four optimizer classes for these; one divided by the accumulation steps again, one decays the
+    weights when it is made, and one accumulates in bfloat16 unless it is kept from it."""
     expected, weights = train(tmp_path)
-    for zero, micro in ((1, 8), (1, 2), (2, 2), (3, 2)):
-        found, rounded = train(tmp_path, zero=zero, micro=micro, precision="bfloat16")
-        # No comparison of weights one by one: a key bias has no gradient but rounding.
-        assert_close((found, {}), (expected, {}), 1e-2, 0)
+    for zero, micro in (("0", 1), ("1", 8), ("1", 2), ("2", 2), ("3", 2)):
+        found, rounded = train(tmp_path, zero=zero, micro=(micro,) * STEPS, precision="bfloat16")
+        assert_close((found, {}), (expected, {}), 2e-2)
         difference = sum(float((rounded[name] - weight).norm()) ** 2 for name, weight in weights.items())
         assert difference < 1e-4 * sum(float(weight.norm()) ** 2 for weight in weights.values())
+    engine = make_engine(tmp_path, zero="0", precision="bfloat16")
+    engine.engine.backward(engine.engine(alone(step_rows(0)), LossWeights(ce=1))[0])
+    assert {parameter.grad.dtype for parameter in engine.engine.module.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("zero", "precision", "tied"),
+    [("0", "float32", True), ("1", "bfloat16", False), ("2", "float32", False), ("3", "float32", True)],
+)
+def test_embedding_and_head_learn_alone(tmp_path: Path, zero: str, precision: str, tied: bool) -> None:
+    """Two such steps and one of all: as torch's AdamW that is given no other gradients, and no bit of the rest moves.
+
+    The norm, which decides about the clipping at 0.5, is that of the live gradients.
+    """
+    expected, weights = plain_torch(make_model(tie_word_embeddings=tied), only_embedding=2)
+    engine = make_engine(tmp_path, zero=zero, precision=precision, model=make_model(tie_word_embeddings=tied))
+    before = weights_of(engine)
+    sleeping = [master for group, master in engine.masters() if group["role"] != "embedding"]
+    masters = [master.clone() for master in sleeping]
+    found = [take(engine, step, 4, only_embedding=True) for step in range(2)]
+    ends = {"model.embed_tokens.weight"} | (set() if tied else {"lm_head.weight"})
+    assert {name for name, weight in weights_of(engine).items() if not torch.equal(weight, before[name])} == ends
+    assert all(torch.equal(now, then) for now, then in zip(sleeping, masters, strict=True))
+    assert min(result.grad_norm for result in found) > OPTIMIZER.max_grad_norm
+    found.append(take(engine, 2, 4))
+    if precision == "bfloat16":
+        assert_close((found, {}), (expected, {}), 2e-2)
+    else:
+        assert_close((found, weights_of(engine)), (expected, weights), 1e-5, 1e-5)
 
 
 def test_a_document_is_judged_alone(tmp_path: Path) -> None:
     engine = make_engine(tmp_path)
     rows = make_rows()["train"][:6]
-    alone = sum(engine.judge(collate([row])) for row in rows)
-    together = engine.judge(collate(rows))
-    assert torch.allclose(alone, together, rtol=1e-6)
-    assert together[2] == sum(row.loss_mask[1:].sum() for row in rows)
+    one_by_one = torch.stack([engine.judge(alone([row])) for row in rows]).sum(0)
+    together = engine.judge(collate([rows[:2], rows[2:]]))
+    assert torch.allclose(one_by_one, together, rtol=1e-6)
+    assert together[2] == num_targets(rows)
 
 
 def test_micro_batches_without_targets_and_with_broken_ones(tmp_path: Path) -> None:
-    engine = make_engine(tmp_path, micro=4)
-    batches = [collate([make_row(6, seed) for seed in range(start, start + 4)]) for start in (0, 4)]
+    engine = make_engine(tmp_path)
+    batches = [alone([make_row(6, seed) for seed in range(start, start + 4)]) for start in (0, 4)]
     masked = batches[1].without_targets()
     count = len(batches[0].positions_N)
     result = engine.step([batches[0], masked], count, 1e-3)
@@ -151,31 +170,50 @@ def test_micro_batches_without_targets_and_with_broken_ones(tmp_path: Path) -> N
     with torch.no_grad():
         # The last padding row is in none of the documents until it is put there.
         for _, parameter in engine.parameters():
-            if parameter.shape[0] == make_model().config.vocab_size:
-                parameter[63] = torch.nan
-    broken = Batch(batches[1].row_ids, batches[1].input_ids_BT.clone(), batches[1].positions_N, batches[1].targets)
-    broken.input_ids_BT[:, 0] = 63
+            if parameter.shape[0] == ROWS:
+                parameter[ROWS - 1] = torch.nan
+    broken = dataclasses.replace(batches[1], input_ids_BL=batches[1].input_ids_BL.clone())
+    broken.input_ids_BL[:, 0] = ROWS - 1
+    before = weights_of(engine)
     with pytest.raises(DivergedMicroBatchError) as failure:
         engine.step([batches[0], broken], count + len(broken.positions_N), 1e-3)
     assert failure.value.index == 1
+    assert all(
+        torch.equal(weight, before[name]) for name, weight in weights_of(engine).items() if ROWS not in weight.shape
+    )
+
+
+def test_a_loss_is_judged_before_it_is_learnt_from(tmp_path: Path) -> None:
+    engine = make_engine(tmp_path)
+    before = weights_of(engine)
+
+    def refuse(loss: float) -> None:
+        raise DivergedError(f"{loss:.0f} is too much")
+
+    rows = step_rows(0)
+    with pytest.raises(DivergedError, match="4 is too much"):
+        engine.step([alone(rows)], num_targets(rows), 1e-2, check_loss=refuse)
+    assert all(torch.equal(weight, before[name]) for name, weight in weights_of(engine).items())
 
 
 def test_documents_without_targets_change_nothing(tmp_path: Path) -> None:
     """Eight documents in two halves, and the same in one micro-batch beside one that is wholly masked."""
-    rows = [make_row(length, seed) for seed, length in enumerate((6, 9, 4, 12, 7, 5, 8, 11))]
+    rows = step_rows(0)
     masked = [dataclasses.replace(row, loss_mask=np.zeros_like(row.loss_mask)) for row in rows[:3]]
-    count = len(collate(rows).positions_N)
+    count = num_targets(rows)
     results, weights = [], []
-    for batches in ([collate(rows[:4]), collate(rows[4:])], [collate([*rows, masked[0]]), collate(masked)]):
-        engine = make_engine(tmp_path, micro=4)
+    for batches in ([alone(rows[:4]), alone(rows[4:])], [alone([*rows, masked[0]]), alone(masked)]):
+        engine = make_engine(tmp_path)
         results.append([engine.step(batches, count, 1e-2) for _ in range(STEPS)])
-        weights.append({name: parameter.clone() for name, parameter in engine.parameters()})
-        assert engine.judge(collate(masked)).tolist() == [0, 0, 0]
-    assert_close((results[1], weights[1]), (results[0], _without_key_biases(weights[0])), 1e-5, 1e-5)
+        weights.append(weights_of(engine))
+        assert engine.judge(alone(masked)).tolist() == [0, 0, 0]
+    assert_close((results[1], weights[1]), (results[0], weights[0]), 1e-5, 1e-5)
 
 
-@pytest.mark.parametrize(("zero", "precision"), [(1, "float32"), (1, "bfloat16"), (2, "bfloat16"), (3, "float32")])
-def test_a_gradient_without_a_norm_ends_the_step(tmp_path: Path, zero: int, precision: str) -> None:
+@pytest.mark.parametrize(
+    ("zero", "precision"), [("0", "bfloat16"), ("1", "float32"), ("1", "bfloat16"), ("2", "bfloat16"), ("3", "float32")]
+)
+def test_a_gradient_without_a_norm_ends_the_step(tmp_path: Path, zero: str, precision: str) -> None:
     """The loss is a number, the backward pass overflows. Inside DeepSpeed -1, a finite number, stands for the norm."""
     model = make_model()
 
@@ -185,18 +223,7 @@ def test_a_gradient_without_a_norm_ends_the_step(tmp_path: Path, zero: int, prec
 
     model.model.norm.register_forward_hook(overflow)
     engine = make_engine(tmp_path, zero=zero, precision=precision, model=model)
-    batch = collate(make_rows()["train"][:8])
-    with pytest.raises(DivergedError, match="gradient's norm is inf") as failure:
-        engine.step([batch], len(batch.positions_N), 1e-3)
+    rows = make_rows()["train"][:8]
+    with pytest.raises(DivergedError, match=r"gradient's norm is (inf|nan)") as failure:
+        engine.step([alone(rows)], num_targets(rows), 1e-3)
     assert not isinstance(failure.value, DivergedMicroBatchError)
-
-
-def test_a_head_that_is_more_than_a_matrix_is_refused() -> None:
-    model = make_model()
-    check_head(model, VOCAB)
-    with pytest.raises(BadInputError, match="64 rows for a tokenizer of 65"):
-        check_head(model, 65)
-    output = torch.nn.Linear(16, 64, bias=True)
-    model.set_output_embeddings(output)
-    with pytest.raises(BadInputError, match="plain head"):
-        check_head(model, VOCAB)

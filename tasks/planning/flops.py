@@ -1,0 +1,104 @@
+"""FLOPs of training a causal language model, from its config.json alone. Pure numbers, no torch.
+
+"Model FLOPs" are what the mathematics needs: matrix products with weights, attention scores and the values they weigh;
+a multiplication and an addition count two. What a kernel computes again to save memory is not counted, so that the
+utilisation made of them falls when something is recomputed. Norms, activations and rotary embeddings are left out.
+A sliding window counts as if it were the whole document.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tasks.artifacts.errors import BadInputError
+from tasks.artifacts.frozen import Frozen
+
+GATED_TYPES = frozenset(
+    {
+        "cohere",
+        "cohere2",
+        "gemma",
+        "gemma2",
+        "gemma3_text",
+        "granite",
+        "llama",
+        "ministral",
+        "mistral",
+        "olmo2",
+        "olmo3",
+        "phi3",
+        "qwen2",
+        "qwen3",
+        "smollm3",
+    }
+)
+"""Values of `model_type` whose layers are attention with grouped keys and a gated MLP of three matrices, no more."""
+
+
+class ModelShape(Frozen):
+    """What of a model's config decides its FLOPs."""
+
+    layer_weights: int
+    """Entries of the matrices of all layers: each is multiplied once a token. Without embedding and head."""
+    head_weights: int
+    """Entries of the output matrix, padding rows included."""
+    attention_width: int
+    """Layers times heads times head dimension."""
+
+
+def model_shape(config: Mapping[str, Any]) -> ModelShape:
+    """Reads a transformers config.json.
+
+    Raises:
+        BadInputError: an architecture whose FLOPs this file does not know, or a size is missing.
+    """
+    kind = config.get("model_type")
+    if kind not in GATED_TYPES:
+        raise BadInputError(
+            f"the FLOPs of model_type {kind!r} are not known; known are {', '.join(sorted(GATED_TYPES))} "
+            f"(tasks/planning/flops.py)"
+        )
+    try:
+        hidden, inner, vocab = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
+        layers, heads = config["num_hidden_layers"], config["num_attention_heads"]
+    except KeyError as error:
+        raise BadInputError(f"the config of a {kind} model has no {error}; its FLOPs cannot be counted") from error
+    head_dim = config.get("head_dim") or hidden // heads
+    kv_heads = config.get("num_key_value_heads") or heads
+    attention = hidden * head_dim * (2 * heads + 2 * kv_heads)
+    return ModelShape(
+        layer_weights=layers * (attention + 3 * hidden * inner),
+        head_weights=hidden * vocab,
+        attention_width=layers * heads * head_dim,
+    )
+
+
+def causal_pairs(lengths: list[int]) -> int:
+    """Pairs of a token and one that it attends to, itself included, in documents of these lengths."""
+    return sum(length * (length + 1) // 2 for length in lengths)
+
+
+def training_flops(
+    shape: ModelShape,
+    *,
+    num_tokens: float,
+    num_targets: float,
+    num_pairs: float,
+    frozen_layers: bool = False,
+    recomputed: bool = False,
+) -> float:
+    """Model FLOPs of forward and backward over some documents.
+
+    Args:
+        num_tokens: tokens that pass the layers, padding left out.
+        num_targets: positions at which the fused head computes logits; it runs at no other.
+        num_pairs: attended pairs of tokens (`causal_pairs`).
+        frozen_layers: only embedding and head learn: the layers pass gradients on, but get none.
+        recomputed: counts the layers' forward pass twice, as gradient checkpointing runs it (torch leaves out the last
+            product of each layer). What the hardware does then; not what utilisation is defined by.
+    """
+    products = 2 * shape.layer_weights * num_tokens
+    scores = 4 * shape.attention_width * num_pairs
+    layers = (2 if frozen_layers else 3) * products + 3 * scores + recomputed * (products + scores)
+    return layers + 3 * 2 * shape.head_weights * num_targets

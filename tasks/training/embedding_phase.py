@@ -1,0 +1,59 @@
+"""Steps in which only the input embedding and the head learn, under any sharding of the optimiser.
+
+Switching off `requires_grad` would be undone by ZeRO's hooks, which are placed once. Instead the other gradients are
+zeroed before any reduction, so that norm and clipping see the live ones alone, and AdamW finds none for their groups:
+it then touches neither weight, moments nor step count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+EMBEDDING = "embedding"
+
+
+class EmbeddingPhase:
+    """Parameter groups of a training, of which all but the embedding's can be put to sleep."""
+
+    def __init__(self, parameters: Iterable[nn.Parameter], embedding: Iterable[nn.Parameter], decay: float) -> None:
+        """`embedding`: those of `parameters` that are the input embedding and the head. Vectors are not decayed."""
+        self.active = False
+        self._held: list[tuple[Tensor, Tensor | None]] = []
+        ends = {id(parameter) for parameter in embedding}
+        roles: dict[str, list[nn.Parameter]] = {EMBEDDING: [], "matrices": [], "vectors": []}
+        for parameter in parameters:
+            role = EMBEDDING if id(parameter) in ends else "matrices" if parameter.ndim >= 2 else "vectors"
+            roles[role].append(parameter)
+            if role != EMBEDDING:
+                parameter.register_hook(self._silence)
+        self.groups: list[dict[str, Any]] = [
+            {"params": found, "role": role, "weight_decay": 0.0 if role == "vectors" else decay}
+            for role, found in roles.items()
+            if found
+        ]
+
+    def attach(self, optimizer: torch.optim.Optimizer) -> None:
+        """Watches the optimiser that was made from `groups`."""
+        optimizer.register_step_pre_hook(self._before)
+        optimizer.register_step_post_hook(self._after)
+
+    def _silence(self, gradient: Tensor) -> Tensor | None:
+        return torch.zeros_like(gradient) if self.active else None
+
+    def _before(self, optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
+        if not self.active:
+            return
+        for group in optimizer.param_groups:
+            for master in group["params"] if group["role"] != EMBEDDING else ():
+                self._held.append((master, master.grad))
+                master.grad = None
+
+    def _after(self, _optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
+        # Under offload DeepSpeed writes the next step's gradients into the buffers of these.
+        for master, gradient in self._held:
+            master.grad = gradient
+        self._held.clear()

@@ -1,0 +1,92 @@
+"""Rows of the training engine, with their goals."""
+
+from __future__ import annotations
+
+from tests.bench.records import Declared
+
+LOSSES = ("forward_kl", "reverse_kl", "jsd", "ce", "mixed", "tempered", "entropy_weighted", "sampled", "softcapped")
+"""Which losses are compared with a dense float64 reference."""
+SEEDS = 3
+"""Of the comparison of a distilled student with its twin."""
+
+
+def _row(name: str, unit: str, says: str, **goal: object) -> Declared:
+    return Declared.model_validate({"name": f"train.{name}", "unit": unit, "says": says, **goal})
+
+
+_EXACT = [
+    *(
+        _row(
+            f"exact.{what}.{loss}",
+            "",
+            f"Relative error of the fused {what} in float32 against a dense float64 reference.",
+            goal=1e-5,
+        )
+        for loss in LOSSES
+        for what in ("value", "gradient")
+    ),
+    _row("gradcheck_failures", "losses", "Losses whose gradient differs from finite differences in float64.", goal=0),
+    *(
+        _row(f"at_teacher.{loss}", "nat", "Largest size of the loss a position at student = teacher.", goal=1e-6)
+        for loss in ("forward_kl", "reverse_kl", "jsd")
+    ),
+    *(
+        _row(f"invariance.{what}", "", says, goal=1e-5)
+        for what, says in (
+            ("chunk", "Largest relative change of loss and gradients over chunk sizes."),
+            ("micro_batch", "Largest relative change of losses and gradient norms of a training over micro-batches."),
+            ("accumulation", "The same between one forward pass a step and one document a pass."),
+            ("packing", "The same between packed rows and one document a row."),
+            ("world_size", "The same between one process and two."),
+            ("zero_stage", "The same over ZeRO 0, 2 and 3 in two processes."),
+        )
+    ),
+]
+
+_SPEED = [
+    _row("loss.over_ce.fp32", "", "CPU time of fused CE + forward KL over fused CE, K = 64.", goal=1.03),
+    _row("loss.over_products.fp32", "", "The same over its three matrix products.", goal=1.15),
+    _row("loss.over_products.bf16", "", "The same over its three matrix products.", goal=1.35),
+    _row("loss.over_unfused_ce.fp32", "", "The same over the plain cross-entropy of all logits, backward.", goal=1.0),
+    _row("loss.torchtune_over", "", "torchtune's KD loss over the same, CPU time.", goal=1.25, comparator=">="),
+    _row("loss.trl_over", "", "TRL's distillation loss over the same, CPU time.", goal=1.25, comparator=">="),
+    *(
+        _row(
+            f"loss.peak_above.{tokens}k",
+            "MB",
+            "Peak memory above inputs, weights, dX, float32 dW and one float32 chunk of logits.",
+            goal=100,
+        )
+        for tokens in (4, 8, 16)
+    ),
+]
+
+_STEP = [
+    _row("step.stored_logits_over_ce", "", "CPU time of a step on stored logits over the one with CE only.", goal=1.05),
+    _row("step.data_wait", "", "Part of the steps' time spent waiting for data.", goal=0.01),
+]
+
+_ELASTIC = [
+    _row("kills", "", "Trainings in two processes, ZeRO-3, of which one was killed with -9.", goal=10, comparator=">="),
+    _row("kills_not_resumed", "", "Of these, launches that began anew although a checkpoint stood.", goal=0),
+    _row("kills_changed", "", "Of these, trainings whose weights or log differ from the undisturbed one's.", goal=0),
+    _row("resume.2_to_1", "", "Largest relative change of the losses after resuming on one process.", goal=1e-4),
+    _row("resume.1_to_2", "", "Largest relative change of the losses after resuming on two processes.", goal=1e-4),
+]
+
+_QUALITY = [
+    _row("quality.bits_per_byte.student", "bit", "Of the distilled students on the test split."),
+    _row("quality.bits_per_byte.twin", "bit", "Of their twins."),
+    _row("quality.bits_per_byte.teacher", "bit", "Of the teacher."),
+    _row("quality.bits_per_byte.gain", "bit", "Twin less student, mean over the seeds."),
+    _row("quality.bits_per_byte.gain_z", "", "That over its standard error.", goal=2, comparator=">="),
+    _row("quality.accuracy.student", "", "Of the distilled students on the task's test items."),
+    _row("quality.accuracy.twin", "", "Of their twins."),
+    _row("quality.accuracy.teacher", "", "Of the teacher."),
+    _row("quality.accuracy.gain", "", "Student less twin, mean over the seeds."),
+    _row("quality.accuracy.gain_z", "", "That over its standard error.", goal=2, comparator=">="),
+    _row("quality.seeds", "", "Pairs of student and twin.", goal=SEEDS, comparator=">="),
+    _row("quality.minutes", "min", "Of the trainings of all pairs, on two cores.", goal=40),
+]
+
+TRAIN = (*_EXACT, *_SPEED, *_STEP, *_ELASTIC, *_QUALITY)

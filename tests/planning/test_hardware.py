@@ -1,0 +1,46 @@
+"""The table of accelerators, and what is known of the device at hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tasks.artifacts.errors import BadInputError
+from tasks.planning.hardware import hardware_named, hardware_of_device, hardware_table
+from tasks.planning.peak import UnknownPeakError, peak_of
+
+
+def test_the_table_holds_dense_peaks() -> None:
+    table = hardware_table()
+    assert {"h100-sxm", "h200", "a100-80gb", "b200"} <= table.keys()
+    for entry in table.values():
+        peaks = entry.peak_flops
+        assert peaks["float32"] < peaks["tfloat32"] < peaks["bfloat16"] <= peaks.get("float8", peaks["bfloat16"])
+        # Every tensor core of these makes twice as much of half the bits: a sparse figure among them would show.
+        assert peaks["bfloat16"] == pytest.approx(2 * peaks["tfloat32"], rel=0.03)
+    assert table["h200"].peak_flops == table["h100-sxm"].peak_flops
+    names = [name for entry in table.values() for name in entry.device_names]
+    assert len(names) == len(set(names))
+
+
+def test_a_device_is_found_by_its_whole_name() -> None:
+    found = hardware_of_device("NVIDIA H100 80GB HBM3")
+    assert found is not None
+    assert found.name == "h100-sxm"
+    assert hardware_of_device("NVIDIA H100 PCIe") is None, "it is a third slower"
+    with pytest.raises(BadInputError, match=r"use one of .*h200"):
+        hardware_named("h300")
+
+
+def test_the_peak_of_a_named_and_of_an_unknown_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    assert peak_of(cpu, torch.bfloat16, "a100-80gb").flops_per_second == 312e12
+    assert peak_of(cpu, torch.float32, "a100-80gb").flops_per_second == 19.5e12
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
+    assert peak_of(cpu, torch.float32, "a100-80gb").flops_per_second == 156e12
+    with pytest.raises(UnknownPeakError, match=r"meta is not in .*hardware\.yaml; .* runtime\.hardware"):
+        peak_of(torch.device("meta"), torch.bfloat16)
+
+
+def test_a_cpu_is_measured() -> None:
+    assert 1e8 < peak_of(torch.device("cpu"), torch.float32).flops_per_second < 1e14

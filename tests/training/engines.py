@@ -1,0 +1,67 @@
+"""Engines for tests: a small model, and steps whose documents are a function of the step's number."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from tasks.logits.rows import Row
+from tasks.training.batches import Batch, collate
+from tasks.training.engine import DTYPES, StepResult, TrainingEngine
+from tasks.training.losses import HeadForm, LossWeights
+from tasks.training.processes import join
+from tasks.training.settings import OptimizerRecipe, TrainingRecipe, TrainingRuntime
+from tests.training.parts import VOCAB, make_model, make_row
+
+OPTIMIZER = OptimizerRecipe(learning_rate=1e-2, weight_decay=0.1, max_grad_norm=0.5)
+LENGTHS = (6, 9, 4, 12, 7, 5, 8, 11)
+
+
+def make_engine(
+    scratch: Path,
+    *,
+    zero: str = "1",
+    precision: str = "float32",
+    checkpointing: bool = False,
+    model: PreTrainedModel | None = None,
+) -> TrainingEngine:
+    recipe = TrainingRecipe(optimizer=OPTIMIZER, steps=3, rows_per_step=8, precision=precision)
+    runtime = TrainingRuntime(
+        deepspeed_config=f"configs/deepspeed/zero{zero}.json", gradient_checkpointing=checkpointing, device="cpu"
+    )
+    model = model or make_model()
+    torch.nn.Module.to(model, DTYPES[precision])
+    return TrainingEngine(
+        model,
+        form=HeadForm(VOCAB),
+        weights=LossWeights(ce=1),
+        recipe=recipe,
+        runtime=runtime,
+        processes=join(runtime, scratch),
+    )
+
+
+def step_rows(step: int) -> list[Row]:
+    return [make_row(length, 100 * step + place) for place, length in enumerate(LENGTHS)]
+
+
+def alone(rows: Sequence[Row]) -> Batch:
+    return collate([[row] for row in rows])
+
+
+def num_targets(rows: Sequence[Row]) -> int:
+    return sum(int(row.loss_mask[1:].sum()) for row in rows)
+
+
+def take(engine: TrainingEngine, step: int, micro: int = 8, *, only_embedding: bool = False) -> StepResult:
+    """A step of 8 documents, `micro` at a time."""
+    rows = step_rows(step)
+    batches = [alone(rows[start : start + micro]) for start in range(0, 8, micro)]
+    return engine.step(batches, num_targets(rows), OPTIMIZER.learning_rate, only_embedding=only_embedding)
+
+
+def weights_of(engine: TrainingEngine) -> dict[str, torch.Tensor]:
+    return {name: parameter.float().clone() for name, parameter in engine.parameters()}
