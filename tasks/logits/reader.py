@@ -32,8 +32,9 @@ from tasks.logits.prior import PRIOR_SHARD, Prior, read_prior
 from tasks.logits.schema import SCHEMA_FILE, LogitSchema, ShardEntry, ShardHeader, Split
 
 DEFAULT_CACHE_BYTES = 256 * 2**20
-MAX_OPEN_SHARDS = 256
-"""An open shard holds 52 bytes a document."""
+MAX_OPEN_SHARDS = 4096
+"""An open shard holds 52 bytes a document, so 2 million documents in 4,096 shards are 100 MB. A shuffled training asks
+for lengths all over the store: with fewer it would open shards again and again."""
 
 
 @dataclass(frozen=True)

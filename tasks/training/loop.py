@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tasks.artifacts.errors import BadInputError
+from tasks.artifacts.errors import BadInputError, StoreError
 from tasks.modeling.model_files import copy_tokenizer_files, load_causal_lm, save_causal_lm
 from tasks.modeling.tokenizer_files import load_tokenizer, real_vocab_size, tokenizer_digest
 from tasks.planning.flops import causal_pairs
@@ -189,7 +189,9 @@ class Training:
                 )
                 self._guard.check_norm(result.grad_norm)
             except DivergedError as error:
-                self._checkpoints.wait()
+                # Of the two, a divergence is what must be told: it would be met again.
+                with suppress(StoreError):
+                    self._checkpoints.wait()
                 raise DivergedError(self._describe(error, state.step)) from error
             state.step += 1
             state.tokens += share.num_tokens

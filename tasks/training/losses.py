@@ -37,6 +37,8 @@ GROUP_BYTES = {"cpu": 4 * 2**20, "cuda": 64 * 2**20}
 """Size of the logits that are worked on at one time: on a CPU they stay in its cache, on CUDA they fill the device."""
 SAFE_SUM = (1e-20, 1e30)
 """A sum of exponentials within these was neither cut off below nor is near float32's end (3e38)."""
+SCALED_ROWS = 1024
+"""Rows of a gradient that are multiplied and rounded at one time: 3.7 MB of float32 at 896 columns."""
 PARTS = ("forward_kl", "reverse_kl", "jsd", "ce")
 """What a loss is mixed of."""
 
@@ -242,9 +244,13 @@ class _HeadLoss(torch.autograd.Function):
 
 
 def _scaled(gradient: Tensor, factor: Tensor, dtype: torch.dtype, *, in_place: bool) -> Tensor:
-    if gradient.dtype == dtype and in_place:
-        return gradient.mul_(factor)
-    return torch.mul(gradient, factor, out=torch.empty_like(gradient, dtype=dtype))
+    if gradient.dtype == dtype:
+        return gradient.mul_(factor) if in_place else gradient * factor
+    result = torch.empty_like(gradient, dtype=dtype)
+    # By blocks that stay in the cache: one operator from float32 to bfloat16 over all of it takes 3 × the time.
+    for block, narrow in zip(gradient.split(SCALED_ROWS), result.split(SCALED_ROWS), strict=True):
+        narrow.copy_(block * factor)
+    return result
 
 
 def _even_runs(start: int, stop: int, longest: int) -> Iterator[slice]:

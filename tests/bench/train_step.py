@@ -42,7 +42,7 @@ LAYERS = 10
 DIRECTORY = "artifacts/dump_logits/bench"
 ROW_TOKENS, ROWS_PER_STEP = 512, 4
 STEPS_PER_TURN = 2
-REPETITIONS = 1
+REPETITIONS = 5
 LEARNING_RATE = 1e-5
 STORED, CE_ONLY = LossWeights(forward_kl=0.9, ce=0.1), LossWeights(ce=1.0)
 
@@ -60,7 +60,8 @@ def _step() -> Iterator[Measured]:
         f"hidden {found['hidden']}, {found['parameters'] / 1e6:.0f} M parameters, {found['head_share']:.0%} of the "
         f"products in the head; float32, ZeRO-1 in one process; 64 entries, 0.9 forward KL + 0.1 CE against CE on rows "
         f"in memory; "
-        f"turns of {STEPS_PER_TURN} steps, each with a new reader on local files; {data_said(VOCABULARY)}"
+        f"turns of {STEPS_PER_TURN} steps, each with a new reader on local files; {data_said(VOCABULARY)}, "
+        f"laid end to end"
     )
     yield Measured("train.step.stored_logits_over_ce", found["ratio"], f"{found['spread']}; {said}", REPETITIONS)
     yield Measured(
