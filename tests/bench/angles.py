@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tasks.logits.positions import Positions
-from tasks.training.losses import LossWeights, Targets, head_loss
+from tasks.training.losses import HeadForm, LossWeights, Targets, head_loss
 from tests.bench.real_logits import SKIPPED_LAYERS, AnglePositions, angle_positions, head_weight
 
 CHUNK = 64
@@ -66,7 +66,8 @@ class FullGradient:
         hidden_ND = self.student_ND.clone().requires_grad_()
         weight_VD = self.weight_VD.requires_grad_()
         weight_VD.grad = None
-        loss, _ = head_loss(hidden_ND, weight_VD, targets, num_real=len(weight_VD), weights=LossWeights(kd=1.0, ce=0.0))
+        form = HeadForm(len(weight_VD))
+        loss, _ = head_loss(hidden_ND, weight_VD, targets, form=form, weights=LossWeights(forward_kl=1.0))
         loss.backward()
         assert hidden_ND.grad is not None
         assert weight_VD.grad is not None

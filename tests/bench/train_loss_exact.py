@@ -1,4 +1,4 @@
-"""The fused losses against the dense float64 definition, at finite differences, at the teacher, and over chunk sizes."""
+"""The fused losses beside the dense float64 definition, finite differences, their zero, and other chunk sizes."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from tests.training.dense import dense_loss, drawn, gradients, relative, teacher
 N, D, V, ROWS, K = 48, 64, 8192, 8256, 64
 EMPTY = (0, 5, 63)
 """Empty slots of the first positions."""
+FORM = HeadForm(V)
 SEEDS = 3
 CHUNKS = (1, 7, 16, 31, N)
 SAID = f"{N} positions, {V} ids and {ROWS - V} padding rows, hidden {D}, {K} entries, {SEEDS} random heads"
@@ -26,7 +27,7 @@ class Case:
     """One row's loss."""
 
     weights: LossWeights
-    form: HeadForm = HeadForm(V)
+    form: HeadForm = FORM
     num_draws: int = 0
 
 
@@ -124,7 +125,7 @@ def _at_teacher() -> Iterator[Measured]:
             for position in range(N):
                 rows = slice(position, position + 1)
                 loss, _ = head_loss(
-                    hidden_ND[rows], weight_RD, targets.rows(rows), form=HeadForm(V), weights=CASES[name].weights
+                    hidden_ND[rows], weight_RD, targets.rows(rows), form=FORM, weights=CASES[name].weights
                 )
                 largest = max(largest, abs(float(loss)))
         yield Measured(
