@@ -135,7 +135,7 @@ class TrainingRecord:
             self._performance(step, now)
         values = {**self.log.values(result), "grad_norm": result.grad_norm, "lr": rate}
         recent = self.throughput.recent()
-        shown = {name: recent[name] for name in ("tokens_per_second", "mfu") if name in recent}
+        shown = {name: recent[name] for name in ("tokens_per_second", "mfu", "data_wait") if name in recent}
         self._job.metric(step=step, **values, **shown)
         if step == self._num_steps or now >= self._next_report:
             self._next_report = now + _REPORT_SECONDS

@@ -34,8 +34,15 @@ class OptimizerRecipe(Frozen):
     """Part of all steps in which `warmup_stable_decay` falls, linearly, at the end."""
     max_grad_norm: float = Field(1.0, gt=0)
 
-    def rate(self, step: int, num_steps: int) -> float:
-        """Learning rate of step 0 ≤ step < num_steps."""
+    def rate(self, step: int, num_steps: int, embedding_steps: int = 0) -> float:
+        """Learning rate of step 0 ≤ step < num_steps.
+
+        After an embedding phase the rate rises anew, as long as at the beginning: the other weights, whose moments are
+        empty, would else begin at the peak.
+        """
+        if embedding_steps and step >= embedding_steps:
+            rise = math.ceil(self.warmup_fraction * num_steps)
+            return self.rate(step, num_steps) * min(1.0, (step - embedding_steps + 1) / max(1, rise))
         warmup = math.ceil(self.warmup_fraction * num_steps)
         if step < warmup:
             return self.learning_rate * (step + 1) / warmup
@@ -65,7 +72,8 @@ class TrainingRecipe(Frozen):
     precision: Literal["float32", "bfloat16"] = "bfloat16"
     """Of weights and activations; optimiser state, sums of losses and of the head's gradient are float32 in both."""
     embedding_steps: int = Field(0, ge=0)
-    """In so many first steps only the embedding and the head learn: for rows that a transplant has just made."""
+    """In so many first steps only the embedding and the head learn: for rows that a transplant has just made. Then the
+    others join, after a warm-up of their own."""
     log_every_steps: int = Field(10, ge=1)
     """Distance of the lines in training_log.jsonl; each line is the mean since the one before."""
     heldout_every_steps: int | None = Field(None, ge=1)
@@ -75,13 +83,28 @@ class TrainingRecipe(Frozen):
     def _one_length(self) -> Self:
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("give either steps or epochs, not both and not neither")
+        if self.steps is not None:
+            self._check_phase(self.steps)
         return self
 
     def num_steps(self, num_rows: int) -> int:
-        """Optimiser steps over a training split of `num_rows` documents; at least one."""
+        """Optimiser steps over a training split of `num_rows` documents; at least one.
+
+        Raises:
+            ValueError: the embedding phase would be all of the training.
+        """
         if self.steps is not None:
             return self.steps
-        return max(1, int(self.epochs * num_rows / self.rows_per_step))  # type: ignore[operator]
+        steps = max(1, int(self.epochs * num_rows / self.rows_per_step))  # type: ignore[operator]
+        self._check_phase(steps)
+        return steps
+
+    def _check_phase(self, num_steps: int) -> None:
+        if self.embedding_steps >= num_steps:
+            raise ValueError(
+                f"embedding_steps is {self.embedding_steps} of {num_steps} steps, so only the embedding would learn; "
+                f"make it less, or the training longer"
+            )
 
 
 class TrainingRuntime(Runtime):

@@ -17,12 +17,18 @@ class Paired:
     seconds_a: float
     """Median."""
     seconds_b: float
+    lowest: float
+    highest: float
+    """Of the ratios."""
     repetitions: int
 
     @property
     def spread(self) -> str:
         """For the conditions of a row."""
-        return f"{self.seconds_a:.3g} s over {self.seconds_b:.3g} s of CPU time, median of {self.repetitions} pairs"
+        return (
+            f"{self.seconds_a:.3g} s over {self.seconds_b:.3g} s of CPU time, median of {self.repetitions} pairs of "
+            f"{self.lowest:.3f} to {self.highest:.3f}"
+        )
 
 
 def paired(a: Callable[[], object], b: Callable[[], object], repetitions: int, warm_up: int = 1) -> Paired:
@@ -39,10 +45,13 @@ def paired(a: Callable[[], object], b: Callable[[], object], repetitions: int, w
             first = cpu_seconds(a)
             second = cpu_seconds(b)
         times.append((first, second))
+    ratios = [first / second for first, second in times]
     return Paired(
-        ratio=statistics.median(first / second for first, second in times),
+        ratio=statistics.median(ratios),
         seconds_a=statistics.median(first for first, _ in times),
         seconds_b=statistics.median(second for _, second in times),
+        lowest=min(ratios),
+        highest=max(ratios),
         repetitions=repetitions,
     )
 

@@ -34,6 +34,18 @@ def test_other_schedules() -> None:
     )
 
 
+def test_weights_that_join_later_warm_up_anew() -> None:
+    assert [OPTIMIZER.rate(step, 10, 4) for step in (3, 4, 5)] == pytest.approx(
+        [OPTIMIZER.rate(3, 10), OPTIMIZER.rate(4, 10) / 2, OPTIMIZER.rate(5, 10)]
+    )
+    fields = {"optimizer": OPTIMIZER, "rows_per_step": 8, "embedding_steps": 4}
+    with pytest.raises(ValidationError, match="embedding_steps is 4 of 4 steps"):
+        TrainingRecipe(**fields, steps=4)
+    with pytest.raises(ValueError, match="only the embedding would learn"):
+        TrainingRecipe(**fields, epochs=1).num_steps(32)
+    assert TrainingRecipe(**fields, epochs=1).num_steps(40) == 5
+
+
 def test_epochs_count_documents() -> None:
     fields = {"optimizer": OPTIMIZER, "rows_per_step": 8}
     assert TrainingRecipe(**fields, epochs=2).num_steps(100) == 25
