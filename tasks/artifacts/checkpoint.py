@@ -3,13 +3,15 @@
     checkpoints/step-<N>-<attempt8>/<files>        uploaded first
     checkpoints/step-<N>-<attempt8>.json           the list of them with checksums, written last
 
-A checkpoint without its list, or with a file that differs from it, is torn: the one before is used.
+A checkpoint without its list, or with a file that differs from it, is torn: the one before is used. The files of one
+without a list go with the next save.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from tasks.artifacts.frozen import Frozen
 from tasks.artifacts.manifest import ObjectRecord
 
 _NAME = re.compile(r"step-(\d+)-[0-9a-f]+\.json")
+_FOLDER = re.compile(r"step-\d+-[0-9a-f]+")
 
 
 class CheckpointRecord(Frozen):
@@ -53,7 +56,7 @@ class CheckpointFolder:
         self.inputs = inputs
 
     def save(self, step: int, directory: Path, state: dict[str, Any], keep: int) -> None:
-        """Uploads a local folder as the checkpoint of `step`, then removes all but the newest `keep`."""
+        """Uploads a local folder as the checkpoint of `step`, then removes torn ones and all but the newest `keep`."""
         base = f"checkpoints/step-{step}-{self.attempt}"
         objects = []
         for file in sorted(path for path in directory.rglob("*") if path.is_file()):
@@ -64,13 +67,22 @@ class CheckpointFolder:
             )
         record = CheckpointRecord(step=step, objects=tuple(objects), inputs=self.inputs, state=state)
         self.artifact.store.put(self.artifact.path(f"{base}.json"), encode_record(record))
-        for name, _ in self._listed()[keep:]:
-            if name != f"{base.rpartition('/')[2]}.json":
+        names = self._names()
+        listed = _newest_first(names)
+        own = base.rpartition("/")[2]
+        for name, _ in listed[keep:]:
+            if name != f"{own}.json":
                 self._remove(name)
+        # The artifact's lease excludes other writers, so a folder without a list is of an attempt that has ended.
+        whole = {own, *(name.removesuffix(".json") for name, _ in listed)}
+        for name in names:
+            folder, inside, _ = name.partition("/")
+            if inside and folder not in whole and _FOLDER.fullmatch(folder):
+                self.artifact.store.delete(self._path(name))
 
     def latest(self, target: Path) -> Checkpoint | None:
         """The newest checkpoint that is whole and of these inputs, copied into a folder below `target`."""
-        for name, step in self._listed():
+        for name, step in _newest_first(self._names()):
             directory = target / name.removesuffix(".json")
             try:
                 record = CheckpointRecord.model_validate_json(self.artifact.store.get(self._path(name)))
@@ -78,6 +90,8 @@ class CheckpointFolder:
                     continue
                 self._fetch(record, directory)
             except (ObjectMissingError, CorruptArtifactError, ValidationError, json.JSONDecodeError):
+                # It may be as large as the one that is fetched next.
+                shutil.rmtree(directory, ignore_errors=True)
                 continue
             return Checkpoint(step, directory, record.state)
         return None
@@ -90,12 +104,10 @@ class CheckpointFolder:
     def _path(self, name: str) -> str:
         return self.artifact.path(f"checkpoints/{name}")
 
-    def _listed(self) -> list[tuple[str, int]]:
-        """Names of the lists and their steps, newest first."""
+    def _names(self) -> list[str]:
+        """Paths of all lists and files below checkpoints/."""
         prefix = self._path("")
-        names = [entry.path.removeprefix(prefix) for entry in self.artifact.store.list(self._path("")[:-1])]
-        found = [(name, int(match[1])) for name in names if (match := _NAME.fullmatch(name))]
-        return sorted(found, key=lambda item: (-item[1], item[0]))
+        return [entry.path.removeprefix(prefix) for entry in self.artifact.store.list(prefix[:-1])]
 
     def _fetch(self, record: CheckpointRecord, directory: Path) -> None:
         for entry in record.objects:
@@ -109,3 +121,9 @@ class CheckpointFolder:
         self.artifact.store.delete(self._path(name))
         for entry in list(self.artifact.store.list(self._path(name.removesuffix(".json")))):
             self.artifact.store.delete(entry.path)
+
+
+def _newest_first(names: list[str]) -> list[tuple[str, int]]:
+    """The lists among `names` and their steps."""
+    found = [(name, int(match[1])) for name in names if (match := _NAME.fullmatch(name))]
+    return sorted(found, key=lambda item: (-item[1], item[0]))

@@ -12,8 +12,9 @@ from typing import Any, Self
 from pydantic import Field, field_validator, model_validator
 
 from tasks.artifacts.frozen import Frozen
-from tasks.runtime.declare import GateResult, Gates, Stage, StageConfig, at_most
-from tasks.training.settings import TrainingRecipe, TrainingRuntime
+from tasks.runtime.declare import GateResult, Gates, Stage, at_most
+from tasks.training.deepspeed_config import TrainingStageConfig
+from tasks.training.settings import TrainingRecipe
 
 
 class LossRecipe(Frozen):
@@ -84,9 +85,8 @@ class DistillGates(Gates):
     """Largest KL to the teacher afterwards, as a part of the one before. Switch it off for a twin."""
 
 
-class DistillConfig(StageConfig):
+class DistillConfig(TrainingStageConfig):
     recipe: DistillRecipe
-    runtime: TrainingRuntime = TrainingRuntime()
     gates: DistillGates = DistillGates()
 
 

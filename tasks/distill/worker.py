@@ -58,7 +58,7 @@ def training_rows(reader: LogitReader, loss: LossRecipe) -> RowSource:
 
     Raises:
         BadInputError: the dump did not take the normaliser there, or it holds draws, which are of temperature 1 and
-            from which only the forward KL can be estimated.
+            from which only the forward KL can be estimated, without a weight by the teacher's entropy.
     """
     rows = reader.rows("train")
     if reader.schema.support.kind == "sampled":
@@ -81,11 +81,12 @@ def _require_fit_for_draws(reader: LogitReader, loss: LossRecipe) -> None:
             f"loss.temperature is {loss.temperature}, but {reader.uri} holds draws from the teacher at temperature 1; "
             f"use 1, {remedy}"
         )
-    for name in ("reverse_kl", "jsd"):
+    for name in ("reverse_kl", "jsd", "entropy_exponent"):
         if getattr(loss, name):
             raise BadInputError(
                 f"loss.{name} is {getattr(loss, name)}, but {reader.uri} holds draws from the teacher, from which only "
-                f"forward_kl can be estimated; set loss.{name} to 0, {remedy}"
+                f"forward_kl can be estimated, and not its product with a weight of the same draws; set loss.{name} to "
+                f"0, {remedy}"
             )
 
 

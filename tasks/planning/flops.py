@@ -86,7 +86,6 @@ def training_flops(
     num_targets: float,
     num_pairs: float,
     frozen_layers: bool = False,
-    recomputed: bool = False,
 ) -> float:
     """Model FLOPs of forward and backward over some documents.
 
@@ -95,10 +94,8 @@ def training_flops(
         num_targets: positions at which the fused head computes logits; it runs at no other.
         num_pairs: attended pairs of tokens (`causal_pairs`).
         frozen_layers: only embedding and head learn: the layers pass gradients on, but get none.
-        recomputed: counts the layers' forward pass twice, as gradient checkpointing runs it (torch leaves out the last
-            product of each layer). What the hardware does then; not what utilisation is defined by.
     """
     products = 2 * shape.layer_weights * num_tokens
     scores = 4 * shape.attention_width * num_pairs
-    layers = (2 if frozen_layers else 3) * products + 3 * scores + recomputed * (products + scores)
+    layers = (2 if frozen_layers else 3) * products + 3 * scores
     return layers + 3 * 2 * shape.head_weights * num_targets

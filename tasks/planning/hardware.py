@@ -1,4 +1,4 @@
-"""The table of accelerators: what each can compute, hold and move in a second. Knows no torch."""
+"""The table of accelerators: what each can compute in a second. Knows no torch."""
 
 from __future__ import annotations
 
@@ -25,9 +25,6 @@ class Hardware(Frozen):
     """What `torch.cuda.get_device_name` says of it."""
     peak_flops: dict[Arithmetic, float] = Field(min_length=1)
     """FLOP/s of dense matrix products."""
-    memory_bytes: float = Field(gt=0)
-    bandwidth: float = Field(gt=0)
-    """Bytes/s between the processor and its memory."""
     source: str
 
 

@@ -48,6 +48,11 @@ class Runtime(Frozen):
         given = {name for name in ("hostfile", "rendezvous", "node_command") if getattr(self, name)}
         if self.num_nodes == 1 and given:
             raise ValueError(f"{_listed(given)} is for several nodes; say how many in num_nodes, or leave it out")
+        if self.launcher == "python" and self.num_processes > 1:
+            raise ValueError(
+                f"num_processes is {self.num_processes}, but launcher python starts one process; set launcher to "
+                f"torchrun or deepspeed, or num_processes to 1"
+            )
         if self.num_nodes > 1 and (not wanted or given != wanted):
             raise ValueError(
                 f"num_nodes is {self.num_nodes}, which launcher torchrun starts with rendezvous and node_command, and "

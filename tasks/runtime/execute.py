@@ -44,7 +44,18 @@ from tasks.runtime.provenance import git_state, hardware, package_versions, time
 from tasks.worker.job import EXIT_BAD_INPUT, EXIT_PREEMPTED, EXIT_TRANSIENT
 from tasks.worker.spec import Event, WorkerSpec
 
-_INTERRUPTED = ("Signal 9 (SIGKILL)", "Signal 15 (SIGTERM)", "Connection closed by peer", "Connection reset by peer")
+_INTERRUPTED = (
+    "Signal 9 (SIGKILL)", "Signal 15 (SIGTERM)", "exits with return code = -9", "exits with return code = -15",
+    "Connection closed by peer", "Connection reset by peer", "Connection was likely closed", "remote process exit",
+    "Timed out waiting", "collective operation timeout",
+)  # fmt: skip
+"""What torchrun and deepspeed print of a killed rank, and what gloo, torch's store and NCCL say of a lost peer. A rank
+ends its connections only after it wrote its end: its own error comes before those of its peers."""
+_OF_CONNECTIONS = (
+    "Connection closed by peer", "Connection reset by peer", "Connection was likely closed", "Broken pipe",
+    "Timed out waiting", "collective operation timeout", "gloo", "NCCL", "DistNetworkError", "DistStoreError",
+)  # fmt: skip
+"""In the last sentence of a rank that may have done nothing wrong but lose a peer."""
 _OUT_OF_MEMORY = ("out of memory", "OutOfMemoryError", "MemoryError", "can't allocate memory")
 
 
@@ -276,9 +287,15 @@ def _raise_for_exit(step: Step, artifact: Artifact, process: WorkerProcess, code
     if code == 0 and finished:
         return
     tail = process.log_tail()
-    last = next((line for line in reversed(tail.splitlines()) if line.strip()), "it printed nothing")
+    said, evidence = "", tail
     if (end := process.end()) is not None:
-        code, last = end
+        code, said = end
+        # What others print after a definite error is its consequence. A rank that is killed writes no end, so that
+        # the first one is of a peer that lost it: then the launcher's report counts.
+        evidence = f"{said}\n{tail}" if any(sign in said for sign in _OF_CONNECTIONS) else said
+    last = said or next((line for line in reversed(tail.splitlines()) if line.strip()), "it printed nothing")
+    # First, where lists of runs look; the launcher's own report may fill the whole tail.
+    reason = f"{said}\n" if said else ""
     logs = f"{artifact.uri}/logs"
     if code == EXIT_BAD_INPUT:
         raise BadInputError(f"{step.label}: {last}")
@@ -286,19 +303,20 @@ def _raise_for_exit(step: Step, artifact: Artifact, process: WorkerProcess, code
         raise WorkerInterruptedError(f"{step.label} was preempted and saved its state; a retry goes on from there")
     if code == EXIT_TRANSIENT:
         raise TransientStoreError(f"{step.label}: {last}")
-    if any(sign.lower() in tail.lower() for sign in _OUT_OF_MEMORY):
+    if any(sign.lower() in evidence.lower() for sign in _OUT_OF_MEMORY):
         raise WorkerFailedError(
-            f"{step.label} ran out of memory; lower its micro-batch or chunk size in the profile's runtime block "
-            f"(log: {logs}).\n{tail}"
+            f"{step.label}: {reason}It ran out of memory; lower its micro-batch or chunk size in the profile's runtime "
+            f"block (log: {logs}).\n{tail}"
         )
-    if code < 0 or any(sign in tail for sign in _INTERRUPTED):
+    if code < 0 or any(sign in evidence for sign in _INTERRUPTED):
+        killed = f"it lost one of its processes or a connection: {said}" if said else "its process was killed"
         raise WorkerInterruptedError(
-            f"{step.label}: its process was killed (exit {code}); if nobody did that, the kernel may have, for want of "
-            f"memory. A retry goes on from the last checkpoint or shard (log: {logs}).\n{tail}"
+            f"{step.label}: {killed} (exit {code}); if nobody did that, the kernel may have, for want of memory. "
+            f"A retry goes on from the last checkpoint or shard (log: {logs}).\n{tail}"
         )
     raise WorkerFailedError(
-        f"{step.label}: its worker ended with exit code {code}. Last lines of {logs}:\n{tail}\nMend the cause and run "
-        f"the same command again; finished shards and checkpoints are kept."
+        f"{step.label}: {reason}Its worker ended with exit code {code}. Last lines of {logs}:\n{tail}\nMend the cause "
+        f"and run the same command again; finished shards and checkpoints are kept."
     )
 
 

@@ -21,6 +21,9 @@ from tasks.worker.job import END_FILE, STOP_FILE
 from tasks.worker.leash import WATCH_STDIN, Heartbeat
 
 LOG_TAIL_LINES = 50
+_EXPORTED_SECRETS = re.compile(r"MLFLOW|PYTHON\w*_")
+"""Deepspeed's runner exports what begins with MLFLOW, PYTHON, MV2, UCX or NCCL: MLflow's tokens, and those of whatever
+is called PYTHON_…. Python 3.11's own variables have no underscore; the last three are settings of libraries."""
 
 
 def launch(module: str, spec: Path, runtime: Runtime) -> WorkerProcess:
@@ -82,8 +85,16 @@ def _free_port() -> int:
 
 
 def worker_environment(runtime: Runtime) -> dict[str, str]:
-    """The parent's environment with thread counts fixed and everything that would phone home switched off."""
-    return {**os.environ, WATCH_STDIN: "1", **_settings(runtime)}
+    """The parent's environment with thread counts fixed and everything that would phone home switched off.
+
+    For deepspeed without what its runner would write into a command line, which the log repeats.
+    """
+    environment = {**os.environ, WATCH_STDIN: "1", **_settings(runtime)}
+    if runtime.launcher == "deepspeed":
+        environment = {name: value for name, value in environment.items() if not _EXPORTED_SECRETS.match(name)}
+        # It also exports the lines of a file of this name in the home or the working folder: this is never a file.
+        environment["DS_ENV_FILE"] = os.devnull
+    return environment
 
 
 def _settings(runtime: Runtime) -> dict[str, str]:

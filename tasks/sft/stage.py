@@ -10,8 +10,9 @@ from typing import Any
 
 from pydantic import Field
 
-from tasks.runtime.declare import GateResult, Gates, Stage, StageConfig, at_most
-from tasks.training.settings import TrainingRecipe, TrainingRuntime
+from tasks.runtime.declare import GateResult, Gates, Stage, at_most
+from tasks.training.deepspeed_config import TrainingStageConfig
+from tasks.training.settings import TrainingRecipe
 
 
 class SftRecipe(TrainingRecipe):
@@ -25,9 +26,8 @@ class SftGates(Gates):
     """Largest cross-entropy afterwards, as a part of the one before."""
 
 
-class SftConfig(StageConfig):
+class SftConfig(TrainingStageConfig):
     recipe: SftRecipe
-    runtime: TrainingRuntime = TrainingRuntime()
     gates: SftGates = SftGates()
 
 

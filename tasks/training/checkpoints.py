@@ -1,7 +1,8 @@
 """Checkpoints of one training: written by all processes to scratch, uploaded by the main one while training goes on.
 
 The next save waits for the upload before it, so scratch never holds more than one. A checkpoint counts once its list of
-files is in the store. One that was written under another world size or ZeRO stage is converted when it is resumed.
+files is in the store. One that was written under another world size, ZeRO stage or offload is converted when it is
+resumed.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ class TrainingCheckpoints:
         """Loads the newest whole checkpoint and returns its `state`; None where there is none.
 
         Raises:
-            CorruptArtifactError: DeepSpeed cannot read or convert it.
+            CorruptArtifactError: DeepSpeed cannot read or convert it, or it holds what no training writes.
         """
         newest = self._job.checkpoints.latest(self._job.scratch / "resume") if self._processes.is_main else None
         newest = self._processes.from_main(newest)
@@ -82,7 +83,10 @@ class TrainingCheckpoints:
         if newest.state["shape"] == self._engine.shape:
             self._engine.load(newest.directory)
         else:
-            self._job.log(f"converts the checkpoint after step {newest.step}, which other processes wrote")
+            self._job.log(
+                f"converts the checkpoint after step {newest.step}, which was written under another world size, ZeRO "
+                f"stage or offload"
+            )
             if self._processes.is_main:
                 convert(newest.directory, STATE)
             self._processes.barrier()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from tasks.training.deepspeed_config import deepspeed_config
 from tasks.training.embedding_phase import EmbeddingPhase
 from tasks.training.head import LanguageModelLoss
 from tasks.training.losses import PARTS, HeadForm, LossWeights
+from tasks.training.pickles import refuse_foreign_pickles
 from tasks.training.processes import Processes
 from tasks.training.settings import TrainingRecipe, TrainingRuntime
 from tasks.training.universal import UniversalState
@@ -32,11 +33,26 @@ from tasks.training.universal import UniversalState
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 STATE = "state"
 JUDGE_ALONE = LossWeights(forward_kl=1.0, ce=1.0)
+UNCUT = frozenset(
+    {
+        "allgather_bucket_size",
+        "contiguous_gradients",
+        "overlap_comm",
+        "pin_memory",
+        "reduce_bucket_size",
+        "reduce_scatter",
+        "stage3_max_live_parameters",
+        "stage3_max_reuse_distance",
+        "stage3_prefetch_bucket_size",
+    }
+)
+"""Keys of `zero_optimization` that say how numbers travel: the files of a checkpoint do not show them."""
 _JUDGED = [PARTS.index("forward_kl"), PARTS.index("ce")]
 
 
 class DivergedError(MediusError):
-    """A loss or a gradient is no finite number. Not retried: the same step would do the same."""
+    """A loss or a gradient's norm is not finite, or beyond what the guard allows. Not retried: the same step would do
+    the same."""
 
 
 class DivergedMicroBatchError(DivergedError):
@@ -74,7 +90,7 @@ class TrainingEngine:
     ) -> None:
         config = deepspeed_config(recipe, runtime, processes.world_size)
         self.zero_stage: int = config["zero_optimization"]["stage"]
-        self._zero_optimization = config["zero_optimization"]
+        self._cut = _without(config["zero_optimization"], UNCUT)
         self._weights = weights
         self._processes = processes
         self._seed = recipe.seed
@@ -200,7 +216,7 @@ class TrainingEngine:
     @property
     def shape(self) -> dict[str, Any]:
         """What the files of `save` are cut by; a checkpoint of another shape is loaded by `load_universal`."""
-        return {"world_size": self._processes.world_size, "zero_optimization": self._zero_optimization}
+        return {"world_size": self._processes.world_size, "zero_optimization": self._cut}
 
     def masters(self) -> Iterator[tuple[dict[str, Any], Tensor]]:
         """The optimiser's float32 tensors on this process, each with its parameter group."""
@@ -230,6 +246,7 @@ class TrainingEngine:
 
     def load(self, directory: Path) -> None:
         """Restores, bit for bit, what `save` wrote under the same shape. Raises CorruptArtifactError."""
+        refuse_foreign_pickles(directory)
         if self.zero_stage == 0:
             self._universal.load(directory)
         elif self.engine.load_checkpoint(str(directory), tag=STATE)[0] is None:
@@ -246,3 +263,12 @@ class TrainingEngine:
         """
         self._universal.load(directory)
         torch.manual_seed(int(np.random.SeedSequence([self._seed, step, self._processes.rank]).generate_state(1)[0]))
+
+
+def _without(settings: dict[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """Less the keys of these names, in blocks within it, too."""
+    return {
+        key: _without(value, names) if isinstance(value, dict) else value
+        for key, value in settings.items()
+        if key not in names
+    }

@@ -1,6 +1,6 @@
 """TensorBoard event files of one training, in a folder that people can watch while it runs.
 
-    <scratch root>/tensorboard/<label>-<key8>/events.out.tfevents.…
+    <scratch root>/tensorboard/<label>-<key8>-<store8>/events.out.tfevents.…
 
 With the default scratch root that is `tensorboard --logdir .medius/scratch/tensorboard`.
 

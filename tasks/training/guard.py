@@ -1,4 +1,7 @@
-"""Stops a training whose loss or gradient leaves what the steps before were like, before it is learnt from.
+"""Stops a training whose loss or gradient leaves what the steps before were like.
+
+A loss is judged before the weights are updated. A gradient's norm is known only afterwards, since DeepSpeed clips and
+steps in one call: that update is in the weights, but in no checkpoint.
 
 All processes see the same numbers and so decide alike; a resumed training decides as the undisturbed one.
 """

@@ -94,6 +94,7 @@ class Training:
         self._runtime = runtime
         self._processes = processes
         self._model_directory = model_directory
+        self._num_real = num_real
         self._train_rows = train
         self._heldout = heldout
         self._measures_kl = measures_kl
@@ -101,7 +102,10 @@ class Training:
         self._next_progress = 0.0
         sizes = train.sizes if isinstance(train, MixedRows) else len(train)
         self._order = StepOrder(sizes, recipe.rows_per_step, recipe.seed, mixture)
-        self._num_steps = recipe.num_steps(self._order.num_rows)
+        try:
+            self._num_steps = recipe.num_steps(self._order.num_rows)
+        except ValueError as error:
+            raise BadInputError(f"{job.spec.label}: {error}") from error
         self._packing = Packing(runtime.micro_batch_tokens, runtime.pack_tokens)
         self._loader = StepLoader(
             train, self._order, self._num_steps, self._packing, processes.rank, processes.world_size
@@ -175,7 +179,7 @@ class Training:
         while state.step < self._num_steps:
             started = time.perf_counter()
             share = self._loader.load(state.step)
-            rate = self._recipe.optimizer.rate(state.step, self._num_steps)
+            rate = self._recipe.optimizer.rate(state.step, self._num_steps, self._recipe.embedding_steps)
             only_embedding = state.step < self._recipe.embedding_steps
             if state.step == self._recipe.embedding_steps:
                 self._guard.forget_norms()
@@ -278,14 +282,20 @@ class Training:
     # What it leaves behind
 
     def _export(self, directory: Path) -> None:
-        """Writes the weights into a fresh copy of the starting model, so that config and padding rows are its own."""
+        """Writes the weights into a fresh copy of the starting model, so that config and padding rows are its own.
+
+        No loss reaches the padding rows of embedding and head, but weight decay does.
+        """
         dtype = DTYPES[self._recipe.precision]
         model = load_causal_lm(self._model_directory, dtype=dtype) if self._processes.is_main else None
         target = dict(model.named_parameters()) if model is not None else {}
+        ends = [] if model is None else [model.get_input_embeddings().weight, model.get_output_embeddings().weight]
         with torch.no_grad():
             for name, parameter in self._engine.parameters():
                 if model is not None:
-                    target.pop(name).copy_(parameter)
+                    kept = target.pop(name)
+                    rows = slice(self._num_real if any(kept is end for end in ends) else None)
+                    kept[rows].copy_(parameter[rows])
         assert not target, sorted(target)
         if model is None:
             return

@@ -33,7 +33,7 @@ from tasks.training.products import add_weight_gradient, hidden_gradient_into, l
 
 CHUNK_BYTES = 256 * 2**20
 """Size of one chunk's float32 logits: 441 positions at 152k. With a quarter, MKL's products take 1.25 × the time."""
-GROUP_BYTES = {"cpu": 4 * 2**20, "cuda": 64 * 2**20}
+GROUP_BYTES, CUDA_GROUP_BYTES = 4 * 2**20, 64 * 2**20
 """Size of the logits that are worked on at one time: on a CPU they stay in its cache, on CUDA they fill the device."""
 SAFE_SUM = (1e-20, 1e30)
 """A sum of exponentials within these was neither cut off below nor is near float32's end (3e38)."""
@@ -151,12 +151,13 @@ def head_loss(
         are always in it, the other two are 0 where their weight is.
 
     Raises:
-        BadInputError: a reverse KL or a JSD is asked of draws.
+        BadInputError: a reverse KL, a JSD or a weight by the teacher's entropy is asked of draws.
     """
-    if targets.draws_NK is not None and (weights.reverse_kl or weights.jsd):
+    if targets.draws_NK is not None and (weights.reverse_kl or weights.jsd or weights.entropy_exponent):
+        # The estimate of H would hang together with that of the KL, and so their product's mean would be another.
         raise BadInputError(
-            "reverse_kl and jsd weigh with the student's probability of every entry, which draws from the teacher "
-            "cannot estimate; use forward_kl with a sampled support, or a dump with a top-k or adaptive one"
+            "reverse_kl, jsd and entropy_exponent need the probability of every entry, which draws from the teacher "
+            "do not give; use forward_kl alone with a sampled support, or a dump with a top-k or adaptive one"
         )
     chunk = chunk_tokens or max(1, CHUNK_BYTES // (4 * form.num_real))
     loss, sums_4 = _HeadLoss.apply(
@@ -267,7 +268,8 @@ class _RowsLoss:
     def __init__(self, form: HeadForm, weights: LossWeights, like_CV: Tensor) -> None:
         self._form = form
         self._weights = weights
-        self._group = max(1, GROUP_BYTES[like_CV.device.type] // (like_CV.element_size() * form.num_real))
+        group_bytes = CUDA_GROUP_BYTES if like_CV.is_cuda else GROUP_BYTES
+        self._group = max(1, group_bytes // (like_CV.element_size() * form.num_real))
         num_scratches = 1 if weights.temperature == 1 else 2
         self._scratches = [
             like_CV.new_empty(min(self._group, len(like_CV)), form.num_real) for _ in range(num_scratches)

@@ -81,6 +81,7 @@ def join(runtime: TrainingRuntime, scratch: Path) -> Processes:
         )
     if on_cuda:
         torch.cuda.set_device(local_rank)
+        _sum_in_one_order()
     if not dist.is_initialized():
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if on_cuda else "gloo",
@@ -94,6 +95,21 @@ def join(runtime: TrainingRuntime, scratch: Path) -> Processes:
     )
     _check_scratch(processes, scratch)
     return processes
+
+
+def _sum_in_one_order() -> None:
+    """Has CUDA compute the same bits in every run.
+
+    The backward pass of attention under an explicit mask, as packed rows have, adds in any order otherwise. An operator
+    of which torch knows no such version raises from here on. Going by torch's list, and not run on a GPU, there is none
+    in a training step: the head's scatter_add_, the embedding's and index_select's gradients have one.
+    """
+    # The launcher sets it, too; torch refuses products without it.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # With warn_only that attention would warn and still add in any order.
+    torch.use_deterministic_algorithms(True)
+    # It would fill each new tensor with NaN, which nothing here reads.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def _check_scratch(processes: Processes, scratch: Path) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.artifacts.errors import StoreError
+from tasks.artifacts.fingerprint import sha256_hex
 from tasks.training.engine import StepResult
 from tasks.training.event_files import EventFiles
 from tasks.training.performance import StepWork, Throughput
@@ -110,7 +111,9 @@ class TrainingRecord:
         self._next_report = 0.0
         if job.rank == 0:
             root = Path(job.spec.input_cache).parent / "tensorboard"
-            self._events = EventFiles(root, f"{job.spec.label}-{job.spec.key[:8]}")
+            # Trainings of one key into two stores of a host would otherwise void each other's curves.
+            store = sha256_hex(job.spec.store.encode())[:8]
+            self._events = EventFiles(root, f"{job.spec.label}-{job.spec.key[:8]}-{store}")
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint must hold; JSON."""

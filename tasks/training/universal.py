@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from tasks.artifacts.errors import CorruptArtifactError
+from tasks.training.pickles import refuse_foreign_pickles
 
 if TYPE_CHECKING:
     from tasks.training.engine import TrainingEngine
@@ -35,11 +36,12 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 def convert(directory: Path, state: str) -> None:
     """Cuts the DeepSpeed files below `directory / state` anew, by parameter. Needs as much space again, twice.
 
-    One process does it for all. The files are unpickled: they must be of this very training.
+    One process does it for all.
 
     Raises:
-        CorruptArtifactError: DeepSpeed cannot convert them.
+        CorruptArtifactError: DeepSpeed cannot convert them, or they hold what no training writes.
     """
+    refuse_foreign_pickles(directory)
     if (directory / FOLDER).is_dir():
         return
     from deepspeed.checkpoint import ds_to_universal

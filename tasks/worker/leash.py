@@ -7,6 +7,7 @@ still inherits it and reads end-of-file the moment the runtime is gone, however 
 
 Neither reaches another node. There the tie is a file in the shared scratch folder that the runtime touches: a rank that
 sees no change of it for 50 s, or sees it gone, ends. It counts with its own clock, so the nodes' clocks need not agree.
+While the file system of a hard mount does not answer, it sees nothing and waits.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -92,20 +94,42 @@ def watch_heartbeat(silence_seconds: float = _SILENCE_SECONDS, look_seconds: flo
         finally:
             os.close(descriptor)
 
-    def wait_for_silence() -> None:
-        last, changed = 0, time.monotonic()
-        while True:
-            beat = look()
-            if beat not in (None, 0, last):
-                last, changed = beat, time.monotonic()
-            elif beat is None or time.monotonic() - changed > silence_seconds:
-                break
-            time.sleep(look_seconds)
+    def watch() -> None:
+        wait_for_silence(look, silence_seconds, look_seconds)
         with suppress(OSError):
             os.write(2, b"the run that started this process is gone: ending\n")
         os.killpg(os.getpgrp(), signal.SIGKILL)
 
-    threading.Thread(target=wait_for_silence, name="heartbeat", daemon=True).start()
+    threading.Thread(target=watch, name="heartbeat", daemon=True).start()
+
+
+def wait_for_silence(
+    look: Callable[[], int | None],
+    silence_seconds: float,
+    look_seconds: float,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> None:
+    """Returns when the launch is over or no beat has been seen for more than `silence_seconds`.
+
+    Args:
+        look: time of the last beat, None if the launch is over, 0 if it cannot be seen now.
+        look_seconds: between two looks.
+    """
+    last, silence = 0, 0.0
+    while silence <= silence_seconds:
+        begun = clock()
+        beat = look()
+        if beat is None:
+            return
+        if beat not in (0, last):
+            last, silence = beat, 0.0
+        elif beat == 0:
+            silence += clock() - begun
+        # An old beat counts by looks, not by the clock: a hard NFS mount whose server was away for minutes blocks look
+        # and runtime alike, and then shows the beat from before until the runtime's next one arrives.
+        sleep(look_seconds)
+        silence += look_seconds
 
 
 def main() -> None:

@@ -86,9 +86,11 @@ def test_a_torn_newest_falls_back_to_the_one_before(artifact: Artifact, tmp_path
         save(folder, tmp_path, step)
     assert callable(tear)
     tear(artifact.store, artifact.path("checkpoints/step-12-aaaaaaaa"))
-    newest = CheckpointFolder(artifact, "bbbbbbbb", INPUTS).latest(tmp_path / "resume")
+    second = CheckpointFolder(artifact, "bbbbbbbb", INPUTS)
+    newest = second.latest(tmp_path / "resume")
     assert newest is not None
     assert newest.step == 8
+    assert list((tmp_path / "resume").iterdir()) == [newest.directory], "the damaged one takes no room"
     assert (newest.directory / "state" / "weights").read_bytes() == b"weights of step 8"
 
 
@@ -115,6 +117,20 @@ def test_another_attempts_checkpoint_is_resumed_and_counted(artifact: Artifact, 
     assert newest.step == 4
     save(second, tmp_path, 8, keep=1)
     assert objects(artifact, ".json") == ["step-8-bbbbbbbb.json"]
+
+
+def test_what_an_upload_left_without_a_list_goes_with_the_next_save(artifact: Artifact, tmp_path: Path) -> None:
+    first, second = (CheckpointFolder(artifact, attempt * 8, INPUTS) for attempt in "ab")
+    for step in (4, 8):
+        save(first, tmp_path, step)
+    for torn in ("step-12-aaaaaaaa", "step-12-bbbbbbbb", "step-16-aaaaaaaa"):
+        artifact.store.put(artifact.path(f"checkpoints/{torn}/state/weights"), b"we")
+    assert second.latest(tmp_path / "resume") is not None
+    assert len(objects(artifact)) == 9, "reading removes nothing"
+    save(second, tmp_path, 16)
+    kept = {name.partition("/")[0].removesuffix(".json") for name in objects(artifact)}
+    assert kept == {"step-4-aaaaaaaa", "step-8-aaaaaaaa", "step-16-bbbbbbbb"}
+    assert len(objects(artifact)) == 9, "two files and a list each"
 
 
 def test_another_key_has_other_checkpoints(artifact: Artifact, tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def run_processes(module: str, arguments: Sequence[str], count: int) -> dict[str
 
 def joined() -> Processes:
     """This process among those that `run_processes` started."""
-    runtime = TrainingRuntime(device="cpu", num_processes=int(os.environ["WORLD_SIZE"]))
+    runtime = TrainingRuntime(device="cpu", launcher="torchrun", num_processes=int(os.environ["WORLD_SIZE"]))
     return join(runtime, Path(os.environ["MEDIUS_BENCH_SCRATCH"]))
 
 
@@ -89,6 +89,7 @@ def make_engine(
         ),
         runtime=TrainingRuntime(
             device="cpu",
+            launcher="torchrun",
             num_processes=processes.world_size,
             deepspeed_config=f"configs/deepspeed/zero{zero}.json",
         ),

@@ -94,7 +94,8 @@ def heldout_kl(*stores: tuple[PreTrainedModel, Sequence[Row]]) -> float:
 
 
 def test_learns_and_exports(tmp_path: Path, inputs: Inputs, run_stage: Callable[..., Artifact]) -> None:
-    artifact = run_stage("distill", RECIPE, inputs, RUNTIME)
+    recipe = {**RECIPE, "optimizer": {"learning_rate": 0.01, "weight_decay": 0.5}}
+    artifact = run_stage("distill", recipe, inputs, RUNTIME)
     found = metrics(artifact)
     assert found["heldout_kl_start"] == pytest.approx(heldout_kl(), rel=1e-5)
     assert found["heldout_kl"] < found["heldout_kl_start"]
@@ -114,7 +115,9 @@ def test_learns_and_exports(tmp_path: Path, inputs: Inputs, run_stage: Callable[
     assert manifest is not None
     directory = artifact.fetch(manifest, tmp_path / "made")
     model = AutoModelForCausalLM.from_pretrained(directory)
-    assert model.get_input_embeddings().weight.shape[0] == ROWS
+    weight_RD, before_RD = (whole.state_dict()["model.embed_tokens.weight"] for whole in (model, make_model()))
+    assert len(weight_RD) == ROWS
+    assert torch.equal(weight_RD[VOCAB:], before_RD[VOCAB:]), "the padding rows are the student's own"
     assert model.config.tie_word_embeddings
     assert AutoTokenizer.from_pretrained(directory)("w1 w5").input_ids == [1, 5]
     assert not list(artifact.store.list(artifact.path("checkpoints")))
@@ -242,7 +245,7 @@ def test_several_stores_are_mixed_by_weight(
         run_stage("distill", recipe, {**given, "student": foreign}, RUNTIME)
 
 
-@pytest.mark.parametrize("loss", [{"reverse_kl": 1.0}, {"jsd": 0.5}, {"temperature": 2.0}])
+@pytest.mark.parametrize("loss", [{"reverse_kl": 1.0}, {"jsd": 0.5}, {"temperature": 2.0}, {"entropy_exponent": -0.5}])
 def test_draws_teach_the_forward_kl_alone(
     tmp_path: Path, inputs: Inputs, artifact_of: Callable[..., Artifact], loss: dict[str, float]
 ) -> None:

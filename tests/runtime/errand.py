@@ -19,11 +19,11 @@ from typing import Any, Literal
 from tasks.artifacts.errors import BadInputError, TransientStoreError
 from tasks.artifacts.frozen import Frozen
 from tasks.runtime.declare import GateResult, Gates, Runtime, Stage, StageConfig, Step, at_most
-from tasks.worker.job import Job, worker_main
+from tasks.worker.job import END_FILE, Job, worker_main
 
 Behaviour = Literal[
     "finish", "bad_input", "preempted", "transient", "killed", "out_of_memory", "traceback", "silent", "no_receipt",
-    "work", "deaf", "shards",
+    "work", "deaf", "shards", "recorded", "one_raises", "one_killed",
 ]  # fmt: skip
 
 
@@ -38,6 +38,9 @@ class ErrandRuntime(Runtime):
     """Goes into the output, as nothing of a runtime ever should: two launches of one key then differ."""
     announce: str = ""
     """A folder in which each process of the launch leaves a file named after its process id."""
+    end: str = ""
+    printed: str = ""
+    """For `recorded`: the last sentence of the rank that failed first, if any, and what stands in the log."""
 
 
 class ErrandGates(Gates):
@@ -103,6 +106,13 @@ def run(job: Job) -> None:
         os._exit(3)
     if runtime.behaviour == "no_receipt":
         return
+    if runtime.behaviour == "recorded":
+        if runtime.end:
+            (job.scratch / END_FILE).write_text(json.dumps({"code": 1, "message": runtime.end}))
+        print(runtime.printed, flush=True)
+        os._exit(1)
+    if runtime.behaviour in ("one_raises", "one_killed"):
+        _sum_until_the_second_fails(job, killed=runtime.behaviour == "one_killed")
     if runtime.behaviour == "deaf":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         threading.Event().wait(600)
@@ -112,6 +122,19 @@ def run(job: Job) -> None:
     inputs = {role: job.input(role).json("said.json")["text"] for role in sorted(job.spec.inputs)}
     (output / "said.json").write_text(json.dumps({"text": recipe.text, "inputs": inputs, "salt": runtime.salt}))
     job.complete(output, {"length": len(recipe.text), "resumed_at": first}, covers)
+
+
+def _sum_until_the_second_fails(job: Job, killed: bool) -> None:
+    import torch
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo")
+    for index in range(10_000):
+        dist.all_reduce(torch.ones(1))
+        if index == 50 and job.rank == 1:
+            if killed:
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise KeyError("row 0a1b2c")
 
 
 def _work(job: Job, recipe: ErrandRecipe) -> int:

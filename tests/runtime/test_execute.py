@@ -215,6 +215,53 @@ def test_a_sentence_survives_the_launcher(context: RunContext) -> None:
         execute(errand("a", behaviour="bad_input", launcher="torchrun", num_processes=2), context)
 
 
+LOST_PEER = "RuntimeError: [gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:39862. GLHF!"
+LOST_NCCL_PEER = "DistBackendError: NCCL error in: NCCLUtils.cpp:77, unhandled system error (run with NCCL_DEBUG=INFO)"
+
+
+def report(*exit_codes: int) -> str:
+    """What torchrun prints of the ranks that failed: more lines than are shown."""
+    failures = []
+    for rank, code in enumerate(exit_codes):
+        told = f"Signal {-code} (SIGKILL) received by PID 18044" if code < 0 else "To enable traceback see: elastic"
+        failures.append(f"[{rank}]:\n  rank      : {rank}\n  exitcode  : {code}\n  traceback : {told}")
+    return "\n".join(["=" * 60, *["  frame"] * 60, "Failures:", *failures, "=" * 60])
+
+
+@pytest.mark.parametrize(
+    ("end", "printed", "error", "message"),
+    [
+        ("KeyError: 'row'", f"out of memory? {LOST_PEER}", WorkerFailedError, "^errand: KeyError: 'row'\nIts worker"),
+        ("torch.OutOfMemoryError: CUDA out of memory. Tried 2 GiB", report(1, 1) + LOST_PEER, WorkerFailedError,
+         "^errand: torch.OutOfMemoryError: CUDA out of memory. Tried 2 GiB\nIt ran out of memory; lower its micro-"),
+        (LOST_PEER, report(1, 1), WorkerInterruptedError, "it lost one of its processes"),
+        (LOST_NCCL_PEER, report(1, -9), WorkerInterruptedError, "or a connection: DistBackendError"),
+        (LOST_NCCL_PEER, report(1, 1), WorkerFailedError, "^errand: DistBackendError: NCCL"),
+        ("", "a rank exits with return code = -9", WorkerInterruptedError, "its process was killed"),
+    ],
+)  # fmt: skip
+def test_the_first_failed_ranks_sentence_decides_and_not_what_its_peers_say(
+    context: RunContext, end: str, printed: str, error: type[MediusError], message: str
+) -> None:
+    """A rank that is killed leaves no sentence, so that the first one is of a rank that lost its peer."""
+    with pytest.raises(error, match=message) as caught:
+        execute(errand("a", behaviour="recorded", end=end, printed=printed), context)
+    assert type(caught.value) is error
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("behaviour", "error", "message"),
+    [
+        ("one_raises", WorkerFailedError, "^errand: KeyError: 'row 0a1b2c'\n"),
+        ("one_killed", WorkerInterruptedError, "it lost one of its processes"),
+    ],
+)
+def test_one_of_two_ranks_fails(context: RunContext, behaviour: str, error: type[MediusError], message: str) -> None:
+    with pytest.raises(error, match=message):
+        execute(errand("a", behaviour=behaviour, launcher="torchrun", num_processes=2), context)
+
+
 def test_a_traceback_reaches_the_user_with_the_last_lines_before_it(context: RunContext, launches: Logs) -> None:
     step = errand("a", behaviour="traceback")
     with pytest.raises(WorkerFailedError) as caught:

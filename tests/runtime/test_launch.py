@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -14,9 +15,9 @@ from pydantic import ValidationError
 
 from tasks.artifacts.errors import BadInputError
 from tasks.runtime.declare import Runtime
-from tasks.runtime.launch import launch, worker_command
+from tasks.runtime.launch import launch, worker_command, worker_environment
 from tasks.runtime.nodes import NODE_FILE, on_node, write_node_file
-from tasks.worker.leash import HEARTBEAT, WATCH_STDIN, Heartbeat
+from tasks.worker.leash import HEARTBEAT, WATCH_STDIN, Heartbeat, wait_for_silence
 from tests.runtime.conftest import ROOT, is_alive, wait_for
 
 SPEC = Path("/scratch/label/0a1b2c3d/spec.json")
@@ -69,8 +70,11 @@ def test_torchrun_on_several_nodes_is_begun_by_the_profile_s_command() -> None:
     assert all(20000 <= number < 32000 for number in drawn)
 
 
-def test_deepspeed_on_several_nodes(tmp_path: Path) -> None:
-    """Its own parser takes the command apart again: that many nodes and processes, and a rank's command whole."""
+def test_deepspeed_on_several_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own runner takes the command apart again: that many nodes and processes, and a rank's command whole.
+
+    It begins pdsh, here a script, with no variable that may be a secret in the command line.
+    """
     hosts = tmp_path / "hosts"
     hosts.write_text("node0 slots=8\nnode1 slots=8\n")
     words = command(launcher="deepspeed", num_processes=8, num_nodes=2, hostfile=str(hosts))
@@ -81,7 +85,32 @@ def test_deepspeed_on_several_nodes(tmp_path: Path) -> None:
     pool = runner.parse_inclusion_exclusion(runner.fetch_hostfile(parsed.hostfile), "", "")
     active = runner.apply_num_nodes_and_gpus(pool, parsed.num_nodes, parsed.num_gpus)
     assert {host: len(slots) for host, slots in active.items()} == {"node0": 8, "node1": 8}
-    on_remote, _, _ = runner.PDSHRunner(parsed, "world").get_cmd({}, active)
+    (tmp_path / "ssh").write_text("#!/bin/sh\necho 127.0.0.1\n")
+    (tmp_path / "pdsh").write_text(f"#!/bin/sh\nprintf '%s\\n' \"$@\" > {tmp_path}/began\n")
+    for script in ("ssh", "pdsh"):
+        (tmp_path / script).chmod(0o755)
+    (tmp_path / ".deepspeed_env").write_text("TOKEN=planted-secret\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    for name in ("MLFLOW_TRACKING_TOKEN", "MLFLOWX", "PYTHON_API_TOKEN", "PYTHONANYWHERE_TOKEN"):
+        monkeypatch.setenv(name, "planted-secret")
+    monkeypatch.setenv("UCX_TLS", "tcp")
+    environment = worker_environment(Runtime(launcher="deepspeed"))
+    for name in os.environ.keys() - environment.keys():
+        monkeypatch.delenv(name)
+    # It reads this one when it is imported.
+    monkeypatch.setattr(runner, "DEEPSPEED_ENVIRONMENT_NAME", environment["DS_ENV_FILE"])
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        runner.main(words[3:])
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    began = (tmp_path / "began").read_text()
+    assert "planted-secret" not in began
+    assert "export UCX_TLS=tcp; " in began
+    on_remote = began.splitlines()
     assert on_remote[-8:] == [*NODE, *WORKER]
     # A rank then is this command and nothing else: neither "python -m" before it nor "--local_rank=0" within it.
     assert {"--no_python", "--no_local_rank"} <= set(on_remote)
@@ -94,6 +123,7 @@ def test_deepspeed_on_several_nodes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("runtime", "what"),
     [
+        ({"num_processes": 2}, "num_processes is 2, but launcher python starts one process; set launcher to torchrun"),
         ({"num_nodes": 2}, "here launcher is python with neither"),
         ({"num_nodes": 2, "launcher": "torchrun", "rendezvous": "a:1"}, "here launcher is torchrun with rendezvous"),
         ({"num_nodes": 2, "launcher": "torchrun", "hostfile": "hosts"}, "torchrun with hostfile"),
@@ -102,7 +132,7 @@ def test_deepspeed_on_several_nodes(tmp_path: Path) -> None:
         ({"num_nodes": 2, "launcher": "torchrun", "rendezvous": "a b", "node_command": SRUN}, "pattern"),
     ],
 )
-def test_what_starts_no_second_node_is_refused(runtime: dict[str, object], what: str) -> None:
+def test_what_starts_not_all_processes_is_refused(runtime: dict[str, object], what: str) -> None:
     with pytest.raises(ValidationError, match=what):
         Runtime.model_validate(runtime)
 
@@ -177,3 +207,42 @@ def test_a_rank_that_no_signal_reaches_ends_after_its_head(tmp_path: Path) -> No
     assert is_alive(last.pid)
     own.stop()
     wait_for(lambda: last.poll() is not None, 5, "the rank ends")
+
+
+class SharedFile:
+    """A heartbeat's file as a rank sees it, in a time of its own."""
+
+    def __init__(self, last_beat: float, away: tuple[float, float] = (0, 0), *, hard: bool = True) -> None:
+        self.now = 0.0
+        self._last_beat = last_beat
+        self._away = away
+        self._hard = hard
+
+    def look(self) -> int | None:
+        """Beats come every 5 s until the last. While its server is away a hard mount blocks, a soft one fails in 30 s.
+
+        What the runtime wrote meanwhile arrives 4 s after the server is back.
+        """
+        start, end = self._away
+        if start <= self.now < end:
+            if not self._hard:
+                self.now += 30
+                return 0
+            self.now = end
+        seen = start if start < self.now < end + 4 else self.now
+        return 1 + int(min(seen, self._last_beat) // 5)
+
+    def ended_after(self) -> float:
+        def sleep(seconds: float) -> None:
+            self.now += seconds
+
+        wait_for_silence(self.look, 50, 2, lambda: self.now, sleep)
+        return self.now
+
+
+def test_a_file_system_that_blocks_is_no_silence() -> None:
+    assert 1050 < SharedFile(1000).ended_after() <= 1055
+    assert 1050 < SharedFile(1000, away=(101, 400)).ended_after() <= 1055, "the beat from before is seen at 400"
+    # The runtime went while nobody could see it: that is known soon after the server is back.
+    assert 440 < SharedFile(200, away=(101, 400)).ended_after() <= 460
+    assert 150 < SharedFile(1000, away=(101, 400), hard=False).ended_after() <= 170, "it cannot be told from an end"

@@ -89,7 +89,7 @@ def test_unusable_inputs_are_refused(tmp_path: Path, corpus_of: CORPUS_OF, run_s
         run_stage("sft", RECIPE, {"model": other, "corpus": corpus}, RUNTIME)
     inputs = {"model": model_directory(tmp_path / "model", make_model()), "corpus": corpus}
     with pytest.raises(BadInputError, match="launcher"):
-        run_stage("sft", RECIPE, inputs, {**RUNTIME, "num_processes": 2})
+        run_stage("sft", RECIPE, inputs, {**RUNTIME, "launcher": "torchrun", "num_processes": 2})
     empty = corpus_directory(tmp_path / "empty", {**make_rows(), "heldout": []})
     with pytest.raises(BadInputError, match="held-out split has no rows"):
         run_stage("sft", RECIPE, {**inputs, "corpus": empty}, RUNTIME)

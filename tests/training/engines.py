@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ from transformers import PreTrainedModel
 
 from tasks.logits.rows import Row
 from tasks.training.batches import Batch, collate
+from tasks.training.deepspeed_config import CHECKOUT
 from tasks.training.engine import DTYPES, StepResult, TrainingEngine
 from tasks.training.losses import HeadForm, LossWeights
 from tasks.training.processes import join
@@ -27,11 +29,16 @@ def make_engine(
     precision: str = "float32",
     checkpointing: bool = False,
     model: PreTrainedModel | None = None,
+    zero_settings: Mapping[str, object] | None = None,
 ) -> TrainingEngine:
+    """`zero_settings` go into the JSON's zero_optimization."""
+    path = CHECKOUT / f"configs/deepspeed/zero{zero}.json"
+    if zero_settings:
+        settings = json.loads(path.read_text())["zero_optimization"] | dict(zero_settings)
+        path = scratch / "deepspeed.json"
+        path.write_text(json.dumps({"zero_optimization": settings}))
     recipe = TrainingRecipe(optimizer=OPTIMIZER, steps=3, rows_per_step=8, precision=precision)
-    runtime = TrainingRuntime(
-        deepspeed_config=f"configs/deepspeed/zero{zero}.json", gradient_checkpointing=checkpointing, device="cpu"
-    )
+    runtime = TrainingRuntime(deepspeed_config=str(path), gradient_checkpointing=checkpointing, device="cpu")
     model = model or make_model()
     torch.nn.Module.to(model, DTYPES[precision])
     return TrainingEngine(

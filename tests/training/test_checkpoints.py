@@ -12,8 +12,10 @@ import torch
 from tasks.artifacts.errors import CorruptArtifactError, TransientStoreError
 from tasks.artifacts.local_store import LocalStore
 from tasks.artifacts.store import Store
+from tasks.training import checkpoints as checkpoints_module
 from tasks.training.checkpoints import TrainingCheckpoints
 from tasks.training.engine import TrainingEngine
+from tasks.training.pickles import refuse_foreign_pickles
 from tasks.training.processes import join
 from tasks.training.settings import TrainingRuntime
 from tasks.worker.job import Job
@@ -114,10 +116,25 @@ def test_an_upload_that_fails_is_told_by_the_next_save_and_torn_files_are_passed
 
 
 @pytest.mark.parametrize(
-    ("zero", "precision"), [("0", "bfloat16"), ("1", "float32"), ("1", "bfloat16"), ("2", "bfloat16"), ("3", "float32")]
+    ("zero", "precision"),
+    [
+        ("0", "bfloat16"),
+        ("1", "float32"),
+        ("1", "bfloat16"),
+        ("2", "bfloat16"),
+        ("2-offload", "bfloat16"),
+        ("3", "float32"),
+        ("3-offload", "bfloat16"),
+    ],
 )
-def test_resuming_under_the_same_shape_changes_no_bit(tmp_path: Path, store: Store, zero: str, precision: str) -> None:
-    """Saved in the embedding phase's last step, so that the groups have learnt unequally often."""
+def test_resuming_under_the_same_shape_changes_no_bit(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch, zero: str, precision: str
+) -> None:
+    """Saved in the embedding phase's last step, so that the groups have learnt unequally often.
+
+    The second engine has other buckets, which is no other shape: nothing is converted.
+    """
+    monkeypatch.setattr(checkpoints_module, "convert", None)
     engine = make_engine(tmp_path, zero=zero, precision=precision)
     checkpoints = open_checkpoints(tmp_path, store, engine)
     take(engine, 0, only_embedding=True)
@@ -125,7 +142,8 @@ def test_resuming_under_the_same_shape_changes_no_bit(tmp_path: Path, store: Sto
     drawn = torch.rand(3)
     expected = [take(engine, step, 4) for step in (1, 2)]
     checkpoints.wait()
-    second = make_engine(tmp_path, zero=zero, precision=precision, model=make_model(seed=1))
+    buckets = {"reduce_bucket_size": 64, "allgather_bucket_size": 64}
+    second = make_engine(tmp_path, zero=zero, precision=precision, model=make_model(seed=1), zero_settings=buckets)
     assert open_checkpoints(tmp_path, store, second).resume() == {}
     assert torch.equal(torch.rand(3), drawn)
     assert [take(second, step, 4) for step in (1, 2)] == expected
@@ -136,9 +154,9 @@ def test_resuming_under_the_same_shape_changes_no_bit(tmp_path: Path, store: Sto
 @pytest.mark.parametrize(
     ("before", "after", "precision"),
     [
-        ("0", "2", "float32"),
+        ("0", "2-offload", "float32"),
         ("1", "0", "float32"),
-        ("2-offload", "3", "float32"),
+        ("2-offload", "3-offload", "float32"),
         ("3", "1", "float32"),
         ("1", "2", "bfloat16"),
         ("2", "0", "bfloat16"),
@@ -187,3 +205,43 @@ def test_what_deepspeed_cannot_convert_is_named(tmp_path: Path, store: Store, mo
     checkpoints.wait()
     with pytest.raises(CorruptArtifactError, match=r"cannot convert .*delete the folder checkpoints/"):
         open_checkpoints(tmp_path, store, make_engine(tmp_path, zero="2")).resume()
+
+
+class _Errand:
+    """Pickled, it is a call of print."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return print, ("done",)
+
+
+@pytest.mark.parametrize("after", ["1", "2"])
+def test_a_planted_pickle_is_refused_unread(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], after: str
+) -> None:
+    """Loaded as it is, or converted."""
+    engine = make_engine(tmp_path)
+    checkpoints = open_checkpoints(tmp_path, store, engine)
+    save = engine.save
+
+    def plant(directory: Path) -> None:
+        save(directory)
+        torch.save({"module": _Errand()}, next(directory.rglob("mp_rank_00_model_states.pt")))
+
+    monkeypatch.setattr(engine, "save", plant)
+    checkpoints.save(1, {})
+    checkpoints.wait()
+    with pytest.raises(CorruptArtifactError, match=r"would call \S*print when it is loaded.*delete the folder"):
+        open_checkpoints(tmp_path, store, make_engine(tmp_path, zero=after)).resume()
+    assert "done" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("protocol", [None, 4])
+def test_a_pickle_that_cannot_be_read_is_refused(tmp_path: Path, protocol: int | None) -> None:
+    """One that is none, and one with instructions that torch does not look into."""
+    path = tmp_path / "mp_rank_00"
+    if protocol is None:
+        path.write_bytes(b"no archive")
+    else:
+        torch.save(_Errand(), path, pickle_protocol=protocol)
+    with pytest.raises(CorruptArtifactError, match="not what a training writes"):
+        refuse_foreign_pickles(tmp_path)

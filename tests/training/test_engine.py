@@ -62,13 +62,17 @@ def plain_torch(model: PreTrainedModel, only_embedding: int = 0) -> Trained:
     return results, {name: parameter.detach().float() for name, parameter in model.named_parameters()}
 
 
-def assert_close(found: Trained, expected: Trained, values: float, weights: float | None = None) -> None:
-    """Losses, parts and norms to `values`; all weights together to `weights` of their length, each to ten times it.
+def assert_close(
+    found: Trained, expected: Trained, values: float, weights: float | None = None, norms: float | None = None
+) -> None:
+    """Losses and parts to `values`, norms to `norms` or as close; all weights together to `weights` of their length,
+    each to ten times it.
 
     Not the key biases: a softmax over keys hardly sees them, and Adam makes full steps of a gradient that is rounding.
     """
     for a, b in zip(found[0], expected[0], strict=True):
-        assert (a.loss, a.grad_norm) == pytest.approx((b.loss, b.grad_norm), rel=values)
+        assert a.loss == pytest.approx(b.loss, rel=values)
+        assert a.grad_norm == pytest.approx(b.grad_norm, rel=norms or values)
         assert a.parts == pytest.approx(b.parts, rel=values, abs=1e-6)
     if weights is None:
         return
@@ -115,7 +119,8 @@ def test_bfloat16_is_accumulated_in_float32(tmp_path: Path) -> None:
     expected, weights = train(tmp_path)
     for zero, micro in (("0", 1), ("1", 8), ("1", 2), ("2", 2), ("3", 2)):
         found, rounded = train(tmp_path, zero=zero, micro=(micro,) * STEPS, precision="bfloat16")
-        assert_close((found, {}), (expected, {}), 2e-2)
+        # Of 12 models losses in bfloat16 are off by up to 2.4e-3, norms by up to 2.2e-2 (of this one 8e-4 and 1.9e-2).
+        assert_close((found, {}), (expected, {}), 5e-3, norms=2e-2)
         difference = sum(float((rounded[name] - weight).norm()) ** 2 for name, weight in weights.items())
         assert difference < 1e-4 * sum(float(weight.norm()) ** 2 for weight in weights.values())
     engine = make_engine(tmp_path, zero="0", precision="bfloat16")
@@ -125,7 +130,14 @@ def test_bfloat16_is_accumulated_in_float32(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("zero", "precision", "tied"),
-    [("0", "float32", True), ("1", "bfloat16", False), ("2", "float32", False), ("3", "float32", True)],
+    [
+        ("0", "float32", True),
+        ("1", "bfloat16", False),
+        ("2", "float32", False),
+        ("2-offload", "float32", True),
+        ("3", "float32", True),
+        ("3-offload", "float32", False),
+    ],
 )
 def test_embedding_and_head_learn_alone(tmp_path: Path, zero: str, precision: str, tied: bool) -> None:
     """Two such steps and one of all: as torch's AdamW that is given no other gradients, and no bit of the rest moves.
@@ -144,7 +156,7 @@ def test_embedding_and_head_learn_alone(tmp_path: Path, zero: str, precision: st
     assert min(result.grad_norm for result in found) > OPTIMIZER.max_grad_norm
     found.append(take(engine, 2, 4))
     if precision == "bfloat16":
-        assert_close((found, {}), (expected, {}), 2e-2)
+        assert_close((found, {}), (expected, {}), 5e-3, norms=2e-2)
     else:
         assert_close((found, weights_of(engine)), (expected, weights), 1e-5, 1e-5)
 

@@ -283,17 +283,17 @@ def test_bfloat16_sums_in_float32(tensors: Tensors) -> None:
 def test_draws_weigh_the_loss(tensors: Tensors) -> None:
     hidden, weight, teacher_logits = tensors
     targets = drawn(teacher_logits, 12, seed=3)
-    for weights in (LossWeights(0.7, ce=0.3), LossWeights(0.7, entropy_exponent=0.5)):
-        expected = gradients(lambda h, w, lw=weights: dense_loss(h, w, targets, FORM, lw)[0], hidden, weight)
-        for chunk in (4, N):
-            found = gradients(
-                lambda h, w, c=chunk, lw=weights: head_loss(h, w, targets, form=FORM, weights=lw, chunk_tokens=c)[0],
-                hidden,
-                weight,
-            )
-            for one, other in zip(found, expected, strict=True):
-                torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
-    for weights in (LossWeights(reverse_kl=1), LossWeights(1, jsd=0.1)):
+    weights = LossWeights(0.7, ce=0.3)
+    expected = gradients(lambda h, w: dense_loss(h, w, targets, FORM, weights)[0], hidden, weight)
+    for chunk in (4, N):
+        found = gradients(
+            lambda h, w, c=chunk: head_loss(h, w, targets, form=FORM, weights=weights, chunk_tokens=c)[0],
+            hidden,
+            weight,
+        )
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+    for weights in (LossWeights(reverse_kl=1), LossWeights(1, jsd=0.1), LossWeights(1, entropy_exponent=0.5)):
         with pytest.raises(BadInputError, match="sampled support"):
             head_loss(hidden, weight, targets, form=FORM, weights=weights)
 

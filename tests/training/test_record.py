@@ -13,6 +13,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tasks.artifacts.errors import BadInputError
+from tasks.artifacts.fingerprint import sha256_hex
 from tasks.artifacts.store import Store
 from tasks.planning.flops import ModelShape, training_flops
 from tasks.training.engine import StepResult
@@ -128,7 +129,7 @@ def test_a_killed_launch_leaves_no_trace_in_log_and_curves(tmp_path: Path, job_o
 
     # Below the scratch root stand the files of all three; only the last one's points count.
     expected = {line["step"]: line for line in resumed.log.lines}
-    watched = tmp_path / "scratch" / "tensorboard" / "distill-a-kkkkkkkk"
+    watched = tmp_path / "scratch" / "tensorboard" / f"distill-a-kkkkkkkk-{sha256_hex(job.store.uri.encode())[:8]}"
     stored = Path(job.store.uri.removeprefix("file://")) / "artifacts/distill/a/logs" / job.spec.attempt
     for directory in (watched, stored / "tensorboard"):
         for tag, name in (("train/loss", "loss"), ("train/forward_kl", "forward_kl"), ("heldout/kl", "heldout_kl")):
