@@ -15,9 +15,9 @@ SEEDS = (1, 2, 3)
 SEARCH_SEED = 0
 ROWS_PER_STEP = 4
 """About 520 tokens."""
-NUM_STEPS = 80
+NUM_STEPS = 40
 SEARCH_STEPS = 20
-"""Of a trial: a quarter of the budget."""
+"""Of a trial: half of the budget."""
 
 Changes = dict[str, dict[str, Any]]
 """Fields of the recipe's blocks loss and optimizer."""
@@ -26,22 +26,28 @@ _LOSS = {"student": {"forward_kl": 1.0, "ce": 0.0}, "twin": {"forward_kl": 0.0, 
 _OPTIMIZER = {"warmup_fraction": 0.1}
 LEARNING_RATES: list[Changes] = [{"optimizer": {"learning_rate": rate}} for rate in (2.5e-4, 5e-4, 1e-3, 2e-3)]
 """The first round of both arms."""
-SECOND_ROUND: dict[str, list[Changes]] = {
+LATER_ROUNDS: dict[str, list[list[Changes]]] = {
     "student": [
-        {"loss": {"temperature": 2.0}},
-        {"loss": {"forward_kl": 0.5, "ce": 0.5}},
-        {"loss": {"forward_kl": 0.5, "ce": 0.5, "temperature": 2.0}},
+        [
+            {"loss": {"temperature": 2.0}},
+            {"loss": {"forward_kl": 0.5, "ce": 0.5}},
+            {"loss": {"forward_kl": 0.5, "ce": 0.5, "temperature": 2.0}},
+        ],
+        [{"optimizer": {"learning_rate": 7e-4}}, {"loss": {"forward_kl": 0.7, "ce": 0.3}}],
     ],
     "twin": [
-        {"optimizer": {"weight_decay": 0.1}},
-        {"optimizer": {"warmup_fraction": 0.3}},
-        {"optimizer": {"betas": [0.9, 0.99]}},
+        [
+            {"optimizer": {"weight_decay": 0.1}},
+            {"optimizer": {"warmup_fraction": 0.3}},
+            {"optimizer": {"betas": [0.9, 0.99]}},
+        ],
+        [{"optimizer": {"learning_rate": 7e-4}}, {"optimizer": {"final_fraction": 0.0}}],
     ],
 }
-"""With the best learning rate of the first."""
+"""Each changes the best recipe of the rounds before. As many trials for the one as for the other."""
 CHOSEN: dict[str, Changes] = {
-    "student": {"optimizer": {"learning_rate": 1e-3}},
-    "twin": {"optimizer": {"learning_rate": 1e-3}},
+    "student": {"loss": {"forward_kl": 0.5, "ce": 0.5}, "optimizer": {"learning_rate": 7e-4}},
+    "twin": {"optimizer": {"learning_rate": 7e-4, "warmup_fraction": 0.3}},
 }
 """The best on dev of `python -m tests.bench.quality_search`."""
 

@@ -17,10 +17,10 @@ from functools import partial
 from tests.bench.paths import BENCH
 from tests.bench.quality_recipes import (
     ARMS,
+    LATER_ROUNDS,
     LEARNING_RATES,
     SEARCH_SEED,
     SEARCH_STEPS,
-    SECOND_ROUND,
     Changes,
     joined,
     recipe_of,
@@ -71,8 +71,9 @@ def search(pool: ThreadPoolExecutor) -> list[Trial]:
     trials: list[Trial] = []
     for arm in ARMS:
         own = [each.result() for each in first[arm]]
-        rate = best(own).changes
-        own += pool.map(partial(trial, arm), [joined(rate, changes) for changes in SECOND_ROUND[arm]])
+        for changes_of_round in LATER_ROUNDS[arm]:
+            so_far = best(own).changes
+            own += pool.map(partial(trial, arm), [joined(so_far, changes) for changes in changes_of_round])
         trials += sorted(own, key=lambda each: each.dev_bits_per_byte)
     return trials
 

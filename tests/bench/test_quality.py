@@ -16,7 +16,7 @@ from tasks.models.stage import MINIATURES
 from tests.bench import quality_words
 from tests.bench.quality_documents import SHARED_WORDS, distinct
 from tests.bench.quality_judge import JudgedDocument
-from tests.bench.quality_recipes import ARMS, CHOSEN, SECOND_ROUND, joined, recipe_of
+from tests.bench.quality_recipes import ARMS, CHOSEN, LATER_ROUNDS, joined, recipe_of
 from tests.bench.quality_words import cloze_items
 from tests.bench.train_quality import SCALES, compare
 
@@ -70,7 +70,7 @@ def test_an_item_asks_for_the_word_that_stands_there(monkeypatch: pytest.MonkeyP
 
 
 def test_the_arms_differ_in_what_was_searched_alone() -> None:
-    assert len(SECOND_ROUND["student"]) == len(SECOND_ROUND["twin"])
+    assert [len(trials) for trials in LATER_ROUNDS["student"]] == [len(trials) for trials in LATER_ROUNDS["twin"]]
     student, twin = (recipe_of(arm, joined(CHOSEN[arm]), 1, 10) for arm in ARMS)
     assert student["loss"]["forward_kl"] > 0
     assert twin["loss"] == {"forward_kl": 0.0, "ce": 1.0}
