@@ -79,7 +79,9 @@ def test_prefect_shows_the_run(undisturbed: MicroRun) -> None:
     tables = dict(undisturbed.prefect("select key, data from artifact where type = 'table'"))
     rows = json.loads(json.loads(tables["gates-distill-llama"]))
     assert [(row["gate"], row["passed"]) for row in rows] == [("heldout_kl_must_fall", "yes")]
-    logged = undisturbed.prefect("select count(*) from log where message like 'sft: the checkpoint after step % is in the store'")
+    logged = undisturbed.prefect(
+        "select count(*) from log where message like 'sft: the checkpoint after step % is in the store'"
+    )
     assert logged == [(2,)]
     results = json.loads(json.loads(tables["results"]))
     assert {row["model"] for row in results} == {"base", "llama", "llama-reverted", "qwen", "fused", "final"}
