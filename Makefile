@@ -45,7 +45,7 @@ $(BENCH_STAMP): $(STAMP)
 	@$(PIP) -e '.[bench]'
 	@touch $@
 
-bench: $(BENCH_STAMP)  ## measure what is promised; ONLY=store or dump for a part
+bench: $(BENCH_STAMP)  ## measure what is promised; ONLY=store, dump or train for a part
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench $(if $(ONLY),--only $(ONLY))
 
 miniatures: $(STAMP)  ## train the shipped miniature models again
