@@ -71,7 +71,7 @@ def corpus() -> Step:
 
 
 @lru_cache(maxsize=1)
-def test_corpus() -> Step:
+def unseen_corpus() -> Step:
     """Its training split is the test rows; nothing trains on it."""
     return _corpus("test", "test", heldout_fraction=0.0, max_rows=TEST_ROWS)
 

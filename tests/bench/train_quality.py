@@ -29,7 +29,7 @@ from tasks.runtime.execute import Outcome
 from tests.bench.quality_documents import FOLDER
 from tests.bench.quality_judge import JudgedDocument, judged_once
 from tests.bench.quality_recipes import ARMS, CHOSEN, NUM_STEPS, ROWS_PER_STEP, SEEDS, recipe_of
-from tests.bench.quality_steps import corpus, directory_of, distillation, dump, make, teacher, test_corpus
+from tests.bench.quality_steps import corpus, directory_of, distillation, dump, make, teacher, unseen_corpus
 from tests.bench.quality_student import LAYERS
 from tests.bench.quality_words import NUM_CHOICES, Item, cloze_items
 from tests.bench.records import Measured, Measurement
@@ -136,7 +136,7 @@ def _trained(job: tuple[str, int]) -> Outcome:
 
 @lru_cache(maxsize=1)
 def _questions() -> tuple[list[Row], list[Item]]:
-    rows = read_rows(directory_of(make(test_corpus())) / "train.parquet")
+    rows = read_rows(directory_of(make(unseen_corpus())) / "train.parquet")
     return rows, cloze_items(rows, load_tokenizer(directory_of(make(teacher()))))
 
 
