@@ -29,7 +29,7 @@ from tasks.runtime.execute import Outcome
 from tests.bench.quality_documents import FOLDER
 from tests.bench.quality_judge import JudgedDocument, judged_once
 from tests.bench.quality_recipes import ARMS, CHOSEN, NUM_STEPS, ROWS_PER_STEP, SEEDS, recipe_of
-from tests.bench.quality_steps import corpus, directory_of, distillation, dump, make, teacher, unseen_corpus
+from tests.bench.quality_steps import corpus, directory_of, distillation, dump, make, student, teacher, unseen_corpus
 from tests.bench.quality_student import LAYERS
 from tests.bench.quality_words import NUM_CHOICES, Item, cloze_items
 from tests.bench.records import Measured, Measurement
@@ -93,6 +93,8 @@ def compare(
 
 def _quality() -> Iterator[Measured]:
     make(dump())
+    # Before the threads: two of them would make the student's folder at once.
+    make(student())
     jobs = [(arm, seed) for seed in SEEDS for arm in ARMS]
     with ThreadPoolExecutor(PROCESSES) as pool:
         made = dict(zip(jobs, pool.map(_trained, jobs), strict=True))
