@@ -93,8 +93,9 @@ def compare(
 
 def _quality() -> Iterator[Measured]:
     make(dump())
-    # Before the threads: two of them would make the student's folder at once.
+    # Before the threads, two of which would make the same folders at once.
     make(student())
+    _questions()
     jobs = [(arm, seed) for seed in SEEDS for arm in ARMS]
     with ThreadPoolExecutor(PROCESSES) as pool:
         made = dict(zip(jobs, pool.map(_trained, jobs), strict=True))
