@@ -6,7 +6,8 @@
     student ─────────────┴─────────────────────────┴─ distill ────────────────────┘        ├─ sft ─ evaluate ─ publish
     seed instructions ─── evolve ──────────────────────────────────────────────────────────┘
 
-`build` makes it of inert steps whose keys are known before anything runs; `distillation` runs it under Prefect.
+A model above may itself be prepared: reshaped, moved into another vocabulary, trained (`_models`). `build` makes all of
+inert steps whose keys are known before anything runs; `distillation` runs them under Prefect.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from prefect import flow
 from flows.opened import gather, open_run
 from flows.profiles import Branch, LogitSource, Profile, load_profile
 from flows.results import show_results_in_prefect
+from tasks.artifacts.errors import BadInputError
 from tasks.corpus.stage import STAGE as CORPUS
 from tasks.distill.stage import STAGE as DISTILL
 from tasks.dump_logits.stage import STAGE as DUMP_LOGITS
@@ -29,15 +31,24 @@ from tasks.fuse.stage import STAGE as FUSE
 from tasks.import_logits.stage import STAGE as IMPORT_LOGITS
 from tasks.models.stage import STAGE as MODELS
 from tasks.publish.stage import STAGE as PUBLISH
+from tasks.reshape.stage import STAGE as RESHAPE
 from tasks.runtime.declare import Step
 from tasks.runtime.prefect_task import submit_stage
 from tasks.sft.stage import STAGE as SFT
 from tasks.surgeon.stage import STAGE as SURGEON
 
+PREPARED = "prepared"
 
-def build(profile: Profile) -> list[Step]:
-    """The steps of a profile, each after its inputs. Two steps with one key are one step."""
-    models = {name: Step(MODELS, f"model-{name}", config) for name, config in profile.models.items()}
+
+def build(profile: Profile, until: str | None = None) -> list[Step]:
+    """The steps of a profile, each after its inputs. Two steps with one key are one step.
+
+    `until` is a step's label, or "prepared" for all prepared models: then only what those need.
+
+    Raises:
+        BadInputError: there is no such step.
+    """
+    models = _models(profile)
     fused_from: dict[str, Step] = {"base": models[profile.fusion.merge_base]}
     # All students have one tokenizer, and its chat template is the one that the result will have.
     chat = models[next(iter(profile.branches.values())).student]
@@ -69,7 +80,8 @@ def build(profile: Profile) -> list[Step]:
     final = Step(SFT, "sft", profile.fine_tuning.sft, {"model": fused, "corpus": instructions})
     compared |= {"fused": fused, "final": final, **{name: models[name] for name in profile.assessment.baselines}}
     # Where all logits are imported no corpus was read yet.
-    heldout = next((step for step in _closure([fused]) if step.stage is CORPUS), corpora[0])
+    read = {step.key for step in closure([fused])}
+    heldout = next((corpus for corpus in corpora if corpus.key in read), corpora[0])
     scores = Step(
         EVALUATE,
         "evaluate",
@@ -77,7 +89,33 @@ def build(profile: Profile) -> list[Step]:
         {"corpus": heldout, **{f"model.{name}": step for name, step in compared.items()}},
     )
     published = Step(PUBLISH, "publish", profile.publish, {"model": final, "evaluation": scores})
-    return _closure([published])
+    prepared = [models[name] for name in profile.prepared]
+    steps = closure([*prepared, published])
+    if until is None:
+        return steps
+    wanted = prepared if until == PREPARED else [step for step in steps if step.label == until]
+    if not wanted:
+        raise BadInputError(
+            f"{profile.name} has no stage {until!r} to run until; name one of: "
+            f"{', '.join([*([PREPARED] if prepared else []), *(step.label for step in steps)])}"
+        )
+    return closure(wanted)
+
+
+def _models(profile: Profile) -> dict[str, Step]:
+    """The models that the recipe names: those that exist, and those that are prepared of them."""
+    models = {name: Step(MODELS, f"model-{name}", config) for name, config in profile.models.items()}
+    for name, block in profile.prepared.items():
+        made = models[block.model]
+        if block.reshape is not None:
+            made = Step(RESHAPE, f"reshape-{name}", block.reshape, {"model": made})
+        if block.surgeon is not None and block.donor is not None:
+            made = Step(SURGEON, f"surgeon-{name}", block.surgeon, {"student": made, "donor": models[block.donor]})
+        if block.train is not None and block.corpus is not None:
+            corpus = Step(CORPUS, f"corpus-{name}", block.corpus, {"tokenizer": made})
+            made = Step(SFT, f"train-{name}", block.train, {"model": made, "corpus": corpus})
+        models[name] = made
+    return models
 
 
 def _stores(name: str, branch: Branch, models: Mapping[str, Step], corpus: Step) -> dict[str, Step]:
@@ -101,7 +139,7 @@ def _logits(label: str, source: LogitSource, teacher: Step, corpus: Step) -> Ste
     return Step(DUMP_LOGITS, f"logits-{label}", source.dump_logits, {"teacher": teacher, "corpus": corpus})
 
 
-def _closure(roots: list[Step]) -> list[Step]:
+def closure(roots: list[Step]) -> list[Step]:
     """All steps that `roots` need, each after its inputs; the first of two with one key stands for both."""
     found: dict[str, Step] = {}
 
@@ -118,7 +156,11 @@ def _closure(roots: list[Step]) -> list[Step]:
 
 @flow(name="distillation", flow_run_name="{profile}", retries=0, persist_result=False)
 def distillation(
-    profile: str = "tiny", overrides: list[str] | None = None, store: str | None = None, smoke: bool = False
+    profile: str = "tiny",
+    overrides: list[str] | None = None,
+    store: str | None = None,
+    smoke: bool = False,
+    until: str | None = None,
 ) -> dict[str, str]:
     """Runs a profile's whole recipe, or what of it is not finished yet.
 
@@ -127,16 +169,18 @@ def distillation(
         overrides: settings such as `branches.llama.distill.recipe.steps=200`.
         store: takes the place of the profile's store.
         smoke: the profile's own topology on 0.1 % of its data, under keys of its own.
+        until: a stage's label, or "prepared" for the prepared models: runs only what is needed for that.
 
     Returns:
         The URI of every step's artifact by label.
     """
     loaded = load_profile(profile, overrides or (), store, smoke=smoke)
-    steps = build(loaded)
+    steps = build(loaded, until)
     with open_run(loaded, steps) as context:
         futures: dict[str, Any] = {}
         for step in steps:
             futures[step.key] = submit_stage(step, context, [futures[source.key] for source in step.inputs.values()])
         finished = gather(futures.values())
-        show_results_in_prefect(steps, context.store)
+        if until is None:
+            show_results_in_prefect(steps, context.store)
         return {step.label: ref.uri for step, ref in zip(steps, finished, strict=True)}

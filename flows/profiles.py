@@ -13,6 +13,8 @@ from typing import Annotated, Any, Self, TypeVar
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from flows.ablation_grid import Ablations
+from flows.prepared import PreparedModels, donor_fault, prepared_fault, tokenizers_alone
 from tasks.artifacts.errors import BadInputError
 from tasks.artifacts.frozen import Frozen
 from tasks.corpus.stage import CorpusConfig
@@ -141,11 +143,15 @@ class Profile(Frozen):
     parallel_stages: int = Field(2, ge=1)
     """How many stages may work at once on the head node."""
     models: dict[str, ModelsConfig]
+    prepared: PreparedModels = Field(default_factory=dict)
+    """Models made once, before the recipe; their names can stand wherever one of `models` can."""
     branches: dict[str, Branch] = Field(min_length=1)
     fusion: Fusion
     fine_tuning: FineTuning
     assessment: Assessment
     publish: PublishConfig
+    ablations: Ablations = Ablations()
+    """What `medius ablate` tries; no part of the recipe."""
     expected: dict[str, float] = Field(default_factory=dict)
     """What a published card reports for the final model, by benchmark: the report says how near a run came."""
 
@@ -172,11 +178,18 @@ class Profile(Frozen):
                             f"branches.{first} and branches.{name}.more_logits.{other} differ in corpus.recipe."
                             f"{field}, so a document held out of one may be trained on in the other; make them equal"
                         )
+        for name, block in self.prepared.items():
+            for field in ("seed", "heldout_fraction"):
+                if block.corpus is not None and getattr(block.corpus.recipe, field) != split[first][field]:
+                    raise ValueError(
+                        f"branches.{first} and prepared.{name} differ in corpus.recipe.{field}, so a model would be "
+                        f"measured on documents that it was trained on; make them equal"
+                    )
         return self
 
     @model_validator(mode="after")
     def _stores_are_named_and_weighed(self) -> Self:
-        names = [*self.branches]
+        names = ["sft", *self.branches, *self.prepared]
         for name, branch in self.branches.items():
             if name in branch.more_logits:
                 raise ValueError(
@@ -187,12 +200,15 @@ class Profile(Frozen):
             names += [f"{name}-{other}" for other in branch.more_logits]
         for name in names:
             if names.count(name) > 1:
-                raise ValueError(f"'logits-{name}' would name two stores; rename the branch or the one in more_logits")
+                raise ValueError(
+                    f"'corpus-{name}' or 'logits-{name}' would name two stages; rename the branch, the prepared model "
+                    f"or the store in more_logits"
+                )
         return self
 
     @model_validator(mode="after")
     def _compared_models_have_names_of_their_own(self) -> Self:
-        names = [*self.models, "fused", "final"]
+        names = [*self.models, *self.prepared, "fused", "final"]
         for name, branch in self.branches.items():
             names += [
                 name,
@@ -217,9 +233,17 @@ class Profile(Frozen):
             for name, more in branch.more_logits.items():
                 if more.teacher is not None:
                     used[f"branches.{label}.more_logits.{name}.teacher"] = more.teacher
+        if (wrong := prepared_fault(self.prepared, self.models)) is not None:
+            raise ValueError(wrong)
+        known, alone = [*self.models, *self.prepared], tokenizers_alone(self.models)
+        for label, branch in self.branches.items():
+            if (wrong := donor_fault(f"branches.{label}", branch.donor, branch.surgeon, alone)) is not None:
+                raise ValueError(wrong)
         for where, name in used.items():
-            if name not in self.models:
-                raise ValueError(f"{where} is {name!r}, which is not among models: {', '.join(self.models)}")
+            if name not in known:
+                raise ValueError(f"{where} is {name!r}, which is not among models: {', '.join(known)}")
+            if name in alone and not where.endswith(".donor"):
+                raise ValueError(f"{where} is {name!r}, which is a tokenizer without a model; name a model")
         return self
 
 
@@ -349,10 +373,10 @@ def resolve(profile: Profile) -> Profile:
     return _rebuilt(profile, lambda block: block.with_identity() if hasattr(block, "with_identity") else block)
 
 
-def ungated(profile: Profile) -> Profile:
-    """Without thresholds: two steps on a handful of documents teach nothing that a gate could find."""
+def ungated(whole: T) -> T:
+    """A profile, or a part of one, without thresholds: for what is too small or too strange to be held to them."""
     return _rebuilt(
-        profile,
+        whole,
         lambda block: (
             block.model_copy(update=dict.fromkeys(type(block).model_fields)) if isinstance(block, Gates) else block
         ),

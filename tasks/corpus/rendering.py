@@ -24,12 +24,9 @@ from tasks.artifacts.fingerprint import sha256_hex
 from tasks.corpus.documents import Document
 from tasks.exercises.holdout import Message
 from tasks.logits.rows import Row, make_row
-from tasks.modeling.template_date import date_string
+from tasks.modeling.template_date import PINNED_CLOCK, date_string
 
 _PROBE = (Message("user", "a"), Message("assistant", "b"), Message("user", "c"), Message("assistant", "d"))
-_PINNED_CLOCK = "{% macro strftime_now(format) %}{{ date_string }}{% endmacro %}{{ '' }}"
-"""Put before every template: some ask the clock without looking for date_string. The empty output keeps what follows
-from losing its first line break to the macro."""
 Overlong = Literal["split", "drop", "error"]
 
 
@@ -127,7 +124,7 @@ class Renderer:
                 [message._asdict() for message in messages],
                 tokenize=False,
                 add_generation_prompt=ask,
-                chat_template=_PINNED_CLOCK + self.tokenizer.get_chat_template(),
+                chat_template=PINNED_CLOCK + self.tokenizer.get_chat_template(),
                 date_string=self._date_string,
             )
         except TemplateError as error:

@@ -9,7 +9,7 @@ from typing import Any
 
 from tasks.artifacts.errors import BadInputError
 from tasks.evaluate.stage import EvaluateRecipe
-from tasks.evaluate.statistics import mean_with_error, paired_mean, paired_ratio, ratio_with_error
+from tasks.modeling.statistics import mean_with_error, paired_mean, paired_ratio, ratio_with_error
 
 
 @dataclass(frozen=True)

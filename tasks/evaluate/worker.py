@@ -18,7 +18,7 @@ from tasks.artifacts.fingerprint import canonical_json, sha256_hex
 from tasks.artifacts.manifest import ShardReceipt
 from tasks.evaluate.results import Measured, build_results, gate_metrics
 from tasks.evaluate.stage import EvaluateRecipe, EvaluateRuntime, HarnessTasks
-from tasks.evaluate.statistics import mean_with_error
+from tasks.modeling.statistics import mean_with_error
 from tasks.worker.job import InputArtifact, Job, worker_main
 
 if TYPE_CHECKING:
@@ -178,8 +178,8 @@ class _Bench:
         """Commits the shard of one model."""
         import torch
 
-        from tasks.evaluate.bits_per_byte import context_tokens, document_bits, start_token
         from tasks.evaluate.harness import ExactLM, evaluate_tasks
+        from tasks.modeling.document_bits import context_tokens, document_bits, start_token
         from tasks.modeling.model_files import load_causal_lm
         from tasks.modeling.tokenizer_files import load_tokenizer, tokenizer_digest
 

@@ -23,6 +23,13 @@ TEXTS: dict[str, tuple[str, ...]] = {
         "parts, so that on a hot day the deck has room to grow.",
         "She asked whether the library would be open on Sunday, and he said that it never was, although the garden "
         "behind it could be visited at any hour.",
+        "The council met again in the autumn to decide what should become of the old mill. Some of its members wanted "
+        "to turn it into a museum; others pointed out that the roof alone would cost more than the town had spent on "
+        "its schools in ten years.",
+        "To make the dough, mix the flour with a little salt, add the warm water slowly and knead it until it no "
+        "longer sticks to your hands. Cover the bowl with a cloth and leave it in a warm place for about an hour.",
+        "Because light from distant stars takes so long to reach us, we see them as they were in the past. A telescope "
+        "is in this sense also a machine for looking back in time.",
     ),
     "code": (
         "def mean(values: list[float]) -> float:\n    if not values:\n        raise ValueError('no values')\n"
@@ -31,20 +38,37 @@ TEXTS: dict[str, tuple[str, ...]] = {
         "    }\n}\nreturn true;\n",
         "SELECT name, COUNT(*) AS orders\nFROM customers JOIN orders USING (customer_id)\nWHERE year = 2021\n"
         "GROUP BY name ORDER BY orders DESC;\n",
+        "class Stack:\n    def __init__(self):\n        self._items = []\n\n    def push(self, item):\n"
+        "        self._items.append(item)\n\n    def pop(self):\n        if not self._items:\n"
+        "            raise IndexError('pop from an empty stack')\n        return self._items.pop()\n",
+        "async function load(url) {\n  const response = await fetch(url);\n  if (!response.ok) {\n"
+        "    throw new Error(`status ${response.status}`);\n  }\n  return response.json();\n}\n",
+        '#!/bin/sh\nset -e\nfor file in *.txt; do\n    lines=$(wc -l < "$file")\n'
+        '    echo "$file has $lines lines"\ndone\n',
     ),
     "digits": (
         "12 + 30 = 42\n125 + 250 = 375\n1024 + 2048 = 3072\n99999 + 1 = 100000\n7 * 8 = 56\n12 * 12 = 144\n",
         "1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20\n100 200 300 400 500 600 700 800 900 1000\n",
         "pi = 3.14159265358979, e = 2.71828182845905, 2^10 = 1024, 2^20 = 1048576, 1/8 = 0.125\n",
+        "17 - 9 = 8\n250 - 125 = 125\n1000 - 1 = 999\n4096 - 2048 = 2048\n81 / 9 = 9\n144 / 12 = 12\n"
+        "1000000 / 1000 = 1000\n15 * 15 = 225\n25 * 4 = 100\n99 * 99 = 9801\n",
+        "1, 4, 9, 16, 25, 36, 49, 64, 81, 100, 121, 144, 169, 196, 225\n"
+        "2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97\n"
+        "1, 1, 2, 3, 5, 8, 13, 21, 34, 55, 89, 144, 233, 377, 610, 987, 1597, 2584\n",
+        "2024-01-31 09:15, 2024-02-29 23:59, 1999-12-31 00:00\n10 % of 250 = 25, 12.5 % of 800 = 100, "
+        "0.1 + 0.2 = 0.3\n$1,250.00 + $3,750.00 = $5,000.00\n",
     ),
     "non_latin": (
         "Москва является столицей России и самым большим городом страны.",
         "東京は日本の首都であり、世界で最も人口の多い都市の一つです。水は零度で凍ります。",
         "القاهرة هي عاصمة مصر وأكبر مدنها. दिल्ली भारत की राजधानी है।",
         "서울은 대한민국의 수도이다. Η Αθήνα είναι η πρωτεύουσα της Ελλάδας.",
+        "Дети вернулись из школы и рассказали матери, что завтра уроков не будет.",
+        "北京是中国的首都。春天来了，天气一天比一天暖和，公园里的花都开了。",
+        "ירושלים היא עיר עתיקה. กรุงเทพมหานครเป็นเมืองหลวงของประเทศไทย",
     ),
 }
-"""About 400 bytes a kind: enough to see a broken vocabulary, at the cost of a thousand tokens of forward."""
+"""About a thousand bytes a kind: enough to see a broken vocabulary, at the cost of 1500 tokens of forward."""
 
 
 def bits_per_byte(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> dict[str, float]:
@@ -53,7 +77,8 @@ def bits_per_byte(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) ->
     Rows from the tokenizer's size on are padding and take no probability.
 
     Raises:
-        BadInputError: the tokenizer has neither bos nor eos, or the model has fewer rows than the tokenizer has ids.
+        BadInputError: the tokenizer has neither bos nor eos, the model has fewer rows than the tokenizer has ids, or
+            its logits are not finite.
     """
     # Qwen's tokenizers have no bos, but their config.json names the token that documents began with in training.
     candidates = (tokenizer.bos_token_id, model.config.bos_token_id, tokenizer.eos_token_id)
@@ -74,5 +99,10 @@ def bits_per_byte(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) ->
             with torch.inference_mode():
                 logits_PV = model(ids_T[None]).logits[0, :-1, :num_real].float()
             nats += float(torch.nn.functional.cross_entropy(logits_PV, ids_T[1:], reduction="sum"))
+        if not math.isfinite(nats):
+            raise BadInputError(
+                f"the model gives logits that are not finite on {kind.replace('_', '-')} text; look for NaN in its "
+                f"weights, or for a dtype that they overflow"
+            )
         result[kind] = nats / math.log(2) / sum(len(text.encode()) for text in texts)
     return result

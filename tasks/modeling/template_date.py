@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from datetime import date
 
+PINNED_CLOCK = "{% macro strftime_now(format) %}{{ date_string }}{% endmacro %}{{ '' }}"
+"""Put before every template: some ask the clock without looking for date_string. The empty output keeps what follows
+from losing its first line break to the macro."""
+
 _MONTHS = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"]
 
 

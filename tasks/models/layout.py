@@ -72,9 +72,11 @@ def complete_generation_config(directory: Path) -> None:
 
 
 def describe(directory: Path) -> dict[str, Any]:
-    """parameters (None without weights), bytes, rows of the embedding, vocab_size, which is the largest id plus one."""
+    """parameters (None without weights), bytes, rows of the embedding (None without a config), and vocab_size, which is
+    the largest id plus one."""
     weights = [path for path in model_files(directory) if fnmatch(path.name, WEIGHTS)]
-    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    stored = directory / "config.json"
+    config = json.loads(stored.read_text(encoding="utf-8")) if stored.is_file() else {}
     tokenizer = json.loads((directory / "tokenizer.json").read_text(encoding="utf-8"))
     ids = [*tokenizer["model"]["vocab"].values(), *(entry["id"] for entry in tokenizer["added_tokens"])]
     return {

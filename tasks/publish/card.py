@@ -20,13 +20,16 @@ _STEPS = {
     "corpus": "Documents were tokenised once and split into training and held-out ones by their content",
     "dump_logits": "A teacher's next-token distributions were stored: some entries of each, and the mass of the others",
     "import_logits": "A teacher's next-token distributions were taken from a published set",
-    "transplant": "The student was moved into its teacher's vocabulary",
+    "reshape": "A model was written as another architecture, or with some of its layers",
+    "transplant": "A model was moved into another vocabulary",
     "distill": "The student was trained on the stored distributions",
     "revert": "The trained student was moved back into its own vocabulary",
     "fuse": "The branches, all in one vocabulary, were merged",
     "evolve": "Instructions were evolved",
     "sft": "The result was trained on instructions",
 }
+_PREPARATION = "train-"
+"""How the label of a training begins that made a model before the recipe (`prepared` of a profile)."""
 
 
 def build_card(
@@ -122,6 +125,8 @@ def _steps(recipe: PublishRecipe, lineage: Sequence[Ancestor]) -> str:
         sentence = _STEPS[stage]
         if is_twin(manifest):
             sentence = "A twin for comparison was trained on the same tokens without a teacher"
+        if stage == "sft" and manifest.label.startswith(_PREPARATION):
+            sentence = "A model was trained on text before the recipe"
         if stage == "fuse":
             sentence += f" ({recipe.merge_method})"
         lines.append(f"{len(lines) + 1}. {sentence} (`{manifest.label}`).")

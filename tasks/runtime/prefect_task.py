@@ -217,12 +217,15 @@ def _gate_row(result: GateResult) -> dict[str, Any]:
     }
 
 
-def submit_stage(step: Step, context: RunContext, after: list[Any]) -> Any:
-    """Submits a step to the flow's task runner, to start when the futures in `after` are done."""
+def submit_stage(step: Step, context: RunContext, after: list[Any], name: str | None = None) -> Any:
+    """Submits a step to the flow's task runner, to start when the futures in `after` are done.
+
+    `name` is shown in place of the step's label, where several steps of one flow have the same.
+    """
     runtime = step.config.runtime
     named = run_stage.with_options(
         name=step.stage.name,
-        task_run_name=step.label,
+        task_run_name=name or step.label,
         retries=runtime.retries,
         retry_delay_seconds=runtime.retry_delay_seconds,
         tags={f"stage:{step.stage.name}"},

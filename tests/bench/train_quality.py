@@ -22,8 +22,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from tasks.evaluate.statistics import paired_ratio, ratio_with_error
 from tasks.logits.rows import Row, read_rows
+from tasks.modeling.statistics import paired_ratio, ratio_with_error
 from tasks.modeling.tokenizer_files import load_tokenizer
 from tasks.runtime.execute import Outcome
 from tests.bench.quality_documents import FOLDER

