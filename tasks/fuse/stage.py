@@ -22,12 +22,14 @@ Medius is
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from tasks.artifacts.frozen import Frozen
-from tasks.runtime.declare import Runtime, Stage, StageConfig
+from tasks.runtime.declare import GateResult, Gates, Runtime, Stage, StageConfig
+from tasks.runtime.text_gates import judge_ratios, judge_stops
 
 BASE = "base"
 
@@ -128,11 +130,44 @@ class FuseRuntime(Runtime):
     """Keep intermediate tensors on the GPU."""
 
 
+class FuseGates(Gates):
+    """`max_ratio_`: largest bits per byte of the fusion, over those of the branch that is best on that kind of text.
+
+    Another branch may be the best on each kind, so that 1 asks for what no branch reaches on all. A few percent are the
+    price of a merge; more than that, and the branch alone would be the better start of the fine-tuning.
+    """
+
+    max_ratio_prose: float | None = Field(1.15, gt=0)
+    max_ratio_code: float | None = Field(1.15, gt=0)
+    max_ratio_digits: float | None = Field(1.25, gt=0)
+    max_ratio_non_latin: float | None = Field(1.25, gt=0)
+    max_stops_lost: float | None = Field(0.25, ge=0, le=1)
+    """Of the prompts at which the model that `chat_from` names stopped, the largest share at which the fusion does
+    not."""
+
+
 class FuseConfig(StageConfig):
     """One fusion."""
 
     recipe: FuseRecipe
     runtime: FuseRuntime = FuseRuntime()
+    gates: FuseGates = FuseGates()
 
 
-STAGE = Stage(name="fuse", version=1, config=FuseConfig)
+def judge(metrics: Mapping[str, Any], gates: FuseGates) -> list[GateResult]:
+    """Holds the fusion against its branches."""
+    return [
+        *judge_ratios(
+            metrics.get("bits_per_byte_ratio", {}),
+            gates,
+            "bits per byte of {} text of the fusion, over those of the branch that is best on it",
+        ),
+        *judge_stops(
+            metrics.get("stops"),
+            gates.max_stops_lost,
+            "share of the chat prompts that the model of chat_from stops at and the fusion does not stop at",
+        ),
+    ]
+
+
+STAGE = Stage(name="fuse", version=1, config=FuseConfig, judge=judge)

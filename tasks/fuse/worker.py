@@ -18,6 +18,7 @@ from mergekit.options import MergeOptions
 from safetensors import safe_open
 
 from tasks.artifacts.errors import BadInputError
+from tasks.fuse.quality import measure_fusion
 from tasks.fuse.stage import BASE, FuseRecipe, FuseRuntime
 from tasks.modeling.model_files import (
     TOKEN_ID_FIELDS,
@@ -46,7 +47,7 @@ def run(job: Job) -> None:
     staging = job.new_directory("merge")
     for name, directory in directories.items():
         (staging / name).symlink_to(weights_directory(directory).resolve(), target_is_directory=True)
-    job.progress(0, 2, "steps")
+    job.progress(0, 3, "steps")
     # It also keeps open files by the name of the model, for the life of the process.
     LoaderCache.loaders.clear()
     with contextlib.chdir(staging):
@@ -69,11 +70,20 @@ def run(job: Job) -> None:
     _write_configs(out, directories[recipe.chat_from])
     copy_tokenizer_files(directories[recipe.chat_from], out)
     (out / "merge_config.yml").write_text(yaml.safe_dump(recipe.mergekit_config(), sort_keys=False), encoding="utf-8")
-    job.progress(1, 2, "steps")
+    job.progress(1, 3, "steps")
     num_parameters, distances = _distances(out, {name: staging / name for name in directories})
+    job.progress(2, 3, "steps")
+    quality = measure_fusion(
+        out,
+        directories[BASE],
+        {name: directories[name] for name in recipe.branches},
+        directories[recipe.chat_from],
+        resolve_device(runtime.device),
+    )
     job.complete(
         out,
         {
+            **quality,
             "parameters": num_parameters,
             "num_rows": num_rows(out),
             "relative_distance": distances,

@@ -1,182 +1,219 @@
-"""What a transplant does to each token, known before it starts: shared, invented, or mapped by hand."""
+"""What a transplant makes each row of the donor's vocabulary of, known before it starts.
+
+Tokens are matched by their bytes. Every token of the donor is in exactly one of four parts: shared (the student has
+the same bytes), mapped (a special token, by the recipe's map), composed (of the student's own tokens), approximated
+(by recipe.method, from the donor's embeddings).
+"""
 
 from __future__ import annotations
 
-import re
-from collections import Counter
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from transformers import PreTrainedTokenizerFast
 
 from tasks.artifacts.errors import BadInputError
-from tasks.modeling.tokenizer_files import real_vocab_size
+from tasks.surgeon.coverage import count_kinds, examples, kinds_of, spelled_out, text_coverage
+from tasks.surgeon.kinds import KINDS
+from tasks.surgeon.pieces import student_pieces
+from tasks.surgeon.special_tokens import (
+    MappedToken,
+    duty_of,
+    require_complete,
+    required_tokens,
+    resolve_map,
+    useful_additions,
+)
+from tasks.surgeon.stage import TransplantRecipe
+from tasks.surgeon.vocabulary import Vocabulary, name_of, read_vocabulary
 
-_BYTE_LEVEL_SPACE = "Ġ"
+PLAN_FILE = "transplant_plan.json"
+PARTS = ("shared", "mapped", "composed", "approximated")
 
-
-@dataclass(frozen=True)
-class MappedToken:
-    """A donor token that takes the rows of a student token."""
-
-    donor: str
-    donor_id: int
-    student: str
-    student_id: int
+_NEEDS_K_SHARED = ("omp_anchored", "omp", "common_interpolation")
+_NUM_IDLE = 16
+_BYTES_WITHOUT_TEXT = (0xC0, 0xC1, *range(0xF5, 0x100), *range(9), *range(0x0E, 0x20), 0x7F)
+"""UTF-8 has no use for the first thirteen, text none for the rest."""
 
 
 @dataclass(frozen=True)
 class TransplantPlan:
-    """The two vocabularies side by side. Tokens are in the tokenizers' own spelling."""
+    """The origin of every row, by donor id; ids from `real_vocab_size` on are padding, up to `rows`."""
 
     real_vocab_size: int
     rows: int
-    shared: tuple[str, ...]
-    donor_only: tuple[str, ...]
-    student_only: tuple[str, ...]
+    shared_donor_ids_S: npt.NDArray[np.int64]
+    """In ascending order, without the mapped ones."""
+    shared_student_ids_S: npt.NDArray[np.int64]
+    """The student's token of the same bytes, at the same place."""
     mapped: tuple[MappedToken, ...]
-    unmapped_specials: tuple[str, ...]
-    """Special tokens of the donor alone that no one mapped: their rows are approximated like any other."""
+    """By the recipe's map, their rows copied like shared ones; in ascending order of the donor's ids."""
+    composed: dict[int, tuple[int, ...]]
+    """Donor id → student ids whose mean it is, in ascending order of the donor's ids; an id may be there twice."""
+    approximated_donor_ids: npt.NDArray[np.int64]
+    """By recipe.method from the donor's embeddings; in ascending order. Empty with method composed."""
+    kinds: tuple[str, ...]
+    """By donor id, real_vocab_size of them: "special" or a kind of tasks/surgeon/kinds.py; "" where no token has it."""
     counts: dict[str, dict[str, int]]
-    """Number of tokens by part (shared, donor_only, student_only) and kind."""
+    """Number of tokens by part (PARTS, and student_only: what the student loses) and by kind; "total" is the sum."""
+    description: dict[str, Any]
+    """What `record` adds to the counts: JSON for people."""
 
     def record(self) -> dict[str, Any]:
-        """surgery.json: counts and the explicit part, not the 100,000 names."""
+        """surgery.json: counts, map, padding, examples, coverage of texts; not the 100,000 names."""
         return {
             "real_vocab_size": self.real_vocab_size,
             "rows": self.rows,
             "padding_rows": self.rows - self.real_vocab_size,
             "counts": self.counts,
             "mapped": [vars(token) for token in self.mapped],
-            "unmapped_specials": list(self.unmapped_specials),
+            **self.description,
         }
+
+    def compositions(self) -> str:
+        """PLAN_FILE: one JSON object with `shared` and `mapped` as [donor ids, student ids], `composed` as donor id →
+        student ids, and `approximated` as donor ids, one part a line."""
+        parts: dict[str, Any] = {
+            "shared": [self.shared_donor_ids_S.tolist(), self.shared_student_ids_S.tolist()],
+            "mapped": [[token.donor_id for token in self.mapped], [token.student_id for token in self.mapped]],
+            "composed": self.composed,
+            "approximated": self.approximated_donor_ids.tolist(),
+        }
+        lines = (f'"{name}":{json.dumps(part, separators=(",", ":"))}' for name, part in parts.items())
+        return "{" + ",\n".join(lines) + "}\n"
 
 
 def plan_transplant(
-    student: PreTrainedTokenizerFast,
-    donor: PreTrainedTokenizerFast,
-    special_tokens: Mapping[str, str],
-    rows: int,
-    min_shared: int,
+    student: PreTrainedTokenizerFast, donor: PreTrainedTokenizerFast, recipe: TransplantRecipe, rows: int
 ) -> TransplantPlan:
-    """Compares the vocabularies and resolves the map.
+    """Compares the vocabularies and says what each of the donor's rows will be made of.
+
+    `rows` is the number of rows of the result, at least the donor's real size. Reads no weights.
 
     Raises:
-        BadInputError: a tokenizer is not byte-level BPE, too few tokens are shared, the map names an unknown token or
-            leaves out one that a chat depends on, or the rows do not hold the vocabulary.
+        BadInputError: a tokenizer is not byte-level BPE, nothing or less than recipe.k is shared, the map names an
+            unknown token or leaves out one that a chat depends on, composed_kinds names no kind, or the rows do not
+            hold the vocabulary.
     """
-    student_ids, donor_ids = student.get_vocab(), donor.get_vocab()
-    for role, vocab in (("student", student_ids), ("donor", donor_ids)):
-        if _BYTE_LEVEL_SPACE not in "".join(vocab):
-            raise BadInputError(
-                f"the {role}'s tokenizer is not byte-level BPE, the only kind that is matched by name here; "
-                f"use models with tokenizers like those of Llama 3, Qwen or SmolLM2"
-            )
-    shared = tuple(sorted(donor_ids.keys() & student_ids.keys(), key=donor_ids.__getitem__))
-    if len(shared) < min_shared:
-        raise BadInputError(
-            f"student and donor share {len(shared)} tokens, and recipe.k asks for {min_shared}; lower k or choose "
-            f"models with closer tokenizers"
-        )
-    real = real_vocab_size(donor)
-    if rows < real:
-        raise BadInputError(f"recipe.rows is {rows}, but the donor's tokenizer has ids up to {real - 1}; raise it")
-    mapped = tuple(_resolve(student, donor_ids, *pair) for pair in special_tokens.items())
-    _require_complete(student, donor, special_tokens)
-    donor_only = tuple(sorted(donor_ids.keys() - student_ids.keys(), key=donor_ids.__getitem__))
-    student_only = tuple(sorted(student_ids.keys() - donor_ids.keys(), key=student_ids.__getitem__))
-    donor_specials, student_specials = _special_names(donor), _special_names(student)
+    ours, theirs = read_vocabulary(student, "student"), read_vocabulary(donor, "donor")
+    _check_rows_and_kinds(recipe, rows, theirs)
+    mapped = resolve_map(ours, theirs, recipe.special_tokens)
+    require_complete(student, donor, (ours, theirs), recipe.special_tokens)
+    shared = shared_tokens(ours, theirs, {token.donor_id for token in mapped})
+    _check_shared(recipe, len(shared))
+
+    kinds = kinds_of(theirs)
+    taken = shared.keys() | {token.donor_id for token in mapped}
+    invented = [token for token in theirs.spelled if token not in taken]
+    is_composed = recipe.method == "composed"
+    to_compose = [token for token in invented if is_composed or kinds[token] in recipe.composed_kinds]
+    idle = _idle_tokens(student, ours, {*shared.values(), *(token.student_id for token in mapped)})
+    composed = _composed(student, theirs, to_compose, idle)
+    approximated = [token for token in invented if token not in composed]
+    counts = _counts(
+        kinds, dict(zip(PARTS, (shared, (t.donor_id for t in mapped), composed, approximated), strict=True))
+    )
+    lost = ours.spelled.keys() - set(shared.values()) - {token.student_id for token in mapped}
+    student_kinds = kinds_of(ours)
+    counts["student_only"] = count_kinds(student_kinds[token] for token in lost)
     return TransplantPlan(
-        real_vocab_size=real,
+        real_vocab_size=theirs.size,
         rows=rows,
-        shared=shared,
-        donor_only=donor_only,
-        student_only=student_only,
+        shared_donor_ids_S=np.array(list(shared), dtype=np.int64),
+        shared_student_ids_S=np.array(list(shared.values()), dtype=np.int64),
         mapped=mapped,
-        unmapped_specials=tuple(
-            token for token in donor_only if token in donor_specials and token not in special_tokens
-        ),
-        counts={
-            "shared": _count(donor, shared, donor_specials),
-            "donor_only": _count(donor, donor_only, donor_specials),
-            "student_only": _count(student, student_only, student_specials),
+        composed=composed,
+        approximated_donor_ids=np.array(approximated, dtype=np.int64),
+        kinds=kinds,
+        counts=counts,
+        description={
+            "student_tokens": len(ours.spelled),
+            "method": recipe.method,
+            "composed_kinds": list(recipe.composed_kinds),
+            "unmapped_specials": [_text(theirs, token) for token in invented if token in theirs.special],
+            "proposed": useful_additions(student, donor, (ours, theirs), recipe.special_tokens),
+            "idle": {
+                "tokens": [spelled_out(ours, token) for token in idle],
+                "rows": sum(pieces == idle for pieces in composed.values()),
+            },
+            "texts": text_coverage(donor, composed.keys() | set(approximated)),
+            "examples": examples(ours, theirs, kinds, composed, approximated, idle),
         },
     )
 
 
-def required_tokens(donor: PreTrainedTokenizerFast) -> list[str]:
-    """Special tokens without which a chat in the donor's format cannot start or stop, in the order of their ids."""
-    template = donor.chat_template or ""
-    names = {token for token in _special_names(donor) if token in template}
-    names |= {token for token in (donor.bos_token, donor.eos_token, donor.pad_token) if token}
-    return sorted(names, key=donor.convert_tokens_to_ids)
-
-
-def kind_of(text: str) -> str:
-    """Kind of a decoded token: digits, words, punctuation, white space, or not ASCII (also parts of characters)."""
-    if not text.isascii():
-        return "non_ascii"
-    if not text.strip():
-        return "white_space"
-    if re.fullmatch(r"\s*[0-9]+", text):
-        return "digits"
-    if re.fullmatch(r"\s*[A-Za-z]+", text):
-        return "ascii_words"
-    return "punctuation"
-
-
-def _count(tokenizer: PreTrainedTokenizerFast, tokens: Iterable[str], specials: set[str]) -> dict[str, int]:
-    kinds = Counter(
-        "special" if token in specials else kind_of(tokenizer.convert_tokens_to_string([token])) for token in tokens
-    )
-    return {"total": sum(kinds.values()), **{kind: kinds[kind] for kind in sorted(kinds)}}
-
-
-def _special_names(tokenizer: PreTrainedTokenizerFast) -> set[str]:
-    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-    return added | set(tokenizer.all_special_tokens)
-
-
-def _resolve(
-    student: PreTrainedTokenizerFast, donor_ids: Mapping[str, int], donor_token: str, student_token: str
-) -> MappedToken:
-    if donor_token not in donor_ids:
-        raise BadInputError(f"recipe.special_tokens maps {donor_token!r}, which the donor's tokenizer does not have")
-    student_id = student.get_vocab().get(student_token)
-    if student_id is None:
-        ids = student.encode(student_token, add_special_tokens=False)
-        if len(ids) != 1:
-            raise BadInputError(
-                f"recipe.special_tokens maps {donor_token!r} to {student_token!r}, which is neither a token of the "
-                f"student nor a text that its tokenizer makes one token of ({len(ids)}); its special tokens are "
-                f"{sorted(_special_names(student))}"
-            )
-        student_id = ids[0]
-    return MappedToken(donor_token, donor_ids[donor_token], student_token, student_id)
-
-
-def _require_complete(
-    student: PreTrainedTokenizerFast, donor: PreTrainedTokenizerFast, special_tokens: Mapping[str, str]
-) -> None:
-    known = student.get_vocab()
-    missing = [token for token in required_tokens(donor) if token not in special_tokens and token not in known]
-    if missing:
-        proposal = ", ".join(f'"{token}": "{_propose(student, donor, token)}"' for token in missing)
+def _check_rows_and_kinds(recipe: TransplantRecipe, rows: int, donor: Vocabulary) -> None:
+    if rows < donor.size:
         raise BadInputError(
-            f"recipe.special_tokens does not say which rows of the student {', '.join(missing)} of the donor take, and "
-            f"without them a chat does not start or stop; consider {{{proposal}}}"
+            f"recipe.rows is {rows}, but the donor's tokenizer has ids up to {donor.size - 1}; raise it"
+        )
+    unknown = [kind for kind in recipe.composed_kinds if kind not in KINDS]
+    if unknown:
+        raise BadInputError(
+            f"recipe.composed_kinds names {unknown[0]!r}, which is no kind of token; the kinds are {', '.join(KINDS)}"
         )
 
 
-def _propose(student: PreTrainedTokenizerFast, donor: PreTrainedTokenizerFast, token: str) -> str:
-    """A student token of the same duty, for the sentence that asks the user to decide."""
-    names = _special_names(student)
-    neutral = next((name for name in (student.bos_token, "<|endoftext|>", student.pad_token) if name in names), None)
-    end = student.eos_token or neutral or "?"
-    if token in (donor.bos_token, donor.pad_token):
-        return neutral or end
-    if "start" in token:
-        start = end.replace("end", "start")
-        return start if start in names else neutral or end
-    return "\\n" if "end_header" in token else end
+def _check_shared(recipe: TransplantRecipe, num_shared: int) -> None:
+    if num_shared == 0:
+        raise BadInputError("student and donor share no tokens; choose models with closer tokenizers")
+    if recipe.method in _NEEDS_K_SHARED and num_shared < recipe.k:
+        raise BadInputError(
+            f"student and donor share {num_shared} tokens, and recipe.k asks for {recipe.k}; lower k or choose models "
+            f"with closer tokenizers"
+        )
+
+
+def shared_tokens(ours: Vocabulary, theirs: Vocabulary, mapped: Set[int] = frozenset()) -> dict[int, int]:
+    """Donor id (of `theirs`) → student id of the same bytes, without the donor's `mapped` ids, in ascending order.
+
+    Special tokens meet special ones only: text that looks like one has not been trained as one.
+    """
+    special = ours.special_names
+    shared: dict[int, int] = {}
+    for token, spelled in theirs.spelled.items():
+        if token in mapped:
+            continue
+        same = special.get(spelled.decode()) if token in theirs.special else ours.by_bytes.get(spelled)
+        if same is not None:
+            shared[token] = same
+    return shared
+
+
+def _idle_tokens(student: PreTrainedTokenizerFast, ours: Vocabulary, used: set[int]) -> tuple[int, ...]:
+    """Tokens of the student that no text and no chat of its own has: what a special token without a counterpart, or a
+    byte that the student lacks, is made of.
+
+    The pieces of such a token's text ("<", "|", …) are likely in code, and a row near theirs takes probability from
+    them. 250 rows in SmolLM2 cost, in bits a token: made of pieces 0.00003 to 0.001, as copies of <|endoftext|> up to
+    0.011, made of idle tokens at most 0.00005.
+    """
+    busy = used | {ours.by_text[name] for name in required_tokens(student, ours)}
+    idle = [token for name, token in ours.special_names.items() if token not in busy and duty_of(name) is None]
+    # Those with a duty outside of chats, such as <repo_name>, only where there are no better ones.
+    idle = idle or [token for token in ours.special_names.values() if token not in busy]
+    if not idle:
+        rare = (ours.by_bytes.get(bytes([byte])) for byte in (*_BYTES_WITHOUT_TEXT, *range(256)))
+        idle = [token for token in rare if token is not None]
+    return tuple(idle[:_NUM_IDLE])
+
+
+def _composed(
+    student: PreTrainedTokenizerFast, theirs: Vocabulary, tokens: Iterable[int], idle: tuple[int, ...]
+) -> dict[int, tuple[int, ...]]:
+    tokens = list(tokens)
+    texts = [token for token in tokens if token not in theirs.special]
+    pieces = dict(zip(texts, student_pieces([name_of(theirs.spelled[token]) for token in texts], student), strict=True))
+    return {token: pieces.get(token) or idle for token in tokens}
+
+
+def _counts(kinds: tuple[str, ...], parts: Mapping[str, Iterable[int]]) -> dict[str, dict[str, int]]:
+    return {name: count_kinds(kinds[token] for token in tokens) for name, tokens in parts.items()}
+
+
+def _text(vocabulary: Vocabulary, token: int) -> str:
+    return vocabulary.spelled[token].decode()

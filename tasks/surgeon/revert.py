@@ -21,30 +21,36 @@ from tasks.modeling.model_files import (
     weights_directory,
     write_config,
 )
+from tasks.modeling.stopping import compared_stops, stopped_prompts
 from tasks.modeling.tokenizer_files import load_tokenizer, real_vocab_size
+from tasks.surgeon.new_rows import MATRICES
 from tasks.surgeon.result import check_tokenizer, compared, write_record
+from tasks.surgeon.reversion_rows import TokenMatch, check_match, match_tokens, reverted_matrix
 from tasks.surgeon.stage import RevertRecipe, SurgeonRuntime
 from tasks.worker.job import Job
 
 
 def revert(job: Job, recipe: RevertRecipe, runtime: SurgeonRuntime) -> None:
-    """The trained trunk with the original's embedding and head rows, tokenizer and configs, in the original's dtype."""
+    """The trained trunk with the original's tokenizer and configs, in the original's dtype; rows by recipe.strategy."""
     started = time.monotonic()
     trained_directory, original_directory = job.input("trained").directory(), job.input("original").directory()
     device = resolve_device(runtime.device)
-    tokenizer = load_tokenizer(original_directory)
+    tokenizer, foreign_tokenizer = load_tokenizer(original_directory), load_tokenizer(trained_directory)
+    match = match_tokens(tokenizer, foreign_tokenizer, recipe.special_tokens)
+    check_match(recipe, match)
 
     job.progress(0, 3, "steps")
     original = load_causal_lm(original_directory, dtype=stored_dtype(original_directory), device=device)
-    original_rows = vocabulary_weights(original)[0].shape[0]
-    before = bits_per_byte(original, tokenizer)
+    num_rows = vocabulary_weights(original)[0].shape[0]
+    before, stopped_before = bits_per_byte(original, tokenizer), stopped_prompts(original, tokenizer)
     trained = load_causal_lm(trained_directory, dtype=stored_dtype(trained_directory), device=device)
-    foreign = bits_per_byte(trained, load_tokenizer(trained_directory))
+    foreign, stopped_foreign = bits_per_byte(trained, foreign_tokenizer), stopped_prompts(trained, foreign_tokenizer)
 
     job.progress(1, 3, "steps")
     num_values, square_moved, square_norm = _take_trunk(original, trained)
+    rows = _take_rows(original, trained, recipe, match, runtime.batch_size)
     del trained
-    after = bits_per_byte(original, tokenizer)
+    after, stopped_after = bits_per_byte(original, tokenizer), stopped_prompts(original, tokenizer)
 
     job.progress(2, 3, "steps")
     out = job.new_directory("out")
@@ -55,27 +61,60 @@ def revert(job: Job, recipe: RevertRecipe, runtime: SurgeonRuntime) -> None:
             write_config(out / name, read_json(source / name))
     copy_tokenizer_files(original_directory, out)
     check_tokenizer(out, tokenizer)
+    tokens = {"shared_tokens": len(match.original_ids_S), "other_tokens": len(match.other_ids_N)}
     write_record(
         out,
         {
             "mode": "revert",
             "strategy": recipe.strategy,
+            **tokens,
+            **rows,
             "real_vocab_size": real_vocab_size(tokenizer),
-            "rows": original_rows,
+            "rows": num_rows,
         },
     )
     job.complete(
         out,
         {
             **compared(before, after),
+            "stops": compared_stops(stopped_before, stopped_after),
             "bits_per_byte_before_reversion": foreign,
-            "num_rows": original_rows,
+            "stops_before_reversion": sum(stopped_foreign),
+            "strategy": recipe.strategy,
+            **tokens,
+            **rows,
+            "num_rows": num_rows,
             "real_vocab_size": real_vocab_size(tokenizer),
             "trunk_parameters": num_values,
             "trunk_moved_relative": math.sqrt(square_moved / square_norm),
             "seconds": time.monotonic() - started,
         },
     )
+
+
+def _take_rows(
+    original: PreTrainedModel,
+    trained: PreTrainedModel,
+    recipe: RevertRecipe,
+    match: TokenMatch,
+    batch_size: int | None,
+) -> dict[str, dict[str, float]]:
+    """Gives `original` the rows of recipe.strategy.
+
+    Returns, by matrix, ‖change‖ / ‖before‖ over all rows, and how well sums of shared rows give the others.
+    """
+    moved: dict[str, float] = {}
+    cosine: dict[str, float] = {}
+    with torch.no_grad():
+        weights = zip(MATRICES, vocabulary_weights(original), vocabulary_weights(trained), strict=False)
+        for name, weight, trained_VD in weights:
+            matrix = reverted_matrix(recipe, match, weight, trained_VD, batch_size=batch_size, device=weight.device)
+            change = (matrix.rows_RD.float() - weight.float()).norm()
+            moved[name] = float(change / weight.float().norm())
+            if matrix.reconstruction_cosine is not None:
+                cosine[name] = matrix.reconstruction_cosine
+            weight.copy_(matrix.rows_RD)
+    return {"rows_moved_relative": moved, "reconstruction_cosine": cosine}
 
 
 def _take_trunk(original: PreTrainedModel, trained: PreTrainedModel) -> tuple[int, float, float]:

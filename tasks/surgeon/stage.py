@@ -1,7 +1,7 @@
 """Gives a model another vocabulary, and gives it its own back.
 
-`transplant`: the student's weights with the donor's tokenizer; rows of shared tokens are copied, the others are
-approximated by mergekit-tokensurgeon. Inputs "student", "donor" (a small model of the teacher's vocabulary).
+`transplant`: the student's weights with the donor's tokenizer; rows of shared tokens are copied, the others are made by
+a named method. Inputs "student", "donor" (a small model of the teacher's vocabulary; for `composed` its tokenizer).
 `revert`: the trunk as it was trained, with the embedding and head rows, the tokenizer and the configs that the student
 had before. Inputs "trained", "original".
 """
@@ -14,27 +14,49 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from tasks.artifacts.frozen import Frozen
-from tasks.runtime.declare import GateResult, Gates, Runtime, Stage, StageConfig, at_most
+from tasks.runtime.declare import GateResult, Gates, Runtime, Stage, StageConfig
+from tasks.runtime.text_gates import judge_ratios, judge_stops
 
-KINDS = ("prose", "code", "digits", "non_latin")
+
+class Composition(Frozen):
+    """A composed row: the weighted mean of the rows of the token's pieces, times `scale`.
+
+    A decay is the weight of a piece over that of the next one: 1 is the plain mean, 0.5 gives the last piece half of
+    the weight or more. The defaults were best on SmolLM2's weights and Qwen2.5's tokenizer (tasks/surgeon/README.md).
+    """
+
+    scale: float = Field(0.9, gt=0, le=2)
+    """Below 1 an unhealed model predicts composed tokens less."""
+    tied_decay: float = Field(0.7, gt=0, le=2)
+    """Where one matrix is embedding and head."""
+    embedding_decay: float = Field(0.5, gt=0, le=2)
+    head_decay: float = Field(1.0, gt=0, le=2)
 
 
 class TransplantRecipe(Frozen):
     """How the student comes into the donor's vocabulary."""
 
     mode: Literal["transplant"] = "transplant"
-    method: Literal["omp", "common_interpolation", "mean", "zero"] = "omp"
-    """How the rows of tokens are made that only the donor has. Of tokensurgeon's other methods, `randn` and
-    `john_hewitt` are random, `landmark_pca` is too and unseeded, `stb` and `mp_rope` fail, and `subword` reads
-    byte-level token names as text."""
+    method: Literal["omp_anchored", "composed", "omp", "common_interpolation", "mean", "zero"] = "omp_anchored"
+    """How the rows of tokens are made that only the donor has. `composed`: from the student's rows for the pieces of
+    the token's text; needs only the donor's tokenizer. `omp_anchored`: orthogonal matching pursuit of the donor's row
+    over the donor's rows of the `num_anchors` most used shared tokens, the coefficients then applied to the student's
+    rows. The others are mergekit-tokensurgeon's. Of those left out there, `randn` and `john_hewitt` are random,
+    `landmark_pca` is too and unseeded, `stb` and `mp_rope` fail, and `subword` reads byte-level token names as text."""
+    composed_kinds: tuple[str, ...] = ()
+    """Kinds of tokens (tasks/surgeon/kinds.py) that are composed whatever the method, such as "digits"."""
     k: int = Field(64, ge=1, le=1024)
-    """Shared tokens that an approximated row is made of (omp, common_interpolation)."""
+    """Shared tokens that an approximated row is made of (omp_anchored, omp, common_interpolation)."""
+    num_anchors: int = Field(8192, ge=1)
+    """Shared tokens that omp_anchored chooses from; all of them where there are fewer."""
     weight_scheme: Literal["distance_proportional", "barycentric", "least_squares"] = "least_squares"
     """How common_interpolation weighs its k neighbours."""
     cosine_similarity: bool = False
     """Whether common_interpolation looks for neighbours by angle instead of distance."""
     new_row_scale: float = Field(1.0, gt=0, le=2)
     """Factor on the approximated rows; below 1 an unhealed model predicts invented tokens less."""
+    composition: Composition = Composition()
+    """How the pieces of composed tokens are weighed."""
     special_tokens: dict[str, str]
     """Donor token → student token whose rows it takes, such as "<|eot_id|>": "<|im_end|>". Needed for the donor's bos,
     eos, pad and every special token of its chat template, unless the student has a token of the same name. The student
@@ -48,6 +70,10 @@ class TransplantRecipe(Frozen):
     def _fits_together(self) -> TransplantRecipe:
         if self.method in ("mean", "zero") and self.new_row_scale != 1:
             raise ValueError(f"new_row_scale does nothing useful with method {self.method}; remove it or use omp")
+        if self.method == "composed" and self.new_row_scale != 1:
+            raise ValueError("new_row_scale is for approximated rows; for composed ones set composition.scale")
+        if self.method == "omp_anchored" and self.k > self.num_anchors:
+            raise ValueError(f"k is {self.k}, more than num_anchors={self.num_anchors}; lower k or raise num_anchors")
         if self.rows is not None and self.rows % self.pad_rows_to_multiple_of:
             raise ValueError(
                 f"rows is {self.rows}, not a multiple of pad_rows_to_multiple_of={self.pad_rows_to_multiple_of}; "
@@ -60,8 +86,30 @@ class RevertRecipe(Frozen):
     """How the trained student comes back into its own vocabulary."""
 
     mode: Literal["revert"]
-    strategy: Literal["original_rows"] = "original_rows"
-    """`original_rows`: embedding and head as they were before the transplant, everything else as trained."""
+    strategy: Literal["original_rows", "shared_trained", "delta_transplant", "back_transplant"] = "original_rows"
+    """What embedding and head get; everything else is as trained. A token is shared if both vocabularies have it by its
+    bytes, a special one by its name.
+    `original_rows`: what they were before the transplant.
+    `shared_trained`: shared tokens the trained rows, the others their original ones.
+    `delta_transplant`: shared tokens the trained rows; each other its original row plus what training changed on the
+    shared tokens that its original row is made of: r + sum of c_i * (trained_i - original_i), the c by orthogonal
+    matching pursuit of r over the original rows of shared tokens.
+    `back_transplant`: shared tokens the trained rows; each other sum of c_i * trained_i.
+    Padding rows and special tokens that only the original has keep their original rows in all of them."""
+    special_tokens: dict[str, str] = Field(default_factory=dict)
+    """The map of the transplant, for the strategies that bring trained rows back: the original's special tokens then
+    get the trained rows of the tokens that were mapped to them. Without it they keep their original rows, beside which
+    the trained ones of text may have grown; README.md has figures."""
+    k: int = Field(64, ge=1, le=1024)
+    """Shared tokens that a row is made of (delta_transplant, back_transplant)."""
+    num_anchors: int = Field(8192, ge=1)
+    """Shared tokens that the k are chosen from, the most used ones; all of them where there are fewer."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> RevertRecipe:
+        if self.k > self.num_anchors:
+            raise ValueError(f"k is {self.k}, more than num_anchors={self.num_anchors}; lower k or raise num_anchors")
+        return self
 
 
 SurgeonRecipe = Annotated[TransplantRecipe | RevertRecipe, Field(discriminator="mode")]
@@ -70,17 +118,20 @@ SurgeonRecipe = Annotated[TransplantRecipe | RevertRecipe, Field(discriminator="
 class SurgeonRuntime(Runtime):
     """Where and in what portions rows are approximated."""
 
-    batch_size: int = Field(512, ge=1)
-    """Rows approximated at once. Another size may change their last bits."""
+    batch_size: int | None = Field(None, ge=1)
+    """Rows approximated at once; None takes what is fast on the device. Another size may change their last bits."""
 
 
 class SurgeonGates(Gates):
-    """Largest bits per byte after, over bits per byte of the model with its own tokenizer, by kind of text."""
+    """`max_ratio_`: largest bits per byte after, over those before, by kind of text. Each model reads the text with its
+    own tokenizer; before a reversion is what the student was before its transplant."""
 
     max_ratio_prose: float | None = Field(2.0, gt=0)
     max_ratio_code: float | None = Field(2.0, gt=0)
     max_ratio_digits: float | None = Field(2.5, gt=0)
     max_ratio_non_latin: float | None = Field(2.5, gt=0)
+    max_stops_lost: float | None = Field(0.25, ge=0, le=1)
+    """Of the prompts at which the model stopped before, the largest share at which it does not after."""
 
 
 class SurgeonConfig(StageConfig):
@@ -92,18 +143,19 @@ class SurgeonConfig(StageConfig):
 
 
 def judge(metrics: Mapping[str, Any], gates: SurgeonGates) -> list[GateResult]:
-    """Holds the ratios of bits per byte against the thresholds."""
-    ratios = metrics.get("bits_per_byte_ratio", {})
+    """Holds the ratios of bits per byte and the stops lost against the thresholds."""
     return [
-        result
-        for kind in KINDS
-        for result in at_most(
-            f"max_ratio_{kind}",
-            ratios.get(kind),
-            getattr(gates, f"max_ratio_{kind}"),
-            f"bits per byte of {kind.replace('_', '-')} text after the surgery, over those before",
-        )
+        *judge_ratios(
+            metrics.get("bits_per_byte_ratio", {}),
+            gates,
+            "bits per byte of {} text after the surgery, over those before",
+        ),
+        *judge_stops(
+            metrics.get("stops"),
+            gates.max_stops_lost,
+            "share of the chat prompts that the model stopped at before the surgery and does not stop at after it",
+        ),
     ]
 
 
-STAGE = Stage(name="surgeon", version=1, config=SurgeonConfig, judge=judge)
+STAGE = Stage(name="surgeon", version=2, config=SurgeonConfig, judge=judge)

@@ -18,9 +18,11 @@ from transformers import AutoTokenizer
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.errors import BadInputError
 from tasks.artifacts.manifest import Manifest
-from tasks.fuse.stage import MERGE_METHODS, FuseRecipe
+from tasks.fuse.stage import MERGE_METHODS, STAGE, FuseGates, FuseRecipe
 from tasks.modeling.model_files import load_causal_lm
+from tasks.modeling.stopping import compared_stops
 from tasks.modeling.tokenizer_files import load_tokenizer, tokenizer_digest
+from tasks.runtime.text_gates import TEXT_KINDS
 
 RunStage = Callable[..., Artifact]
 MakeModel = Callable[..., Path]
@@ -91,6 +93,21 @@ def test_medius_recipe_merges_by_filter_and_layer(tmp_path: Path, run_stage: Run
     distances = _manifest(artifact).metrics["relative_distance"]
     assert distances["llama"] < distances["qwen"]
     assert set(distances) == {"base", "llama", "qwen"}
+    measured = _manifest(artifact).metrics
+    bits = measured["bits_per_byte"]
+    assert set(bits) == {"base", "llama", "qwen", "fused"}
+    assert measured["stops"]["prompts"] == 8
+    for kind, ratio in measured["bits_per_byte_ratio"].items():
+        assert ratio == bits["fused"][kind] / min(bits["llama"][kind], bits["qwen"][kind])
+
+
+def test_the_shipped_profile_has_the_published_parameters() -> None:
+    profile = yaml.safe_load((Path(__file__).parents[2] / "configs" / "medius.yaml").read_text(encoding="utf-8"))
+    shipped = FuseRecipe.model_validate(profile["fusion"]["fuse"]["recipe"])
+    assert shipped == FuseRecipe.model_validate({**MEDIUS, "chat_from": "qwen"})
+    assert shipped.mergekit_config()["base_model"] == "base"
+    base = profile["models"][profile["fusion"]["merge_base"]]["recipe"]["source"]
+    assert base["repo"] == "Qwen/Qwen2.5-14B"
 
 
 def test_result_names_no_path_and_two_runs_have_equal_bytes(
@@ -130,6 +147,9 @@ def test_identical_models_merge_to_themselves(tmp_path: Path, run_stage: RunStag
         assert torch.equal(merged[name], tensor.float()), name
     metrics = _manifest(artifact).metrics
     assert metrics["relative_distance"] == {"base": 0.0, "one": 0.0, "two": 0.0}
+    # The models were stored in bfloat16, their merge in float32.
+    assert metrics["bits_per_byte_ratio"] == pytest.approx(dict.fromkeys(TEXT_KINDS, 1.0), rel=1e-3)
+    assert all(verdict.passed for verdict in STAGE.judge(metrics, FuseGates()))
     assert metrics["parameters"] == sum(tensor.numel() for tensor in merged.values())
 
 
@@ -189,6 +209,19 @@ def test_branches_of_recipe_and_inputs_must_be_the_same(run_stage: RunStage, mak
 def test_impossible_recipes_are_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         FuseRecipe.model_validate({**LINEAR, **fields})
+
+
+def test_a_fusion_worse_than_its_best_branch_fails() -> None:
+    ratios = {"prose": 1.1, "code": 1.3, "digits": 1.3}
+    stops = compared_stops([True] * 8, [False] * 8)
+    judged = STAGE.judge({"bits_per_byte_ratio": ratios, "stops": stops}, FuseGates())
+    assert {verdict.gate: verdict.passed for verdict in judged} == {
+        "max_ratio_prose": True,
+        "max_ratio_code": False,
+        "max_ratio_digits": False,
+        "max_ratio_non_latin": False,
+        "max_stops_lost": False,
+    }
 
 
 def test_method_names_are_those_of_mergekit() -> None:
