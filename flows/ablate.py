@@ -1,0 +1,151 @@
+"""`medius ablate`: candidates for one decision of a profile, made, measured on one set and compared.
+
+The steps run as those of a recipe do: under Prefect, reused by their keys, resumed after an interruption. No sweep is
+part of a recipe; what is chosen here is written into the profile, and the recipe takes it from there.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from flows.ablation_choice import RULE, choose
+from flows.ablation_plan import AblationPlan, Kind, plan_ablation
+from flows.ablation_report import lost_stops, measured_on, results_table, write_report
+from flows.ablation_steps import ablation_steps
+from flows.opened import gather, open_run
+from flows.pipeline import closure
+from flows.profile_edit import Edit, edited, read_text
+from flows.profiles import Profile, load_profile
+from tasks.artifacts.artifact import Artifact
+from tasks.artifacts.errors import GateFailedError
+from tasks.artifacts.store import open_store
+from tasks.compare.heldout import HELDOUT_FILE, texts_to_choose_on
+from tasks.compare.stage import CompareRecipe
+from tasks.publish.report import read_results
+from tasks.publish.tables import Table
+from tasks.runtime.declare import Step
+from tasks.runtime.execute import RunContext
+from tasks.runtime.prefect_task import submit_stage
+from tasks.worker.spec import Event
+
+FOLDER = Path("build/ablations")
+
+
+@flow(name="ablation", flow_run_name="{kind}/{profile}", retries=0, persist_result=False)
+def ablation(
+    kind: Kind,
+    profile: str = "tiny",
+    branch: str | None = None,
+    overrides: list[str] | None = None,
+    store: str | None = None,
+    smoke: bool = False,
+) -> str:
+    """Makes and measures the candidates of one decision, or what of it is not finished yet.
+
+    Args:
+        kind: `reversion` or `fusion`.
+        branch: whose reversion; may be left out where only one branch has any.
+        profile, overrides, store, smoke: as for the whole recipe.
+
+    Returns:
+        The URI of the comparison.
+    """
+    loaded = load_profile(profile, overrides or (), store, smoke=smoke)
+    ablated = ablation_steps(plan_ablation(kind, loaded, branch), loaded)
+    steps = ablated.all
+    # A run of its own: `medius status` of the profile is about the recipe.
+    with open_run(loaded.model_copy(update={"name": f"{loaded.name}-ablate-{kind}"}), steps) as context:
+        watch = context.watch
+        shown = {step.key: Step(step.stage, ablated.name_of(step), step.config, step.inputs) for step in steps}
+
+        def watch_by_name(step: Step, event: Event) -> None:
+            watch(shown[step.key], event)
+
+        context.watch = watch_by_name
+        futures: dict[str, Any] = {}
+
+        def submit(some: Sequence[Step]) -> list[Any]:
+            for step in some:
+                after = [futures[source.key] for source in step.inputs.values()]
+                futures[step.key] = submit_stage(step, context, after, ablated.name_of(step))
+            return gather([futures[step.key] for step in some])
+
+        # Before anything is trained it is known whether there is text to choose on.
+        corpus = ablated.comparison.inputs["corpus"]
+        first = closure([corpus])
+        submit(first)
+        _require_texts(corpus, ablated.comparison, context)
+        return str(submit([step for step in steps if step.key not in futures])[-1].uri)
+
+
+def _require_texts(corpus: Step, comparison: Step, context: RunContext) -> None:
+    """Raises BadInputError where the evaluation takes all held-out texts, or all but one."""
+    artifact = Artifact(context.store, corpus.directory)
+    manifest = artifact.manifest()
+    entry = manifest.object(HELDOUT_FILE) if manifest is not None else None
+    assert entry is not None, "the step has ended"
+    recipe = CompareRecipe.model_validate(comparison.config.recipe)
+    context.scratch.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=context.scratch) as folder:
+        file = Path(folder) / HELDOUT_FILE
+        file.write_bytes(context.store.get(artifact.path(entry.path)))
+        texts_to_choose_on(file, recipe.skip_documents, recipe.max_documents, artifact.uri)
+
+
+def report_ablation(plan: AblationPlan, profile: Profile, path: Path, console: Console, *, write: bool) -> None:
+    """Prints the table of a finished ablation and the choice, settles that, and prints the report's path last.
+
+    Args:
+        path: of the profile's YAML.
+        write: whether the choice is written there, or only shown.
+
+    Raises:
+        GateFailedError: no candidate can be used.
+        BadInputError: the profile was changed meanwhile, so that the choice cannot be written into it.
+    """
+    ablated = ablation_steps(plan, profile)
+    results = read_results(open_store(profile.store), ablated.comparison.directory)
+    assert results is not None, "the flow ended, so the comparison is there"
+    others, candidates = list(ablated.others), list(ablated.candidates)
+    choice = choose(results, candidates)
+    console.print(_shown(results_table(results, others, candidates, choice)))
+    console.print(measured_on(results), soft_wrap=True)
+    console.print(f"Rule: {RULE}.", soft_wrap=True)
+    report = write_report(FOLDER / f"{profile.name}-{plan.name}", plan.title, results, others, candidates, choice)
+    if choice.taken is None:
+        why = "; ".join(f"{name}: {reason}" for name, reason in choice.reasons.items())
+        raise GateFailedError(f"no candidate can be used, so {path} stays as it is ({why}); see {report}")
+    console.print(f"Chosen: {choice.taken}.{lost_stops(choice)}", soft_wrap=True)
+    _settle(plan.edits.get(choice.taken), path, console, write=write)
+    console.print(str(report), soft_wrap=True, markup=False)
+
+
+def _shown(content: Table) -> RichTable:
+    table = RichTable()
+    for column in content.columns:
+        table.add_column(column, no_wrap=column == "bits per byte", overflow="fold")
+    for row in content.rows:
+        table.add_row(*row)
+    return table
+
+
+def _settle(edits: Sequence[Edit] | None, path: Path, console: Console, *, write: bool) -> None:
+    """Writes the edits into the profile as it stands now, and shows what changes; or only shows it."""
+    if edits is None:
+        console.print(f"{path} has it already", soft_wrap=True)
+        return
+    before = read_text(path)
+    after = edited(before, edits)
+    for line in difflib.unified_diff(before.splitlines(), after.splitlines(), str(path), str(path), n=1, lineterm=""):
+        console.print(line, soft_wrap=True, markup=False)
+    if write:
+        path.write_bytes(after.encode("utf-8"))
+    console.print(f"{path} {'has it now' if write else 'was left as it is'}", soft_wrap=True)

@@ -1,0 +1,145 @@
+"""What an ablation varies and how it is measured, read off a profile; imports no Prefect, so it is checked before one
+is started.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from flows.ablation_grid import AS_PROFILE, VARIED, fusion_candidates
+from flows.profile_edit import Edit
+from flows.profiles import Profile, ungated
+from tasks.artifacts.errors import BadInputError
+from tasks.compare.stage import CompareConfig, CompareRecipe
+from tasks.fuse.stage import BASE, FuseRecipe, Setting
+from tasks.runtime.declare import StageConfig
+from tasks.surgeon.stage import RevertRecipe
+
+Kind = Literal["reversion", "fusion"]
+
+
+@dataclass(frozen=True)
+class AblationPlan:
+    """One decision of a profile."""
+
+    name: str
+    """Such as reversion-llama."""
+    title: str
+    varies: str
+    """The label of the profile's step whose config is varied."""
+    candidates: Mapping[str, StageConfig]
+    """Its configs, by the names of the candidates. Gates are off: what fails one is measured all the same, and the
+    profile's next run judges it again."""
+    comparison: CompareConfig
+    edits: Mapping[str, tuple[Edit, ...]]
+    """What makes the profile take a candidate; nothing for the one that it has now."""
+
+
+def plan_ablation(kind: Kind, profile: Profile, branch: str | None = None) -> AblationPlan:
+    """The plan of one ablation; `branch` is whose reversion, where several branches have one.
+
+    Raises:
+        BadInputError: there is no such reversion, the grid does not fit the profile, or the evaluation leaves no
+            held-out text to choose on.
+    """
+    return _reversion(profile, branch) if kind == "reversion" else _fusion(profile)
+
+
+def _reversion(profile: Profile, branch: str | None) -> AblationPlan:
+    reverted = [name for name, block in profile.branches.items() if block.revert is not None]
+    if not reverted:
+        raise BadInputError(f"no branch of {profile.name} has a reversion, so there is nothing to compare")
+    branch = reverted[0] if branch is None and len(reverted) == 1 else branch
+    if branch not in reverted:
+        raise BadInputError(f"name a branch of {profile.name} that is reverted with --branch: {', '.join(reverted)}")
+    config = profile.branches[branch].revert
+    assert config is not None
+    now = config.recipe
+    if not isinstance(now, RevertRecipe):
+        raise BadInputError(f"branches.{branch}.revert.recipe.mode is {now.mode}; set it to revert")
+    strategies = profile.ablations.reversion
+    recipes = {
+        strategy: RevertRecipe.model_validate({**now.model_dump(), "strategy": strategy}) for strategy in strategies
+    }
+    return AblationPlan(
+        name=f"reversion-{branch}",
+        title=f"Reversion of the branch {branch} of {profile.name}",
+        varies=f"revert-{branch}",
+        candidates={name: ungated(config.model_copy(update={"recipe": recipe})) for name, recipe in recipes.items()},
+        comparison=_comparison(profile, "original"),
+        edits={
+            strategy: (Edit(f"branches.{branch}.revert.recipe", {"strategy": strategy}),)
+            for strategy in strategies
+            if strategy != now.strategy
+        },
+    )
+
+
+def _fusion(profile: Profile) -> AblationPlan:
+    config = profile.fusion.fuse
+    recipes = fusion_candidates(config.recipe, profile.ablations.fusion)
+    chat = config.recipe.chat_from
+    return AblationPlan(
+        name="fusion",
+        title=f"Fusion of {profile.name}",
+        varies="fuse",
+        candidates={name: ungated(config.model_copy(update={"recipe": recipe})) for name, recipe in recipes.items()},
+        comparison=_comparison(profile, BASE if chat == BASE else part_name(chat)),
+        edits={name: _edits(recipe) for name, recipe in recipes.items() if name != AS_PROFILE},
+    )
+
+
+def part_name(branch: str) -> str:
+    """What a branch is called beside the fusions of it."""
+    return f"branch-{branch}"
+
+
+def _comparison(profile: Profile, reference: str) -> CompareConfig:
+    evaluated, compare = profile.assessment.evaluate.recipe, profile.ablations.compare
+    if evaluated.max_documents is None:
+        raise BadInputError(
+            "assessment.evaluate.recipe.max_documents is not set, so that the evaluation measures every held-out text "
+            "and none is left to choose on; set it to a part of them"
+        )
+    recipe = CompareRecipe(
+        reference=reference,
+        skip_documents=evaluated.max_documents,
+        max_documents=compare.max_documents,
+        window_tokens=compare.window_tokens,
+        num_arithmetic=compare.num_arithmetic,
+        seed=compare.seed,
+        template_date=evaluated.template_date,
+        dtype=compare.dtype,
+    )
+    return CompareConfig(recipe=recipe, runtime=compare.runtime)
+
+
+def _edits(recipe: FuseRecipe) -> tuple[Edit, ...]:
+    """The recipe's varied fields, without those at their defaults, and what the model card says of the merge."""
+    defaults = {name: field.default for name, field in FuseRecipe.model_fields.items()}
+    dumped = recipe.model_dump(mode="json", include=set(VARIED))
+    models = {
+        name: branch.model_dump(mode="json", exclude_none=True) if branch.parameters else {}
+        for name, branch in recipe.models.items()
+    }
+    values = {name: models if name == "models" else dumped[name] for name in VARIED}
+    values = {name: value for name, value in values.items() if value != defaults[name] and value != {}}
+    return (
+        Edit("fusion.fuse.recipe", values, remove=[name for name in VARIED if name not in values]),
+        Edit("publish.recipe", {"merge_method": _in_words(recipe)}),
+    )
+
+
+def _in_words(recipe: FuseRecipe) -> str:
+    """Such as "ties, llama density 0.66 weight 0.5, qwen density 0.66 weight 0.5, normalize true"."""
+    starts = f" from {recipe.base_model}" if recipe.base_model in recipe.models else ""
+    parts = [f"{recipe.merge_method}{starts}"]
+    parts += [f"{name} {_listed(branch.parameters)}" for name, branch in recipe.models.items() if branch.parameters]
+    return ", ".join([*parts, *([_listed(recipe.parameters)] if recipe.parameters else [])])
+
+
+def _listed(parameters: Mapping[str, Setting]) -> str:
+    return " ".join(f"{name} {json.dumps(value)}" for name, value in parameters.items())

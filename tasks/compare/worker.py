@@ -1,0 +1,158 @@
+"""Measures the models of a comparison in one process; a model is a shard, the unit of resume."""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from typing import Any
+
+import torch
+
+from tasks.artifacts.errors import BadInputError
+from tasks.artifacts.manifest import ShardReceipt
+from tasks.compare.arithmetic import Sum, answered, pages
+from tasks.compare.heldout import HELDOUT_FILE, texts_to_choose_on
+from tasks.compare.measured import Bits, Measured
+from tasks.compare.results import build_results
+from tasks.compare.stage import CompareRecipe, CompareRuntime
+from tasks.compare.template_tests import template_fault
+from tasks.logits.rows import Row
+from tasks.modeling.bits_per_byte import TEXTS
+from tasks.modeling.document_bits import DocumentBits, document_bits
+from tasks.modeling.model_files import load_causal_lm, resolve_device
+from tasks.modeling.stopping import stopped_prompts
+from tasks.modeling.tokenizer_files import load_tokenizer, tokenizer_digest
+from tasks.worker.job import InputArtifact, Job, worker_main
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_FILE = "measured.json"
+
+
+@dataclass(frozen=True)
+class _Text:
+    document: str
+    text: str
+
+
+def run(job: Job) -> None:
+    """results.json, and models/<name>.json with the items of each model."""
+    recipe, runtime = CompareRecipe.model_validate(job.recipe), CompareRuntime.model_validate(job.runtime)
+    models = job.inputs("model")
+    _check_names(recipe, models)
+    receipts = job.receipts()
+    missing = [name for name in models if _shard(name) not in receipts]
+    if missing:
+        corpus = job.input("corpus")
+        rows = texts_to_choose_on(
+            corpus.directory() / HELDOUT_FILE, recipe.skip_documents, recipe.max_documents, corpus.artifact.uri
+        )
+        bench = _Bench(job, recipe, runtime, rows, pages(recipe.num_arithmetic, recipe.seed))
+        for done, name in enumerate(missing, len(models) - len(missing)):
+            job.progress(done, len(models), "models", model=name)
+            bench.commit(name, models[name])
+            gc.collect()
+            if bench.device.type == "cuda":
+                torch.cuda.empty_cache()
+        job.progress(len(models), len(models), "models")
+        receipts = job.receipts()
+
+    measured = {name: _read(job, receipts[_shard(name)]) for name in sorted(models)}
+    results = build_results(measured, recipe.reference)
+    directory = job.new_directory("results")
+    (directory / "models").mkdir()
+    for name, each in measured.items():
+        (directory / "models" / f"{name}.json").write_text(each.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    text = json.dumps(results, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    (directory / "results.json").write_text(text + "\n", encoding="utf-8")
+    against = {name: pairs[recipe.reference] for name, pairs in results["paired"].items() if name != recipe.reference}
+    job.complete(directory, {"models": results["models"], "minus_reference": against})
+
+
+def _shard(name: str) -> str:
+    return f"model-{name}"
+
+
+def _check_names(recipe: CompareRecipe, models: Mapping[str, Any]) -> None:
+    if len(models) < 2:
+        raise BadInputError(f"compare has the models {sorted(models)}, and two are needed; add inputs model.<name>")
+    if recipe.reference not in models:
+        raise BadInputError(
+            f"compare.recipe.reference is {recipe.reference!r}, which is not among its models "
+            f"{', '.join(sorted(models))}; name one of them"
+        )
+    for name in models:
+        if not _NAME.fullmatch(name):
+            raise BadInputError(f"the model name {name!r} becomes a file name; use letters, digits and . _ -")
+
+
+class _Bench:
+    """What is the same for every model."""
+
+    def __init__(
+        self, job: Job, recipe: CompareRecipe, runtime: CompareRuntime, rows: Sequence[Row], asked: list[list[Sum]]
+    ) -> None:
+        self.job, self.recipe, self.batch_size = job, recipe, runtime.batch_size
+        self.device = resolve_device(runtime.device)
+        self.rows, self.asked = rows, asked
+
+    def commit(self, name: str, source: InputArtifact) -> None:
+        """Measures a model and commits its shard."""
+        started = time.monotonic()
+        self._tick()
+        measured = self._measure(source)
+        shard = self.job.new_directory(_shard(name))
+        (shard / _FILE).write_text(measured.model_dump_json() + "\n", encoding="utf-8")
+        self.job.commit_shard(_shard(name), shard, {"seconds": time.monotonic() - started})
+        self.job.log(f"measured {name}{f': {measured.fault}' if measured.fault else ''}")
+
+    def _measure(self, source: InputArtifact) -> Measured:
+        recipe, directory = self.recipe, source.directory()
+        tokenizer = load_tokenizer(directory)
+        model = load_causal_lm(directory, dtype=getattr(torch, recipe.dtype), device=str(self.device))
+        texts = [_Text(f"{kind}-{number}", text) for kind, own in TEXTS.items() for number, text in enumerate(own)]
+        bits = document_bits(
+            model,
+            tokenizer,
+            [*self.rows, *texts],
+            window_tokens=recipe.window_tokens,
+            batch_size=self.batch_size,
+            after_batch=self._tick,
+        )
+        digest = tokenizer_digest(tokenizer)
+        if not all(math.isfinite(each.bits) for each in bits):
+            return Measured(tokenizer=digest, fault="it gives logits that are not finite")
+        documents, fixed = bits[: -len(texts)], iter(bits[-len(texts) :])
+        day = date.fromisoformat(recipe.template_date)
+        right = answered(model, tokenizer, self.asked, batch_size=self.batch_size, after_batch=self._tick)
+        return Measured(
+            tokenizer=digest,
+            documents=_records(documents),
+            texts={kind: _records([next(fixed) for _ in own]) for kind, own in TEXTS.items()},
+            arithmetic=tuple(right),
+            stopped=tuple(stopped_prompts(model, tokenizer, max_new_tokens=recipe.max_new_tokens, day=day)),
+            template_fault=template_fault(tokenizer, day),
+        )
+
+    def _tick(self) -> None:
+        """Between forward passes: ends a worker that was asked to stop."""
+        if self.job.stop_requested:
+            self.job.preempted()
+
+
+def _records(bits: Sequence[DocumentBits]) -> tuple[Bits, ...]:
+    return tuple(Bits(document=each.document, bits=each.bits, num_bytes=each.num_bytes) for each in bits)
+
+
+def _read(job: Job, receipt: ShardReceipt) -> Measured:
+    [entry] = receipt.objects
+    return Measured.model_validate_json(job.store.get(job.artifact.path(entry.path)))
+
+
+if __name__ == "__main__":
+    worker_main(run)
