@@ -8,9 +8,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -29,7 +30,12 @@ from tasks.runtime.gates import accept as accept_gate
 from tasks.runtime.state import StepState, step_state
 from tasks.runtime.state import explain as explain_step
 
+if TYPE_CHECKING:
+    from flows.ablation_plan import Kind
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+ablate = typer.Typer(no_args_is_help=True)
+app.add_typer(ablate, name="ablate", help="Compare candidates for one decision of a profile; write the best into it.")
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 150)
 
 ProfileName = Annotated[str, typer.Argument(help="A file in configs/ by name, or a path to a YAML file.")]
@@ -47,32 +53,57 @@ def _steps(profile: str, overrides: list[str] | None, store: str | None, smoke: 
 
 
 @app.command()
-def run(profile: ProfileName, set_: Sets = None, store: StoreUri = None, smoke: Smoke = False) -> None:
+def run(
+    profile: ProfileName,
+    set_: Sets = None,
+    store: StoreUri = None,
+    smoke: Smoke = False,
+    until: Annotated[
+        str | None,
+        typer.Option("--until", help="Run only what this stage needs, and it; `prepared`: all models to be prepared."),
+    ] = None,
+) -> None:
     """Run a recipe, or what of it is not finished; print the results."""
     from flows.profiles import load_profile
 
     # Everything a profile can get wrong is said before a server boots and Prefect is imported.
     loaded = load_profile(profile, set_ or (), store, smoke=smoke)
     opened = open_store(loaded.store)
-    wait_until_up = start_own_server(prepare_prefect())
-    from flows.opened import STOP
+    wait_until_up = start_prefect()
     from flows.pipeline import build, distillation
     from flows.results import print_results
 
-    steps = build(loaded)
-
-    def interrupt(_signal: int, _frame: FrameType | None) -> None:
-        if STOP.is_set():
-            raise KeyboardInterrupt
-        STOP.set()
-        Console(stderr=True).print("stopping: each stage saves what it has; press Ctrl-C again to give that up")
-
+    steps = build(loaded, until)
     wait_until_up()
-    signal.signal(signal.SIGINT, interrupt)
-    # While the flow runs Prefect has a handler of its own, which cancels the flow and then calls this one.
-    signal.signal(signal.SIGTERM, interrupt)
-    distillation(profile, set_ or [], store, smoke)
-    print_results(steps, opened, console)
+    references = distillation(profile, set_ or [], store, smoke, until)
+    if until is None:
+        print_results(steps, opened, console)
+    else:
+        for label, uri in references.items():
+            console.print(f"{label}: {uri}", soft_wrap=True)
+
+
+def start_prefect() -> Callable[[], None]:
+    """Call before the first import of Prefect. The function returned waits for a server, and from then on the first
+    Ctrl-C or SIGTERM asks the run's workers to save what they have and end.
+    """
+    wait_until_up = start_own_server(prepare_prefect())
+
+    def wait() -> None:
+        from flows.opened import STOP
+
+        def interrupt(_signal: int, _frame: FrameType | None) -> None:
+            if STOP.is_set():
+                raise KeyboardInterrupt
+            STOP.set()
+            Console(stderr=True).print("stopping: each stage saves what it has; press Ctrl-C again to give that up")
+
+        wait_until_up()
+        signal.signal(signal.SIGINT, interrupt)
+        # While the flow runs Prefect has a handler of its own, which cancels the flow and then calls this one.
+        signal.signal(signal.SIGTERM, interrupt)
+
+    return wait
 
 
 def prepare_prefect() -> Path:
@@ -96,8 +127,43 @@ def prepare_prefect() -> Path:
 
 
 @app.command()
-def plan(profile: ProfileName, set_: Sets = None, store: StoreUri = None, smoke: Smoke = False) -> None:
+def plan(
+    profile: ProfileName,
+    set_: Sets = None,
+    store: StoreUri = None,
+    smoke: Smoke = False,
+    surgery: Annotated[
+        bool, typer.Option("--surgery", help="Also what each transplant makes the rows of the new tokens of.")
+    ] = False,
+    cost: Annotated[bool, typer.Option("--cost", help="What each stage takes instead, and what it costs.")] = False,
+    tokens: Annotated[
+        float | None, typer.Option("--tokens", help="With --cost: training tokens of each dumped corpus, as 5e8.")
+    ] = None,
+    hardware: Annotated[
+        str | None, typer.Option("--hardware", help="With --cost: a name of tasks/planning/hardware.yaml.")
+    ] = None,
+    hardware_file: Annotated[
+        str | None, typer.Option("--hardware-file", help="With --cost: further hardware, in a file of that form.")
+    ] = None,
+    price: Annotated[
+        list[str] | None, typer.Option("--price", help="With --cost: NAME=USD, an hour of one device. Repeatable.")
+    ] = None,
+    assume: Annotated[
+        list[str] | None, typer.Option("--assume", help="With --cost: name=value of what is assumed. Repeatable.")
+    ] = None,
+) -> None:
     """Show every stage with its key, its inputs and its state; needs no network where the store is a folder."""
+    if cost:
+        from flows.cost_table import show_cost
+        from flows.costs import CostOptions
+
+        options = CostOptions.read(
+            tokens=tokens, hardware=hardware, hardware_file=hardware_file, prices=price or (), assume=assume or ()
+        )
+        show_cost(profile, set_ or (), store, smoke, options, console)
+        return
+    if tokens is not None or hardware or hardware_file or price or assume:
+        raise BadInputError("--tokens, --hardware, --hardware-file, --price and --assume are for --cost; add it")
     steps, opened, name = _steps(profile, set_, store, smoke)
     table = Table(title=f"{name} in {opened.uri}", title_justify="left")
     for column in ("stage", "key", "inputs", "state", "why"):
@@ -111,6 +177,10 @@ def plan(profile: ProfileName, set_: Sets = None, store: StoreUri = None, smoke:
             state.reason,
         )
     console.print(table)
+    if surgery:
+        from flows.surgery import print_surgeries
+
+        print_surgeries(steps, opened, console)
 
 
 @app.command()
@@ -216,17 +286,26 @@ def verify(
 
 @app.command()
 def inspect(
-    target: Annotated[str, typer.Argument(help="The URI of a logit store, or the first 16 digits of its key.")],
+    target: Annotated[
+        str, typer.Argument(help="The URI of a logit store or of a surgery, or the first 16 digits of its key.")
+    ],
     row: Annotated[int, typer.Option("--row", min=0, help="The document to show, by its place in the split.")] = 0,
     document: Annotated[str | None, typer.Option("--document", help="The document to show, by its row id.")] = None,
     split: Annotated[str | None, typer.Option("--split", help="train or heldout; the first that was dumped.")] = None,
     positions: Annotated[int, typer.Option("--positions", min=0, help="Positions of the document to show.")] = 20,
     store: StoreUri = None,
 ) -> None:
-    """Show a logit store: its format, captured mass, one document as text, and a picture whose path comes last."""
+    """Show a logit store: its format, captured mass, one document as text, and a picture whose path comes last.
+
+    Of a surgery: what it made the rows of.
+    """
     from flows.inspection import inspect_store
+    from flows.surgery import SURGERY_FILE, print_record
 
     artifact, manifest = find_artifact(target, store)
+    if manifest.object(SURGERY_FILE) is not None:
+        print_record(artifact, manifest, console)
+        return
     inspect_store(
         artifact,
         manifest,
@@ -237,6 +316,66 @@ def inspect(
         positions=positions,
         target=Path("build/inspect"),
     )
+
+
+Write = Annotated[
+    bool | None,
+    typer.Option(
+        "--write/--no-write",
+        help="Write the choice into the profile's file; the default, unless --set or --smoke changed the profile.",
+    ),
+]
+
+
+@ablate.command()
+def reversion(
+    profile: ProfileName,
+    branch: Annotated[
+        str | None, typer.Option("--branch", help="Whose reversion, where several branches have one.")
+    ] = None,
+    set_: Sets = None,
+    store: StoreUri = None,
+    smoke: Smoke = False,
+    write: Write = None,
+) -> None:
+    """Bring a trained branch back into its own vocabulary by each strategy, and compare what comes out."""
+    _ablate("reversion", profile, branch, set_ or [], store, smoke, write)
+
+
+@ablate.command()
+def fusion(
+    profile: ProfileName, set_: Sets = None, store: StoreUri = None, smoke: Smoke = False, write: Write = None
+) -> None:
+    """Fuse the branches by each method and weights of a grid, and compare what comes out."""
+    _ablate("fusion", profile, None, set_ or [], store, smoke, write)
+
+
+def _ablate(
+    kind: Kind,
+    profile: str,
+    branch: str | None,
+    overrides: list[str],
+    store: str | None,
+    smoke: bool,
+    write: bool | None,
+) -> None:
+    from flows.ablation_plan import plan_ablation
+    from flows.profile_edit import edited, read_text
+    from flows.profiles import load_profile, profile_path
+
+    loaded = load_profile(profile, overrides, store, smoke=smoke)
+    open_store(loaded.store)
+    planned, path = plan_ablation(kind, loaded, branch), profile_path(profile)
+    write = not overrides and not smoke if write is None else write
+    # A profile that could not take the choice is refused before the work.
+    for edits in planned.edits.values() if write else ():
+        edited(read_text(path), edits)
+    wait_until_up = start_prefect()
+    from flows.ablate import ablation, report_ablation
+
+    wait_until_up()
+    ablation(kind, profile, branch, overrides, store, smoke)
+    report_ablation(planned, loaded, path, console, write=write)
 
 
 def main() -> None:

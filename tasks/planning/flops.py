@@ -1,4 +1,4 @@
-"""FLOPs of training a causal language model, from its config.json alone. Pure numbers, no torch.
+"""FLOPs of running and training a causal language model, from its config.json alone. Pure numbers, no torch.
 
 "Model FLOPs" are what the mathematics needs: matrix products with weights, attention scores and the values they weigh;
 a multiplication and an addition count two. What a kernel computes again to save memory is not counted, so that the
@@ -77,6 +77,19 @@ def model_shape(config: Mapping[str, Any]) -> ModelShape:
 def causal_pairs(lengths: list[int]) -> int:
     """Pairs of a token and one that it attends to, itself included, in documents of these lengths."""
     return sum(length * (length + 1) // 2 for length in lengths)
+
+
+def forward_flops(shape: ModelShape, *, num_tokens: float, num_logits: float, num_pairs: float) -> float:
+    """Model FLOPs of a forward pass: 2 a weight of the layers and token, 4 a pair and unit of attention, 2 a weight of
+    the head and position with logits.
+
+    Args:
+        num_tokens: tokens that pass the layers.
+        num_logits: positions at which logits are computed.
+        num_pairs: attended pairs of tokens (`causal_pairs`).
+    """
+    layers = 2 * shape.layer_weights * num_tokens + 4 * shape.attention_width * num_pairs
+    return layers + 2 * shape.head_weights * num_logits
 
 
 def training_flops(

@@ -1,0 +1,137 @@
+"""The forecast of a run as a table, and under it the sums, the critical path, warnings and what was assumed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from flows.costs import DONE, CostOptions, RunCost, StepCost, cost_of
+from flows.pipeline import build
+from flows.profiles import load_profile
+from tasks.artifacts.store import open_store
+from tasks.planning.assumptions import Assumptions
+from tasks.planning.hardware import Hardware
+
+UNITS = ((1e15, "PB"), (1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+COLUMNS = ("stage", "tokens", "FLOPs", "devices", "GB each", "hours", "GPU h", "USD", "stored", "moved", "objects")
+
+
+def show_cost(
+    profile: str, overrides: Sequence[str], store: str | None, smoke: bool, options: CostOptions, console: Console
+) -> None:
+    """Loads a profile, forecasts it and prints that.
+
+    Raises:
+        BadInputError: the profile is wrong, or the shape of a model is not known.
+    """
+    loaded = load_profile(profile, overrides, store, smoke=smoke)
+    opened = open_store(loaded.store)
+    print_cost(
+        cost_of(build(loaded), opened, loaded.parallel_stages, options), f"{loaded.name} in {opened.uri}", console
+    )
+
+
+def print_cost(cost: RunCost, title: str, console: Console) -> None:
+    """Prints everything; the total is the last line of the table."""
+    table = Table(title=title, title_justify="left")
+    for column in COLUMNS:
+        left = column in {"stage", "devices"}
+        table.add_column(column, justify="left" if left else "right", no_wrap=True)
+    for step in cost.steps:
+        table.add_row(*_row(step, cost))
+    table.add_section()
+    table.add_row(
+        "left to do", "", _amount(sum(step.left.flops for step in cost.steps)), "", "", _hours(cost.hours),
+        _hours(cost.device_hours), _money(cost.usd), size(cost.stored), size(sum(s.left.moved for s in cost.steps)),
+        f"{sum(step.whole.objects for step in cost.steps):,}",
+    )  # fmt: skip
+    console.print(table)
+
+    def say(line: str) -> None:
+        console.print(line, soft_wrap=True, markup=False)
+
+    say("How it adds up (configs/README.md, What the cost says):")
+    for step in cost.steps:
+        for line in step.whole.how:
+            say(f"  {step.label}: {line}")
+        if step.state.state not in DONE and step.whole.measured:
+            say(f"  {step.label}: measured {step.whole.measured}")
+    path = [label for label in cost.schedule.critical if cost.schedule.end[label] > cost.schedule.start[label]]
+    hours = {step.label: step.left.duration / 3600 for step in cost.steps}
+    say(f"Critical path, {_hours(cost.hours)} h: " + " → ".join(f"{label} {_hours(hours[label])}" for label in path))
+    summed = sum(step.left.duration for step in cost.steps) / 3600
+    say(
+        f"One after the other {_hours(summed)} h; side by side at most {cost.most_devices:.0f} accelerators at one "
+        f"time. Keeping the store costs {_money(cost.stored / 1e9 * cost.options.given.usd_per_gb_month)} USD a month."
+    )
+    for line in _prices(cost):
+        say(line)
+    say(_assumed(cost.options.given))
+    for step in cost.steps:
+        for warning in step.left.warnings:
+            say(f"WARNING {step.label}: {warning}")
+
+
+def _row(step: StepCost, cost: RunCost) -> tuple[str, ...]:
+    whole, label = step.whole, step.label
+    done = step.state.state in DONE
+    forecast = whole if done else step.left
+    devices = ""
+    if whole.hardware is not None:
+        nodes = f"{whole.nodes} × " if whole.nodes > 1 else ""
+        devices = f"{nodes}{whole.devices // whole.nodes} {whole.hardware.name}"
+    peak = whole.memory.get("peak", 0.0)
+    mark = "*" if whole.measured and not done else ""
+    return (
+        f"{label} (done)" if done else f"{label}{mark}",
+        _amount(whole.tokens),
+        _amount(whole.flops),
+        devices,
+        f"{peak / 1e9:.1f}" if peak >= 5e7 else f"{peak / 1e9:.2g}" if peak else "",
+        _hours(forecast.duration / 3600),
+        _hours(forecast.device_hours) if whole.uses_accelerators else "",
+        _money(forecast.usd(cost.options.prices or {})) if whole.hardware is not None else "",
+        size(whole.stored),
+        size(forecast.moved),
+        f"{whole.objects:,}",
+    )
+
+
+def _prices(cost: RunCost) -> list[str]:
+    used: dict[str, Hardware] = {}
+    for step in cost.steps:
+        if step.left.hardware is not None:
+            used[step.left.hardware.name] = step.left.hardware
+    prices = cost.options.prices or {}
+    said = [
+        f"{name} {prices.get(name, entry.usd_per_hour):.2f} USD an hour{'' if name in prices else ' (assumed)'}"
+        for name, entry in used.items()
+    ]
+    return [f"Prices: {', '.join(said)}; --price NAME=USD sets yours."] if said else []
+
+
+def _assumed(given: Assumptions) -> str:
+    values = ", ".join(f"{name}={value:g}" for name, value in given.model_dump().items())
+    return f"Assumed (--assume NAME=VALUE changes one): {values}"
+
+
+def size(value: float) -> str:
+    """1.2 TB and the like."""
+    for unit, name in UNITS:
+        if value >= unit:
+            return f"{value / unit:.3g} {name}"
+    return f"{value:.0f} B" if value else ""
+
+
+def _amount(value: float) -> str:
+    return f"{value:.3g}" if value else ""
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:,.1f}" if hours >= 1 else f"{hours:.2g}"
+
+
+def _money(usd: float) -> str:
+    return f"{usd:,.0f}" if usd >= 10 else f"{usd:.2g}"

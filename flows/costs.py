@@ -1,0 +1,194 @@
+"""`medius plan PROFILE --cost`: what a run takes, stage by stage and as a whole, less what is finished."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from flows.forecasts import Forecasts
+from flows.model_sizes import Sizes
+from tasks.artifacts.artifact import Artifact
+from tasks.artifacts.errors import BadInputError
+from tasks.artifacts.store import Store
+from tasks.planning.assumptions import Assumptions, assumptions
+from tasks.planning.forecast import Forecast
+from tasks.planning.hardware import OWN_TABLE, hardware_named, hardware_table
+from tasks.planning.measured import dump_progress, training_progress
+from tasks.planning.schedule import Schedule, schedule
+from tasks.runtime.declare import Step
+from tasks.runtime.state import StepState, step_state
+
+DONE = {"finished", "gate failed", "stale"}
+
+
+@dataclass(frozen=True)
+class CostOptions:
+    """What the command line says of a forecast."""
+
+    given: Assumptions
+    tokens: float | None = None
+    """Training tokens of each corpus that a teacher reads."""
+    hardware: str | None = None
+    prices: Mapping[str, float] | None = None
+    """USD an hour of a device, by the hardware's name."""
+
+    @classmethod
+    def read(
+        cls,
+        *,
+        tokens: float | None = None,
+        hardware: str | None = None,
+        hardware_file: str | None = None,
+        prices: Iterable[str] = (),
+        assume: Iterable[str] = (),
+    ) -> CostOptions:
+        """From the options of the command line.
+
+        Raises:
+            BadInputError: one of them is malformed, or names what does not exist.
+        """
+        if hardware_file is not None:
+            os.environ[OWN_TABLE] = str(Path(hardware_file).expanduser())
+        if hardware is not None:
+            hardware_named(hardware)
+        if tokens is not None and not 0 < tokens < float("inf"):
+            raise BadInputError(f"--tokens is {tokens}; give the training tokens of a corpus, such as 5e8")
+        return cls(assumptions(assume), tokens, hardware, dict(_price(text) for text in prices))
+
+
+def _price(text: str) -> tuple[str, float]:
+    name, _, value = text.partition("=")
+    try:
+        price = float(value)
+    except ValueError:
+        price = -1.0
+    if name not in hardware_table() or not 0 <= price < float("inf"):
+        raise BadInputError(
+            f"--price {text!r} must be NAME=USD for an hour of one device, with one of {', '.join(hardware_table())}"
+        )
+    return name, price
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """One stage: what it takes from start to end, and what of that is still to come."""
+
+    state: StepState
+    whole: Forecast
+    left: Forecast
+
+    @property
+    def label(self) -> str:
+        return self.state.step.label
+
+
+@dataclass(frozen=True)
+class RunCost:
+    """All stages of a run, each after its inputs."""
+
+    steps: tuple[StepCost, ...]
+    schedule: Schedule[str]
+    """By label, of what is left."""
+    options: CostOptions
+
+    @property
+    def hours(self) -> float:
+        """From now to the end, with the stages side by side that can be."""
+        return self.schedule.length / 3600
+
+    @property
+    def device_hours(self) -> float:
+        """Of accelerators, still to come."""
+        return sum(step.left.device_hours for step in self.steps)
+
+    @property
+    def usd(self) -> float:
+        """Still to be paid for devices."""
+        return sum(step.left.usd(self.options.prices or {}) for step in self.steps)
+
+    @property
+    def most_devices(self) -> float:
+        """Accelerators that are busy at one time, at most."""
+        return self.schedule.most(
+            {step.label: step.left.devices if step.left.uses_accelerators else 0 for step in self.steps}
+        )
+
+    @property
+    def stored(self) -> float:
+        """Bytes in the store at the end, what is finished included."""
+        return sum(step.whole.stored for step in self.steps)
+
+
+def cost_of(steps: Sequence[Step], store: Store, parallel_stages: int, options: CostOptions) -> RunCost:
+    """Forecasts every step; what is finished or has begun is measured instead.
+
+    Raises:
+        BadInputError: the shape of a model is not known; the message says where to put it.
+    """
+    dumped = {step.inputs["corpus"].key for step in steps if step.stage.name == "dump_logits"}
+    sizes = Sizes(store, options.given, options.tokens, dumped)
+    forecasts = Forecasts(sizes, options.given, options.hardware)
+    costs = tuple(_step_cost(step, store, sizes, forecasts) for step in steps)
+    labels = {cost.state.step.key: cost.label for cost in costs}
+    planned = schedule(
+        {cost.label: cost.left.duration for cost in costs},
+        {cost.label: [labels[source.key] for source in cost.state.step.inputs.values()] for cost in costs},
+        parallel_stages,
+    )
+    return RunCost(costs, planned, options)
+
+
+def _step_cost(step: Step, store: Store, sizes: Sizes, forecasts: Forecasts) -> StepCost:
+    state = step_state(step, store)
+    if state.manifest is not None and state.state in DONE:
+        return StepCost(state, _finished(state, forecasts), Forecast())
+    artifact = Artifact(store, step.directory)
+    if step.stage.name == "dump_logits" and (dump := dump_progress(artifact)) is not None:
+        whole = forecasts.of(step, dump)
+        return StepCost(state, whole, _part(whole, 1 - dump.tokens / max(dump.tokens, whole.tokens)))
+    whole = forecasts.of(step)
+    if step.stage.name in {"distill", "sft"} and (training := training_progress(artifact)) is not None:
+        left = 1 - training.tokens / max(training.tokens, whole.tokens)
+        if training.tokens_per_second:
+            whole = replace(
+                whole,
+                seconds={"measured speed": whole.tokens / training.tokens_per_second},
+                measured=f"{training.tokens_per_second:,.0f} tokens/s up to step {training.step}",
+            )
+        return StepCost(state, whole, _part(whole, left))
+    return StepCost(state, whole, whole)
+
+
+def _part(whole: Forecast, part: float) -> Forecast:
+    """What is left of a stage of which the part `part` is to be done."""
+    return replace(
+        whole,
+        tokens=whole.tokens * part,
+        flops=whole.flops * part,
+        seconds={name: seconds * part for name, seconds in whole.seconds.items()},
+        stored=whole.stored * part,
+        moved=whole.moved * part,
+    )
+
+
+def _finished(state: StepState, forecasts: Forecasts) -> Forecast:
+    """Of a finished stage: what it took."""
+    manifest = state.manifest
+    assert manifest is not None
+    runtime = state.step.config.runtime
+    computes = state.step.stage.name in {"dump_logits", "distill", "sft", "evaluate", "surgeon"}
+    tokens = manifest.metrics.get("tokens", 0)
+    size = float(sum(entry.size for entry in manifest.objects))
+    return Forecast(
+        tokens=float(tokens) if isinstance(tokens, int | float) else 0.0,
+        hardware=forecasts.device(state.step) if computes else None,
+        devices=runtime.num_processes * runtime.num_nodes if computes else 0,
+        nodes=runtime.num_nodes,
+        seconds={"it took": manifest.provenance.seconds},
+        stored=size,
+        moved=size,
+        objects=len(manifest.objects),
+        measured="all of it",
+    )

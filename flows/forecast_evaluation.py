@@ -1,0 +1,97 @@
+"""The forecast of an evaluation."""
+
+from __future__ import annotations
+
+from flows.model_sizes import Sizes
+from tasks.evaluate.stage import EvaluateRecipe, EvaluateRuntime, ExerciseTasks
+from tasks.planning.assumptions import Assumptions, start_seconds, utilisation_of
+from tasks.planning.flops import forward_flops
+from tasks.planning.forecast import Forecast, figure
+from tasks.planning.forward_memory import generation_memory
+from tasks.planning.generation import ITEMS, Reading, writing_seconds
+from tasks.planning.hardware import Arithmetic, Hardware
+from tasks.runtime.declare import Step
+
+
+def forecast_evaluation(step: Step, sizes: Sizes, given: Assumptions, hardware: Hardware) -> Forecast:
+    """Of an evaluation, whose models take turns on one device."""
+    recipe, runtime = step.config.recipe, step.config.runtime
+    assert isinstance(recipe, EvaluateRecipe)
+    assert isinstance(runtime, EvaluateRuntime)
+    reading = _reading(recipe, given)
+    heldout = sizes.corpus(step.inputs["corpus"]).heldout
+    if recipe.bits_per_byte:
+        part = (
+            heldout
+            if recipe.max_documents is None
+            else heldout.scaled(min(1.0, recipe.max_documents / max(1.0, heldout.rows)))
+        )
+        reading += Reading(prompt_tokens=part.tokens)
+    arithmetic: Arithmetic = "float32" if recipe.dtype == "float32" else "bfloat16"
+    speed = hardware.peak(arithmetic) * utilisation_of(hardware, given.forward_utilisation, given)
+    flops = seconds = moved = peak = 0.0
+    memory: dict[str, float] = {}
+    length = given.prompt_tokens + reading.answer_tokens if hardware.device_names else 200
+    for role, source in step.inputs.items():
+        if not role.startswith("model."):
+            continue
+        model = sizes.model(source)
+        a_token = 2.0 * (model.shape.layer_weights + model.shape.head_weights)
+        prompts = forward_flops(
+            model.shape,
+            num_tokens=reading.prompt_tokens,
+            num_logits=reading.prompt_tokens,
+            num_pairs=reading.prompt_tokens * length / 2,
+        )
+        flops += prompts + a_token * reading.answers * reading.answer_tokens
+        seconds += prompts / speed + writing_seconds(
+            reading,
+            batch=runtime.batch_size,
+            weight_bytes=model.bytes(recipe.dtype),
+            bandwidth=hardware.memory_bandwidth,
+            flops_a_token=a_token,
+            flops=speed,
+        )
+        moved += model.bytes()
+        held = generation_memory(model, recipe.dtype, batch=runtime.batch_size, tokens=length)
+        if held.peak > peak:
+            peak, memory = held.peak, held.model_dump()
+    models = sum(role.startswith("model.") for role in step.inputs)
+    return Forecast(
+        tokens=models * (reading.prompt_tokens + reading.answers * reading.answer_tokens),
+        flops=flops,
+        hardware=hardware,
+        devices=1,
+        memory={**memory, "peak": peak},
+        seconds={
+            "start": start_seconds(given, hardware),
+            "weights": moved / given.store_bytes_per_second + moved / given.disk_bytes_per_second,
+            "compute": seconds,
+        },
+        stored=1e6 * models,
+        moved=moved,
+        objects=3 + 2 * models,
+        how=(
+            f"{models} models, each reads {figure(reading.prompt_tokens)} tokens and writes "
+            f"{figure(reading.answers)} answers of {reading.answer_tokens:.0f}, {runtime.batch_size} at a time",
+        ),
+    )
+
+
+def _reading(recipe: EvaluateRecipe, given: Assumptions) -> Reading:
+    """What each model reads and writes for the tasks."""
+    reading = Reading()
+    for task in recipe.tasks:
+        if isinstance(task, ExerciseTasks):
+            items = float(len(task.kinds) * task.items_per_kind)
+            tokens, answer = items * given.tokens_per_exercise, min(12.0, recipe.max_new_tokens)
+            reading += Reading(prompt_tokens=tokens, answers=items, answer_tokens=answer)
+            continue
+        known, written = ITEMS.get(task.name, (given.items_per_task, True))
+        items = min(float(known), task.limit or float("inf"))
+        reading += Reading(
+            prompt_tokens=items * given.prompt_tokens,
+            answers=items if written else 0,
+            answer_tokens=given.answer_tokens if written else 0,
+        )
+    return reading

@@ -1,0 +1,223 @@
+"""The forecast of each stage: which formula of tasks/planning/ it takes, with what of the profile in it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from flows.forecast_dump import forecast_dump
+from flows.forecast_evaluation import forecast_evaluation
+from flows.forecast_training import forecast_training
+from flows.model_sizes import Sizes
+from tasks.evolve.stage import AutoEvolSource, EvolveRecipe
+from tasks.import_logits.stage import ImportLogitsRecipe
+from tasks.models.stage import HubSource
+from tasks.planning.architecture import Architecture
+from tasks.planning.assumptions import Assumptions, start_seconds, utilisation_of
+from tasks.planning.forecast import Forecast, figure
+from tasks.planning.hardware import CPU_CORE, Hardware, hardware_named
+from tasks.planning.measured import DumpProgress
+from tasks.runtime.declare import Step
+from tasks.surgeon.stage import RevertRecipe, SurgeonRuntime, TransplantRecipe
+
+WEIGHT_FILE_BYTES = 5e9
+MODEL_FILES = 6
+"""Objects of a model besides its weights: configs and tokenizer."""
+DEFAULT_ACCELERATOR = "h100-sxm"
+APPROXIMATING = {"omp_anchored", "omp", "common_interpolation", "delta_transplant", "back_transplant"}
+"""Methods and strategies of the surgeon that look for rows that a row is made of."""
+SURGEON_BATCH = 512
+IMPORTED_BYTES_PER_TOKEN = 150.0
+"""Of a published set of logits."""
+
+
+@dataclass(frozen=True)
+class Forecasts:
+    """Makes forecasts of the steps of one run."""
+
+    sizes: Sizes
+    given: Assumptions
+    hardware: str | None = None
+    """Takes the place of what the profile names, wherever a stage may use an accelerator."""
+
+    def of(self, step: Step, progress: DumpProgress | None = None) -> Forecast:
+        """`progress`: of an unfinished dump, whose size and speed then are its own.
+
+        Raises:
+            BadInputError: a model's shape is not known.
+        """
+        ways: dict[str, Callable[[Step], Forecast]] = {
+            "models": self._models,
+            "corpus": self._corpus,
+            "surgeon": self._surgeon,
+            "reshape": self._rewrite,
+            "publish": self._rewrite,
+            "fuse": self._fuse,
+            "evolve": self._evolve,
+            "import_logits": self._import,
+        }
+        name = step.stage.name
+        if name == "dump_logits":
+            return forecast_dump(step, self.sizes, self.given, self.device(step), progress).checked()
+        if name in {"distill", "sft"}:
+            return forecast_training(step, self.sizes, self.given, self.device(step)).checked()
+        if name == "evaluate":
+            return forecast_evaluation(step, self.sizes, self.given, self.device(step)).checked()
+        if name not in ways:
+            return Forecast(warnings=(f"nothing is known of what the stage {name} costs; it counts as nothing",))
+        return ways[name](step).checked()
+
+    def device(self, step: Step) -> Hardware:
+        """On what a stage computes. `auto` is a processor unless an accelerator is named."""
+        runtime = step.config.runtime
+        named = self.hardware or getattr(runtime, "hardware", None)
+        if runtime.device == "cpu" or (runtime.device == "auto" and named is None):
+            return hardware_named(CPU_CORE)
+        return hardware_named(named or DEFAULT_ACCELERATOR)
+
+    # Stages without an accelerator
+
+    def _models(self, step: Step) -> Forecast:
+        source = step.config.recipe.source  # type: ignore[attr-defined]
+        if source.kind == "tokenizer":
+            return Forecast(seconds={"start": start_seconds(self.given)}, stored=10e6, objects=3)
+        model = self.sizes.model(step)
+        size = model.bytes()
+        if isinstance(source, HubSource) and source.mode == "reference":
+            return Forecast(
+                seconds={"start": start_seconds(self.given)},
+                stored=20e6,
+                moved=20e6,
+                objects=MODEL_FILES,
+                how=(f"{size / 1e9:.1f} GB of weights stay on the hub",),
+            )
+        hub = isinstance(source, HubSource)
+        seconds = {"download": size / self.given.hub_bytes_per_second if hub else 0.0}
+        return Forecast(
+            seconds={"start": start_seconds(self.given), **seconds, "store": size / self.given.store_bytes_per_second},
+            stored=size,
+            moved=2 * size if hub else size,
+            objects=_model_objects(size),
+            how=(f"{figure(model.parameters)} parameters, {size / 1e9:.2f} GB",),
+        )
+
+    def _corpus(self, step: Step) -> Forecast:
+        corpus = self.sizes.corpus(step)
+        size = corpus.tokens * self.given.corpus_bytes_per_token
+        return Forecast(
+            tokens=corpus.tokens,
+            seconds={
+                "start": start_seconds(self.given),
+                "tokens": corpus.tokens / self.given.corpus_tokens_per_second,
+                "store": size / self.given.store_bytes_per_second,
+            },
+            stored=size,
+            moved=size,
+            objects=3,
+            how=(
+                f"{figure(corpus.train.rows)} rows for training with {corpus.train.length:,.0f} tokens each, "
+                f"{figure(corpus.train.targets)} targets; {figure(corpus.heldout.tokens)} tokens held out",
+            ),
+        )
+
+    def _evolve(self, step: Step) -> Forecast:
+        recipe = step.config.recipe
+        assert isinstance(recipe, EvolveRecipe)
+        source, rows = recipe.source, self.sizes.instruction_rows(recipe)
+        size = rows * self.given.tokens_per_chat * 4.5
+        made = Forecast(
+            seconds={"start": start_seconds(self.given), "rows": rows / 20_000}, stored=size, moved=2 * size, objects=2
+        )
+        if not isinstance(source, AutoEvolSource):
+            return made
+        calls = rows * (source.evolution_rounds + (2 if source.judge else 1))
+        tokens = rows * (source.evolution_rounds * source.evolver.max_tokens + source.answerer.max_tokens)
+        return replace(
+            made,
+            tokens=tokens,
+            how=(f"about {figure(calls)} calls, at most {figure(tokens)} tokens written",),
+            warnings=("the endpoint's time and price are not in the sums",),
+        )
+
+    def _import(self, step: Step) -> Forecast:
+        recipe = step.config.recipe
+        assert isinstance(recipe, ImportLogitsRecipe)
+        size = float(sum(path.stat().st_size for part in recipe.source.files() for path in part))
+        tokens = size / IMPORTED_BYTES_PER_TOKEN
+        return Forecast(
+            tokens=tokens,
+            seconds={"start": start_seconds(self.given), "encoding": tokens / self.given.encoded_tokens_per_second},
+            stored=size,
+            moved=2 * size,
+            objects=math.ceil(size / 20e6),
+            how=(f"{size / 1e9:.2f} GB at {IMPORTED_BYTES_PER_TOKEN:.0f} bytes a token",),
+        )
+
+    def _rewrite(self, step: Step) -> Forecast:
+        model = self.sizes.model(step if step.stage.name == "reshape" else step.inputs["model"])
+        return self._rewritten(model, read=1)
+
+    def _fuse(self, step: Step) -> Forecast:
+        model = self.sizes.model(step)
+        return replace(
+            self._rewritten(model, read=len(step.inputs)),
+            host_memory=4.0 * (len(step.inputs) + 2) * model.end,
+            how=(f"{len(step.inputs)} models of {model.bytes() / 1e9:.1f} GB are read, tensor by tensor",),
+        )
+
+    def _rewritten(self, model: Architecture, read: int) -> Forecast:
+        """A model that is made of `read` others of its size without computing much."""
+        size = model.bytes()
+        return Forecast(
+            seconds={
+                "start": start_seconds(self.given),
+                "disk": (read + 1) * size / self.given.disk_bytes_per_second,
+                "store": (read + 1) * size / self.given.store_bytes_per_second,
+            },
+            stored=size,
+            moved=(read + 1) * size,
+            objects=_model_objects(size),
+        )
+
+    # Stages that compute
+
+    def _surgeon(self, step: Step) -> Forecast:
+        hardware, recipe = self.device(step), step.config.recipe
+        model = self.sizes.model(step)
+        moved = self._rewritten(model, read=2)
+        if isinstance(recipe, TransplantRecipe):
+            rows_of = self.sizes.model(step.inputs["donor"]) if recipe.method in APPROXIMATING else None
+            anchored = recipe.method == "omp_anchored"
+        else:
+            assert isinstance(recipe, RevertRecipe)
+            rows_of = self.sizes.model(step) if recipe.strategy in APPROXIMATING else None
+            anchored = True
+        if rows_of is None:
+            return moved
+        invented = self.given.invented_fraction * rows_of.rows
+        anchors = min(float(recipe.num_anchors), rows_of.rows - invented) if anchored else rows_of.rows - invented
+        matrices = 1 if rows_of.tied else 2
+        # Correlations with all anchors, once with Gram's matrix, else for each of the k that are chosen.
+        rounds = 1 if anchored else recipe.k
+        flops = matrices * invented * 2 * anchors * rows_of.hidden * rounds
+        speed = hardware.peak("float32") * utilisation_of(hardware, self.given.surgeon_utilisation, self.given)
+        assert isinstance(step.config.runtime, SurgeonRuntime)
+        rows = 4.0 * anchors * rows_of.hidden
+        batch = 4.0 * (step.config.runtime.batch_size or SURGEON_BATCH) * (anchors + rows_of.hidden)
+        return replace(
+            moved,
+            flops=flops,
+            hardware=hardware,
+            devices=1,
+            memory={"rows": rows, "batch": batch, "peak": rows + batch},
+            seconds={**moved.seconds, "start": start_seconds(self.given, hardware), "compute": flops / speed},
+            how=(
+                f"{matrices} × {figure(invented)} rows to make × 2 × {figure(anchors)} shared rows × {rows_of.hidden} "
+                f"× {rounds} = {flops:.3g} FLOP at {speed:.3g}/s",
+            ),
+        )
+
+
+def _model_objects(size: float) -> int:
+    return MODEL_FILES + math.ceil(size / WEIGHT_FILE_BYTES)

@@ -1,0 +1,103 @@
+"""Bytes that stored logits take.
+
+An entry is one id and one level (tasks/logits/README.md). The ids are numbered by frequency and come in no useful
+order, so they cost nearly their order-0 entropy, which grows with the vocabulary V; the levels add 2 to 2.7 bits. Bytes
+a token:
+
+    E · (1.38 − 0.04 · log2(49,152 / V)) + 12.5        E entries; the second term for V below 49,152 alone
+
+fitted to stores of SmolLM2 (V = 49,152; E = 16 to 128: within 3 %) and of a miniature (V = 1,024; E = 16 to 77:
+within 4 %); at V = 152k, E = 64 it is 3 % too little. The 12.5 are the token itself, its gold and tail, and what zstd
+leaves. A drawn entry has a count of 0.2. On top come 150 a document (row id, sizes, place in the index), a shard's
+descriptions of its arrays, and one prior, whose ids fit 2 V bytes compressed.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from tasks.artifacts.frozen import Frozen
+
+ENTRY_BYTES, BYTES_PER_DOUBLING = 1.38, 0.04
+REFERENCE_VOCABULARY = 49_152
+TOKEN_BYTES = 12.5
+DRAW_BYTES = 0.2
+DOCUMENT_BYTES = 150.0
+SHARD_BYTES = 4_500.0
+OBJECT_BYTES = 32 * 2**20
+"""Documents of a shard become one object each so many bytes, uncompressed and padded: tasks/logits/writer.py."""
+MAX_DOCUMENTS_PER_OBJECT = 1024
+
+
+class StoreSize(Frozen):
+    """What a dump leaves in the store."""
+
+    entries: float
+    """A position's, on average."""
+    bytes_per_token: float
+    bytes: float
+    shards: int
+    objects: int
+
+
+def entries_of(support: dict[str, Any], adaptive_entries: float) -> float:
+    """Entries of a position, on average.
+
+    Args:
+        support: a recipe's `support` as JSON.
+        adaptive_entries: of an adaptive support at probability 0.001.
+    """
+    if support["kind"] == "top_k":
+        return float(support["num_kept"])
+    if support["kind"] == "adaptive":
+        # Measured on SmolLM2: the entries fall with about the 0.7th power of the probability.
+        scale = (0.001 / support["min_probability"]) ** 0.7 if support["min_probability"] else 1.0
+        return min(float(support["max_kept"]), max(float(support["min_kept"]), adaptive_entries * scale))
+    # Of n draws about n ** 0.7 differ: 15 to 17 of 50.
+    return float(support["num_draws"]) ** 0.7
+
+
+def store_size(
+    *,
+    tokens: float,
+    rows: float,
+    splits: int,
+    rows_per_shard: int,
+    vocabulary: int,
+    entries: float,
+    draws: bool = False,
+    value_bytes: float = 0.0,
+    temperatures: int = 0,
+) -> StoreSize:
+    """Of a whole dump.
+
+    Args:
+        tokens, rows: of all its splits together.
+        splits: how many there are.
+        vocabulary: V.
+        entries: a position's, on average.
+        draws: whether entries are draws, each with its count.
+        value_bytes: of an entry's exact value beside its level: 2 for float16, 4 for float32.
+        temperatures: others than 1.
+    """
+    entry = ENTRY_BYTES + BYTES_PER_DOUBLING * min(0.0, math.log2(vocabulary / REFERENCE_VOCABULARY))
+    entry += (DRAW_BYTES if draws else 0.0) + value_bytes
+    shards = max(splits, math.ceil(rows / rows_per_shard)) if rows else 0
+    per_token = entries * entry + TOKEN_BYTES + 4 * temperatures
+    documents = tokens * per_token + rows * DOCUMENT_BYTES
+    size = documents + shards * SHARD_BYTES + 2 * vocabulary
+    # Uncompressed an entry is two bytes and a token six; rows are padded to the longest of their shard.
+    uncompressed = 1.5 * tokens * (2 * entries + 8)
+    blocks = shards * max(
+        1, math.ceil(max(uncompressed / max(1, shards) / OBJECT_BYTES, rows_per_shard / MAX_DOCUMENTS_PER_OBJECT))
+    )
+    # A shard's group and four arrays are described by an object each, three arrays have one chunk; so has the prior.
+    objects = shards * 8 + blocks + 3 + 1
+    return StoreSize(
+        entries=entries,
+        bytes_per_token=size / tokens if tokens else 0.0,
+        bytes=size,
+        shards=shards,
+        objects=objects,
+    )
