@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.bench.records import Declared
+from tests.bench.rows_surgery import SURGERY
 from tests.bench.rows_train import TRAIN
 from tests.bench.supports import CURVE
 from tests.bench.teachers import VOCABULARIES
@@ -116,4 +117,5 @@ ROWS: tuple[Declared, ...] = (
     *_STORE_ANYWHERE,
     *_DUMP,
     *TRAIN,
+    *SURGERY,
 )
