@@ -15,7 +15,7 @@ import torch
 from tasks.artifacts.errors import BadInputError
 from tasks.planning.flops import ModelShape, model_shape, training_flops
 from tasks.planning.hardware import hardware_named
-from tasks.planning.peak import UnknownPeakError, peak_of
+from tasks.planning.peak import UnknownPeakError, emulated_bfloat16, peak_of
 
 RECENT = 20
 """Steps whose mean is shown as the present speed."""
@@ -131,6 +131,8 @@ def throughput_of(
     """
     if hardware is not None:
         hardware_named(hardware)
+    if device.type == "cpu" and dtype is torch.bfloat16 and (slower := emulated_bfloat16()) is not None:
+        say(f"{slower}; set recipe.precision to float32 unless this is a rehearsal")
     try:
         shape = model_shape(config)
         peak = peak_of(device, dtype, hardware)

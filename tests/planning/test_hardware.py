@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from tasks.artifacts.errors import BadInputError
+from tasks.planning import peak
 from tasks.planning.hardware import hardware_named, hardware_of_device, hardware_table
-from tasks.planning.peak import UnknownPeakError, peak_of
+from tasks.planning.peak import UnknownPeakError, emulated_bfloat16, peak_of
 
 
 def test_the_table_holds_dense_peaks() -> None:
@@ -44,3 +45,13 @@ def test_the_peak_of_a_named_and_of_an_unknown_device(monkeypatch: pytest.Monkey
 
 def test_a_cpu_is_measured() -> None:
     assert 1e8 < peak_of(torch.device("cpu"), torch.float32).flops_per_second < 1e14
+
+
+def test_a_processor_that_is_slower_in_bfloat16_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    speeds = {torch.float32: 57e9, torch.bfloat16: 1.25e9}
+    monkeypatch.setattr(peak, "measured_flops", speeds.__getitem__)
+    assert emulated_bfloat16() == (
+        "this processor multiplies 1.25 GFLOP/s in bfloat16 and 57 in float32; float32 takes 45.6 times less of it"
+    )
+    speeds[torch.bfloat16] = 100e9
+    assert emulated_bfloat16() is None

@@ -16,6 +16,7 @@ from tasks.artifacts.errors import BadInputError
 from tasks.artifacts.fingerprint import sha256_hex
 from tasks.artifacts.store import Store
 from tasks.planning.flops import ModelShape, training_flops
+from tasks.training import performance
 from tasks.training.engine import StepResult
 from tasks.training.event_files import KEPT_RUNS, EventFiles
 from tasks.training.performance import StepWork, Throughput, throughput_of
@@ -179,8 +180,9 @@ def test_rates() -> None:
     assert throughput.total()["data_wait"] == pytest.approx(0.4)
 
 
-def test_unknown_hardware_costs_the_utilisation_and_a_misspelt_one_the_start() -> None:
+def test_unknown_hardware_costs_the_utilisation_and_a_misspelt_one_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
+    monkeypatch.setattr(performance, "emulated_bfloat16", lambda: "slower")
     settings: dict[str, Any] = {"dtype": torch.bfloat16, "world_size": 2, "say": said.append}
     config = make_model().config.to_dict()
     throughput = throughput_of(config, device=torch.device("meta"), hardware=None, **settings)
@@ -191,6 +193,7 @@ def test_unknown_hardware_costs_the_utilisation_and_a_misspelt_one_the_start() -
     throughput.step(WORK)
     assert throughput.total()["mfu"] > 0
     assert said.pop() == "FLOPs utilisation is against h200 in bfloat16: 2 × 989.4 TFLOP/s"
+    assert said.pop().startswith("slower; set recipe.precision")
     throughput_of({**config, "model_type": "rwkv"}, device=torch.device("cpu"), hardware=None, **settings)
     assert "'rwkv'" in said.pop()
     with pytest.raises(BadInputError, match="h300"):
