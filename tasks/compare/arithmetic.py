@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from tasks.modeling.document_bits import start_token
+from tasks.modeling.document_start import start_token
 from tasks.modeling.tokenizer_files import real_vocab_size
 
 NUM_SHOTS = 5

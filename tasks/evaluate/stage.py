@@ -134,4 +134,4 @@ def _judge(metrics: Mapping[str, Any], gates: EvaluateGates) -> list[GateResult]
     ]
 
 
-STAGE = Stage(name="evaluate", version=2, config=EvaluateConfig, judge=_judge)
+STAGE = Stage(name="evaluate", version=3, config=EvaluateConfig, judge=_judge)

@@ -179,7 +179,8 @@ class _Bench:
         import torch
 
         from tasks.evaluate.harness import ExactLM, evaluate_tasks
-        from tasks.modeling.document_bits import context_tokens, document_bits, start_token
+        from tasks.modeling.document_bits import context_tokens, document_bits
+        from tasks.modeling.document_start import start_token
         from tasks.modeling.model_files import load_causal_lm
         from tasks.modeling.tokenizer_files import load_tokenizer, tokenizer_digest
 

@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from tasks.artifacts.errors import BadInputError
+from tasks.modeling.document_start import start_token
 from tasks.modeling.model_files import vocabulary_weights
 from tasks.modeling.tokenizer_files import real_vocab_size
 
@@ -72,25 +73,21 @@ TEXTS: dict[str, tuple[str, ...]] = {
 
 
 def bits_per_byte(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> dict[str, float]:
-    """Mean bits for a UTF-8 byte of each kind in TEXTS, each scored whole after the bos (see below) or eos.
+    """Mean bits for a UTF-8 byte of each kind in TEXTS, each scored whole after the token that documents begin with.
 
     Rows from the tokenizer's size on are padding and take no probability.
 
     Raises:
-        BadInputError: the tokenizer has neither bos nor eos, the model has fewer rows than the tokenizer has ids, or
-            its logits are not finite.
+        BadInputError: the tokenizer has neither BOS nor end token, the model has fewer rows than the tokenizer has ids,
+            or its logits are not finite.
     """
-    # Qwen's tokenizers have no bos, but their config.json names the token that documents began with in training.
-    candidates = (tokenizer.bos_token_id, model.config.bos_token_id, tokenizer.eos_token_id)
-    start = next((token for token in candidates if token is not None), None)
-    if start is None:
-        raise BadInputError("the tokenizer has neither a bos nor an eos token; set one in its tokenizer_config.json")
     num_real = real_vocab_size(tokenizer)
     num_rows = vocabulary_weights(model)[0].shape[0]
     if num_rows < num_real:
         raise BadInputError(
             f"the model has {num_rows} embedding rows and its tokenizer {num_real} ids; give it its own tokenizer"
         )
+    start = start_token(model, tokenizer)
     result = {}
     for kind, texts in TEXTS.items():
         nats = 0.0

@@ -2,11 +2,11 @@
 
     bits per byte = sum over documents of -log2 p(all tokens of the text | start token) / sum of their UTF-8 bytes
 
-Every model encodes the same raw text with its own tokenizer, without special tokens. The start token is the
-tokenizer's BOS, or the config's where the tokenizer has none (Qwen: <|endoftext|>), or the end token. A document of
-more than C tokens is cut into windows of C predictions that do not overlap; each window starts from the last token of
-the one before, so every token is predicted exactly once and every byte counts exactly once. Probabilities are
-normalised over the tokenizer's ids: rows that only pad the embedding matrix take no part.
+Every model encodes the same raw text with its own tokenizer, without special tokens, after the token that its documents
+begin with (document_start.py). A document of more than C tokens is cut into windows of C predictions that do not
+overlap; each window starts from the last token of the one before, so every token is predicted exactly once and every
+byte counts exactly once. Probabilities are normalised over the tokenizer's ids: rows that only pad the embedding matrix
+take no part.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from tasks.artifacts.errors import BadInputError
+from tasks.modeling.document_start import start_token
 from tasks.modeling.tokenizer_files import real_vocab_size
 
 
@@ -50,14 +51,6 @@ class DocumentBits:
     """As its rows name it; in a corpus a hex sha256."""
     bits: float
     num_bytes: int
-
-
-def start_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> int:
-    """The id that a document is conditioned on."""
-    for token in (tokenizer.bos_token_id, model.config.get_text_config().bos_token_id, tokenizer.eos_token_id):
-        if token is not None:
-            return int(token)
-    raise BadInputError("the tokenizer has neither a BOS nor an end token, so that no text can be started; set one")
 
 
 def context_tokens(model: PreTrainedModel, window_tokens: int) -> int:

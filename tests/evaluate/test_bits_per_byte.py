@@ -7,7 +7,8 @@ import torch
 
 from tasks.artifacts.errors import BadInputError
 from tasks.logits.rows import Row, read_rows
-from tasks.modeling.document_bits import document_bits, start_token
+from tasks.modeling.document_bits import document_bits
+from tasks.modeling.document_start import start_token
 from tasks.modeling.model_files import load_causal_lm
 from tasks.modeling.tokenizer_files import load_tokenizer
 
