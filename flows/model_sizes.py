@@ -14,7 +14,14 @@ from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.errors import BadInputError
 from tasks.artifacts.manifest import Manifest
 from tasks.artifacts.store import Store
-from tasks.corpus.stage import CorpusRecipe, ExercisesSource, FilesSource, HubSource, StdlibDocsSource
+from tasks.corpus.stage import (
+    CorpusRecipe,
+    ExercisesSource,
+    FilesSource,
+    HubSource,
+    StdlibCodeSource,
+    StdlibDocsSource,
+)
 from tasks.evolve.stage import DatasetSource, EvolveRecipe
 from tasks.evolve.stage import ExercisesSource as EvolvedExercises
 from tasks.models.stage import DirectorySource, GgufSource, MiniatureSource
@@ -149,7 +156,7 @@ class Sizes:
                 if source.text_field is not None:
                     return Documents.of(source.limit, text, given.text_targets, longest)
                 return Documents.of(source.limit, min(chat, longest), given.chat_targets, longest)
-            case StdlibDocsSource():
+            case StdlibDocsSource() | StdlibCodeSource():
                 tokens = tokens_of_bytes(source.max_bytes, given.bytes_per_token, vocabulary)
                 return Documents.of(tokens / (0.8 * longest), 0.8 * longest, given.text_targets, longest)
             case ExercisesSource():
@@ -171,10 +178,13 @@ class Sizes:
 
     def _instructions(self, step: Step, exercise: float, chat: float) -> tuple[float, float]:
         """Rows, and the tokens of each."""
-        evolved = step.inputs["instructions"]
+        evolved = given = step.inputs["instructions"]
+        # What cleaning removes is not known before it ran: all rows that evolve makes are counted until then.
+        while "instructions" in evolved.inputs:
+            evolved = evolved.inputs["instructions"]
         recipe = evolved.config.recipe
         assert isinstance(recipe, EvolveRecipe)
-        manifest = self.manifest(evolved)
+        manifest = self.manifest(given) or self.manifest(evolved)
         by_rule = isinstance(recipe.source, EvolvedExercises)
         rows = float(manifest.metrics["rows"]) if manifest is not None else self.instruction_rows(recipe)
         return rows, exercise if by_rule else chat

@@ -17,9 +17,18 @@ import datasets
 
 from tasks.artifacts.errors import BadInputError, TransientStoreError
 from tasks.artifacts.fingerprint import sha256_hex
-from tasks.corpus.stage import ExercisesSource, FilesSource, HubSource, InstructionsSource, Source, StdlibDocsSource
+from tasks.corpus.stage import (
+    ExercisesSource,
+    FilesSource,
+    HubSource,
+    InstructionsSource,
+    Source,
+    StdlibCodeSource,
+    StdlibDocsSource,
+)
 from tasks.exercises import generate
 from tasks.exercises.holdout import Message, conversation_text
+from tasks.exercises.library_code import library_code
 from tasks.exercises.library_text import documents_sha256, library_documents
 from tasks.modeling.conversation import ROLES, read_turn
 
@@ -50,7 +59,7 @@ def load_documents(source: Source, instructions: Path | None) -> Iterator[Docume
         BadInputError: the source cannot be read, is not what its hash says, or a record lacks the field.
     """
     match source:
-        case StdlibDocsSource():
+        case StdlibDocsSource() | StdlibCodeSource():
             yield from _library(source)
         case ExercisesSource():
             for kind in source.kinds:
@@ -63,7 +72,7 @@ def load_documents(source: Source, instructions: Path | None) -> Iterator[Docume
         case InstructionsSource():
             if instructions is None:
                 raise BadInputError(
-                    'the source "instructions" needs an evolve artifact as the input "instructions"; add one or remove '
+                    'the source "instructions" needs instructions of evolve or clean as that input; add one or remove '
                     "the source"
                 )
             yield from _records(source, "instructions", None, "messages", _json_lines(instructions))
@@ -79,15 +88,16 @@ def load_documents(source: Source, instructions: Path | None) -> Iterator[Docume
             yield from _records(source, name, source.text_field, source.messages_field, _hub_records(source))
 
 
-def _library(source: StdlibDocsSource) -> Iterator[Document]:
-    texts = library_documents(source.max_bytes)
+def _library(source: StdlibDocsSource | StdlibCodeSource) -> Iterator[Document]:
+    read = library_documents if isinstance(source, StdlibDocsSource) else library_code
+    texts = read(source.max_bytes)
     if source.content_sha256 is not None and documents_sha256(texts) != source.content_sha256:
         raise BadInputError(
             "the standard library here has other text than where the profile was resolved; use one Python version on "
             "all machines, or files as the source"
         )
     for text in texts:
-        yield _text(text, "stdlib_docs")
+        yield _text(text, source.kind)
 
 
 def _text(text: str, source: str) -> Document:

@@ -1,6 +1,6 @@
 """Text and conversations as token rows: rendered once, tokenised once, split into training and held-out documents.
 
-Inputs: "tokenizer" (a model artifact) and, if a source is `instructions`, "instructions" (an evolve artifact).
+Inputs: "tokenizer" (a model artifact) and, if a source is `instructions`, "instructions" (of evolve or clean).
 A data set is identified by its commit, files and the library's text by their content (`with_identity`).
 """
 
@@ -18,6 +18,7 @@ from tasks.artifacts.errors import BadInputError
 from tasks.artifacts.fingerprint import content_digest, file_sha256
 from tasks.artifacts.frozen import Frozen
 from tasks.exercises import KINDS
+from tasks.exercises.library_code import library_code
 from tasks.exercises.library_text import documents_sha256, library_documents
 from tasks.runtime.declare import GateResult, Gates, Stage, StageConfig, at_least
 
@@ -134,6 +135,25 @@ class StdlibDocsSource(Frozen):
         return self.model_copy(update={"content_sha256": found})
 
 
+class StdlibCodeSource(Frozen):
+    """The functions and classes of that Python's standard library, without their docstrings."""
+
+    kind: Literal["stdlib_code"] = "stdlib_code"
+    max_bytes: int = Field(ge=1)
+    """About 6,400,000 are there."""
+    content_sha256: Sha256 | None = None
+
+    def with_identity(self) -> Self:
+        """With the hash of the documents.
+
+        Raises:
+            BadInputError: another hash is given.
+        """
+        found = documents_sha256(library_code(self.max_bytes))
+        _check_pinned(self.content_sha256, found, "the code of Python's standard library")
+        return self.model_copy(update={"content_sha256": found})
+
+
 class ExercisesSource(Frozen):
     """Generated exercises of the train split, as conversations of a question and an answer."""
 
@@ -170,7 +190,8 @@ class InstructionsSource(Frozen):
 
 
 Source = Annotated[
-    HubSource | FilesSource | StdlibDocsSource | ExercisesSource | InstructionsSource, Field(discriminator="kind")
+    HubSource | FilesSource | StdlibDocsSource | StdlibCodeSource | ExercisesSource | InstructionsSource,
+    Field(discriminator="kind"),
 ]
 
 

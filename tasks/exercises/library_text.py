@@ -27,7 +27,8 @@ def _topic_documents() -> Iterator[tuple[str, str]]:
         yield f"topic/{name}", text
 
 
-def _module_files(root: Path) -> Iterator[tuple[str, Path]]:
+def module_files(root: Path) -> Iterator[tuple[str, Path]]:
+    """Names and paths of the modules below `root` that are neither tests nor installed packages."""
     for path in root.rglob("*.py"):
         relative = path.relative_to(root)
         if not _LEFT_OUT.intersection(relative.parts):
@@ -55,7 +56,7 @@ def library_documents(max_bytes: int | None = None, only: str = "") -> list[str]
     if only in ("", "topic"):
         sources += _topic_documents()
     if only in ("", "module"):
-        sources += _module_files(Path(sysconfig.get_path("stdlib")))
+        sources += module_files(Path(sysconfig.get_path("stdlib")))
     sources.sort(key=lambda source: hashlib.sha256(source[0].encode()).digest())
     documents: dict[str, None] = {}
     num_bytes = 0

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from tasks.artifacts.errors import BadInputError, CorruptArtifactError
 from tasks.artifacts.fingerprint import file_sha256
-from tasks.corpus.stage import STAGE, CorpusConfig, CorpusRecipe, FilesSource, StdlibDocsSource
+from tasks.corpus.stage import STAGE, CorpusConfig, CorpusRecipe, FilesSource, StdlibCodeSource, StdlibDocsSource
 from tasks.logits.rows import make_row, read_rows, row_id_of, write_rows
 from tasks.modeling.tokenizer_files import load_tokenizer, tokenizer_digest
 
@@ -186,8 +186,11 @@ def test_changed_files_are_refused(write_corpus, text_files, tmp_path: Path) -> 
     assert now.with_identity() == now
 
 
-def test_library_text_has_an_identity_that_follows_its_size() -> None:
-    small, same, large = (StdlibDocsSource(max_bytes=size).with_identity() for size in (20_000, 20_000, 40_000))
+@pytest.mark.parametrize("source", [StdlibDocsSource, StdlibCodeSource])
+def test_library_text_has_an_identity_that_follows_its_size(
+    source: type[StdlibDocsSource] | type[StdlibCodeSource],
+) -> None:
+    small, same, large = (source(max_bytes=size).with_identity() for size in (20_000, 20_000, 40_000))
     assert small == same
     assert small.content_sha256 != large.content_sha256
     with pytest.raises(BadInputError, match=f"standard library has the content {str(large.content_sha256)[:12]}"):
