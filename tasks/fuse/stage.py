@@ -33,29 +33,33 @@ from tasks.runtime.text_gates import judge_ratios, judge_stops
 
 BASE = "base"
 
-MERGE_METHODS = (
-    "arcee_fusion",
-    "breadcrumbs",
-    "breadcrumbs_ties",
-    "dare_linear",
-    "dare_ties",
-    "della",
-    "della_linear",
-    "karcher",
-    "linear",
-    "model_stock",
-    "multislerp",
-    "nearswap",
-    "nuslerp",
-    "passthrough",
-    "ram",
-    "ramplus_tl",
-    "sce",
-    "slerp",
-    "task_arithmetic",
-    "ties",
-)
-"""What mergekit 0.1.5 registers; named here since a config must be checked without importing it."""
+_TASK_VECTORS = ("int8_mask", "normalize", "rescale", "lambda")
+MERGE_PARAMETERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "arcee_fusion": ((), ()),
+    "breadcrumbs": (("weight", "density", "gamma"), _TASK_VECTORS),
+    "breadcrumbs_ties": (("weight", "density", "gamma"), _TASK_VECTORS),
+    "dare_linear": (("weight", "density"), _TASK_VECTORS),
+    "dare_ties": (("weight", "density"), _TASK_VECTORS),
+    "della": (("weight", "density", "epsilon"), _TASK_VECTORS),
+    "della_linear": (("weight", "density", "epsilon"), _TASK_VECTORS),
+    "karcher": ((), ("max_iter", "tol")),
+    "linear": (("weight",), ("normalize",)),
+    "model_stock": ((), ("filter_wise",)),
+    "multislerp": (("weight",), ("normalize_weights", "eps")),
+    "nearswap": ((), ("t",)),
+    "nuslerp": (("weight",), ("nuslerp_row_wise", "nuslerp_flatten")),
+    "passthrough": (("scale",), ()),
+    "ram": ((), ("epsilon",)),
+    "ramplus_tl": ((), ("r", "alpha", "epsilon")),
+    "sce": ((), ("int8_mask", "select_topk")),
+    "slerp": ((), ("t",)),
+    "task_arithmetic": (("weight", "density"), _TASK_VECTORS),
+    "ties": (("weight", "density"), _TASK_VECTORS),
+}
+"""What mergekit 0.1.5 registers, with the parameters of a branch and those of the method. Named here since a config is
+checked without importing it, and mergekit passes over a parameter that it does not know: a misspelt `density` would
+merge at the default."""
+MERGE_METHODS = tuple(MERGE_PARAMETERS)
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Scalar = bool | float | str
@@ -107,6 +111,21 @@ class FuseRecipe(Frozen):
             name = getattr(self, field)
             if name not in (None, BASE, *self.models):
                 raise ValueError(f"{field} is {name!r}, which is neither {BASE} nor one of {', '.join(self.models)}")
+        return self
+
+    @model_validator(mode="after")
+    def _parameters_are_known(self) -> FuseRecipe:
+        of_branch, of_method = MERGE_PARAMETERS[self.merge_method]
+        # A branch's parameter may stand with the method's, as the default of all branches.
+        places = [("parameters", self.parameters, (*of_branch, *of_method))]
+        places += [(f"models.{name}.parameters", branch.parameters, of_branch) for name, branch in self.models.items()]
+        for place, given, known in places:
+            for parameter in given:
+                if parameter not in known:
+                    raise ValueError(
+                        f"{place} has {parameter!r}, which {self.merge_method} does not read there; it reads "
+                        f"{', '.join(known) or 'nothing'}"
+                    )
         return self
 
     @property
