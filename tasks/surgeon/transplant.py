@@ -50,9 +50,10 @@ def transplant(job: Job, recipe: TransplantRecipe, runtime: SurgeonRuntime) -> N
     before, stopped_before = bits_per_byte(model, student_tokenizer), stopped_prompts(model, student_tokenizer)
 
     job.progress(1, 4, "steps")
+    began = time.monotonic()
     approximation = _approximation(job, recipe, runtime, plan, student_rows)
-    seconds_of_rows = time.monotonic() - started
     matrices = [new_matrix(recipe, plan, student_rows, approximation, matrix) for matrix in range(len(student_rows))]
+    seconds_of_rows = time.monotonic() - began
 
     job.progress(2, 4, "steps")
     _set_matrices(model, matrices)

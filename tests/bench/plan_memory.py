@@ -32,15 +32,9 @@ from tasks.training.processes import Processes
 from tasks.training.settings import OptimizerRecipe, TrainingRecipe, TrainingRuntime
 from tests.bench.memory import peak_bytes, reset_peak, resident_bytes
 from tests.bench.records import Measured, Measurement
+from tests.bench.rows_plan import WAYS
 from tests.bench.training import joined, run_processes
 
-WAYS = {
-    "zero0.fp32": (0, "float32", False),
-    "zero1.fp32": (1, "float32", False),
-    "zero2.bf16": (2, "bfloat16", False),
-    "zero3.bf16": (3, "bfloat16", True),
-}
-"""ZeRO stage, precision, gradient checkpointing."""
 ROW_TOKENS, NUM_ROWS, PASSES, VOCAB = 512, 4, 2, 8192
 MODEL: dict[str, Any] = {
     "hidden_size": 512,

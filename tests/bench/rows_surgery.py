@@ -76,7 +76,7 @@ _BITS = [
         for kind in KINDS
     ),
     *(
-        _row(f"seconds_of_rows.{direction}.{method}", "s", "Planning and making the rows, on one thread.")
+        _row(f"seconds_of_rows.{direction}.{method}", "s", "Making the rows by the plan, on one thread.")
         for direction, methods in METHODS.items()
         for method in methods
     ),

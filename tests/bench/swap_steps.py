@@ -7,6 +7,8 @@ Llama 3.1's, to be trained there and reverted.
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -25,6 +27,7 @@ from tasks.runtime.declare import Stage, Step
 from tasks.runtime.execute import Outcome, RunContext, execute
 from tasks.sft import stage as sft_stage
 from tasks.surgeon import stage as surgeon_stage
+from tasks.worker.spec import Event
 from tests.bench.paths import ROOT
 from tests.bench.rows_surgery import BACK, INTO_QWEN, KINDS
 from tests.bench.swap_texts import FOLDER, training_file
@@ -110,30 +113,34 @@ def model_in(directory: Path, label: str) -> Step:
     return step_of(models_stage.STAGE, label, {"recipe": {"source": source}})
 
 
-def random_model(name: str, hidden_size: int, seed: int) -> Path:
-    """A Qwen2 of two layers with tied random weights in float32 over the vocabulary `name`; made on the first call."""
-    target = FOLDER / f"random-{name}-{hidden_size}"
+def random_model(name: str, hidden_size: int, seed: int, *, tied: bool = True, rows: int | None = None) -> Path:
+    """A Qwen2 of two layers with random weights in float32 over the vocabulary `name`; made on the first call."""
+    target = FOLDER / f"random-{name}-{hidden_size}-{seed}"
     if not (target / "tokenizer.json").is_file():
-        source = directory_of(make(tokenizer(name)))
-        own = load_tokenizer(source)
-        torch.manual_seed(seed)
-        model = Qwen2ForCausalLM(
-            Qwen2Config(
-                vocab_size=-(-len(own) // 128) * 128,
-                hidden_size=hidden_size,
-                intermediate_size=2 * hidden_size,
-                num_hidden_layers=2,
-                num_attention_heads=8,
-                num_key_value_heads=2,
-                tie_word_embeddings=True,
-                bos_token_id=own.bos_token_id,
-                eos_token_id=own.eos_token_id,
-                pad_token_id=own.pad_token_id,
-            )
-        )
-        save_causal_lm(model, target)
-        copy_tokenizer_files(source, target)
+        write_random_model(directory_of(make(tokenizer(name))), target, hidden_size, seed, tied=tied, rows=rows)
     return target
+
+
+def write_random_model(
+    vocabulary: Path, target: Path, hidden_size: int, seed: int, *, tied: bool = True, rows: int | None = None
+) -> None:
+    """The same over the tokenizer in the folder `vocabulary`, which is copied last."""
+    own = load_tokenizer(vocabulary)
+    torch.manual_seed(seed)
+    config = Qwen2Config(
+        vocab_size=rows or -(-len(own) // 128) * 128,
+        hidden_size=hidden_size,
+        intermediate_size=2 * hidden_size,
+        num_hidden_layers=2,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        tie_word_embeddings=tied,
+        bos_token_id=own.bos_token_id,
+        eos_token_id=own.eos_token_id,
+        pad_token_id=own.pad_token_id,
+    )
+    save_causal_lm(Qwen2ForCausalLM(config), target)
+    copy_tokenizer_files(vocabulary, target)
 
 
 @lru_cache(maxsize=1)
@@ -194,7 +201,38 @@ def make(step: Step) -> Outcome:
     """The step and all that it needs, each made once."""
     for source in step.inputs.values():
         make(source)
-    return execute(step, RunContext(open_store(str(STORE)), FOLDER / "scratch"))
+    times: dict[str, float] = {}
+
+    def watch(_: Step, event: Event) -> None:
+        if event.kind == "progress" and event.total is not None:
+            times[f"{event.done:g}"] = event.time
+
+    made = execute(step, RunContext(open_store(str(STORE)), FOLDER / "scratch", watch=watch))
+    if times and step.stage.name == surgeon_stage.STAGE.name:
+        write_once(_times_file(step), json.dumps(times))
+    return made
+
+
+def seconds_of_rows(step: Step) -> float:
+    """Wall seconds in which a transplant's worker made the new rows, without loading and judging the model."""
+    made = make(step)
+    if not _times_file(step).is_file():
+        raise RuntimeError(f"{made.ref.uri} was made by a bench that was stopped then; delete it, so that it is timed")
+    times = json.loads(_times_file(step).read_text())
+    # The worker reports each of its steps before it begins: 1 the rows, 2 what comes after.
+    return float(times["2"] - times["1"])
+
+
+def _times_file(step: Step) -> Path:
+    return FOLDER / "times" / f"{step.label}-{step.key[:16]}.json"
+
+
+def write_once(file: Path, text: str) -> None:
+    """Whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    draft = file.with_name(f"{file.name}.{os.getpid()}.draft")
+    draft.write_text(text, encoding="utf-8")
+    draft.rename(file)
 
 
 def directory_of(made: Outcome) -> Path:
