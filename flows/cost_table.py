@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from tempfile import TemporaryDirectory
 
 from rich.console import Console
 from rich.table import Table
@@ -10,12 +11,13 @@ from rich.table import Table
 from flows.costs import DONE, CostOptions, RunCost, StepCost, cost_of
 from flows.pipeline import build
 from flows.profiles import load_profile
+from tasks.artifacts.errors import StoreError
 from tasks.artifacts.store import open_store
 from tasks.planning.assumptions import Assumptions
 from tasks.planning.hardware import Hardware
+from tasks.planning.quantities import byte_size, money, span
 
-UNITS = ((1e15, "PB"), (1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
-COLUMNS = ("stage", "tokens", "FLOPs", "devices", "GB each", "hours", "GPU h", "USD", "stored", "moved", "objects")
+COLUMNS = ("stage", "tokens", "FLOPs", "devices", "each holds", "time", "GPU h", "USD", "stored", "moved", "objects")
 
 
 def show_cost(
@@ -27,10 +29,18 @@ def show_cost(
         BadInputError: the profile is wrong, or the shape of a model is not known.
     """
     loaded = load_profile(profile, overrides, store, smoke=smoke)
-    opened = open_store(loaded.store)
-    print_cost(
-        cost_of(build(loaded), opened, loaded.parallel_stages, options), f"{loaded.name} in {opened.uri}", console
-    )
+    steps, opened = build(loaded), open_store(loaded.store)
+    said = ""
+    try:
+        cost = cost_of(steps, opened, loaded.parallel_stages, options)
+    except StoreError as error:
+        # A price is asked for before there are a bucket and keys to it.
+        said = f"The store cannot be read, so every stage counts as not begun: {error}"
+        with TemporaryDirectory() as empty:
+            cost = cost_of(steps, open_store(empty), loaded.parallel_stages, options)
+    print_cost(cost, f"{loaded.name} in {opened.uri}", console)
+    if said:
+        console.print(said, soft_wrap=True, markup=False)
 
 
 def print_cost(cost: RunCost, title: str, console: Console) -> None:
@@ -43,9 +53,9 @@ def print_cost(cost: RunCost, title: str, console: Console) -> None:
         table.add_row(*_row(step, cost))
     table.add_section()
     table.add_row(
-        "left to do", "", _amount(sum(step.left.flops for step in cost.steps)), "", "", _hours(cost.hours),
-        _hours(cost.device_hours), _money(cost.usd), size(cost.stored), size(sum(s.left.moved for s in cost.steps)),
-        f"{sum(step.whole.objects for step in cost.steps):,}",
+        "left to do", "", _amount(sum(step.left.flops for step in cost.steps)), "", "", span(cost.schedule.length),
+        _gpu_hours(cost.device_hours), money(cost.usd), byte_size(cost.stored),
+        byte_size(sum(step.left.moved for step in cost.steps)), f"{sum(step.whole.objects for step in cost.steps):,}",
     )  # fmt: skip
     console.print(table)
 
@@ -59,12 +69,15 @@ def print_cost(cost: RunCost, title: str, console: Console) -> None:
         if step.state.state not in DONE and step.whole.measured:
             say(f"  {step.label}: measured {step.whole.measured}")
     path = [label for label in cost.schedule.critical if cost.schedule.end[label] > cost.schedule.start[label]]
-    hours = {step.label: step.left.duration / 3600 for step in cost.steps}
-    say(f"Critical path, {_hours(cost.hours)} h: " + " → ".join(f"{label} {_hours(hours[label])}" for label in path))
-    summed = sum(step.left.duration for step in cost.steps) / 3600
+    seconds = {step.label: step.left.duration for step in cost.steps}
     say(
-        f"One after the other {_hours(summed)} h; side by side at most {cost.most_devices:.0f} accelerators at one "
-        f"time. Keeping the store costs {_money(cost.stored / 1e9 * cost.options.given.usd_per_gb_month)} USD a month."
+        f"Critical path with at most {cost.parallel_stages} stages at one time, {span(cost.schedule.length)}: "
+        + " → ".join(f"{label} {span(seconds[label])}" for label in path)
+    )
+    say(
+        f"One after the other {span(sum(seconds.values()))}; side by side at most {cost.most_devices:.0f} accelerators "
+        f"at one time. Keeping the store costs {money(cost.stored / 1e9 * cost.options.given.usd_per_gb_month)} USD a "
+        f"month."
     )
     for line in _prices(cost):
         say(line)
@@ -89,12 +102,12 @@ def _row(step: StepCost, cost: RunCost) -> tuple[str, ...]:
         _amount(whole.tokens),
         _amount(whole.flops),
         devices,
-        f"{peak / 1e9:.1f}" if peak >= 5e7 else f"{peak / 1e9:.2g}" if peak else "",
-        _hours(forecast.duration / 3600),
-        _hours(forecast.device_hours) if whole.uses_accelerators else "",
-        _money(forecast.usd(cost.options.prices or {})) if whole.hardware is not None else "",
-        size(whole.stored),
-        size(forecast.moved),
+        byte_size(peak) if peak else "",
+        span(forecast.duration),
+        _gpu_hours(forecast.device_hours) if whole.uses_accelerators else "",
+        money(forecast.usd(cost.options.prices or {})) if whole.hardware is not None else "",
+        byte_size(whole.stored),
+        byte_size(forecast.moved),
         f"{whole.objects:,}",
     )
 
@@ -117,21 +130,9 @@ def _assumed(given: Assumptions) -> str:
     return f"Assumed (--assume NAME=VALUE changes one): {values}"
 
 
-def size(value: float) -> str:
-    """1.2 TB and the like."""
-    for unit, name in UNITS:
-        if value >= unit:
-            return f"{value / unit:.3g} {name}"
-    return f"{value:.0f} B" if value else ""
-
-
 def _amount(value: float) -> str:
     return f"{value:.3g}" if value else ""
 
 
-def _hours(hours: float) -> str:
-    return f"{hours:,.1f}" if hours >= 1 else f"{hours:.2g}"
-
-
-def _money(usd: float) -> str:
-    return f"{usd:,.0f}" if usd >= 10 else f"{usd:.2g}"
+def _gpu_hours(hours: float) -> str:
+    return f"{hours:,.1f}" if hours else ""

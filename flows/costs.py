@@ -13,7 +13,7 @@ from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.errors import BadInputError
 from tasks.artifacts.store import Store
 from tasks.planning.assumptions import Assumptions, assumptions
-from tasks.planning.forecast import Forecast
+from tasks.planning.forecast import RECORDS, Forecast
 from tasks.planning.hardware import OWN_TABLE, hardware_named, hardware_table
 from tasks.planning.measured import dump_progress, training_progress
 from tasks.planning.schedule import Schedule, schedule
@@ -90,13 +90,10 @@ class RunCost:
 
     steps: tuple[StepCost, ...]
     schedule: Schedule[str]
-    """By label, of what is left."""
+    """By label, of what is left, with the stages side by side that can be."""
+    parallel_stages: int
+    """That run at one time, at most."""
     options: CostOptions
-
-    @property
-    def hours(self) -> float:
-        """From now to the end, with the stages side by side that can be."""
-        return self.schedule.length / 3600
 
     @property
     def device_hours(self) -> float:
@@ -137,7 +134,7 @@ def cost_of(steps: Sequence[Step], store: Store, parallel_stages: int, options: 
         {cost.label: [labels[source.key] for source in cost.state.step.inputs.values()] for cost in costs},
         parallel_stages,
     )
-    return RunCost(costs, planned, options)
+    return RunCost(costs, planned, parallel_stages, options)
 
 
 def _step_cost(step: Step, store: Store, sizes: Sizes, forecasts: Forecasts) -> StepCost:
@@ -189,6 +186,6 @@ def _finished(state: StepState, forecasts: Forecasts) -> Forecast:
         seconds={"it took": manifest.provenance.seconds},
         stored=size,
         moved=size,
-        objects=len(manifest.objects),
+        objects=len(manifest.objects) + RECORDS,
         measured="all of it",
     )

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from flows.model_sizes import Sizes
+from tasks.corpus.stage import CorpusRecipe
 from tasks.dump_logits.stage import DumpLogitsRecipe, DumpLogitsRuntime
 from tasks.models.stage import HubSource
 from tasks.planning.assumptions import Assumptions, start_seconds, utilisation_of
 from tasks.planning.flops import forward_flops
-from tasks.planning.forecast import Forecast, device_bandwidth, figure
+from tasks.planning.forecast import RECORDS, Forecast, device_bandwidth
 from tasks.planning.forward_memory import dump_memory
 from tasks.planning.hardware import Arithmetic, Hardware
 from tasks.planning.logit_bytes import entries_of, store_size
 from tasks.planning.measured import DumpProgress
+from tasks.planning.quantities import byte_size, figure, span
 from tasks.runtime.declare import Step
 
 
@@ -25,12 +27,15 @@ def forecast_dump(
     teacher, corpus = sizes.model(step.inputs["teacher"]), sizes.corpus(step.inputs["corpus"])
     splits = [corpus.train if split == "train" else corpus.heldout for split in recipe.splits]
     documents = sum(splits[1:], splits[0])
+    cut = step.inputs["corpus"].config.recipe
+    longest = float(cut.max_tokens) if isinstance(cut, CorpusRecipe) else documents.length
     support = recipe.support.model_dump()
     store = store_size(
         tokens=documents.tokens,
-        rows=documents.rows,
-        splits=len(splits),
+        rows=[split.rows for split in splits],
+        longest=longest,
         rows_per_shard=recipe.rows_per_shard,
+        documents_per_chunk=recipe.documents_per_chunk,
         vocabulary=sizes.vocabulary(step.inputs["teacher"]),
         entries=progress.entries if progress and progress.entries else entries_of(support, given.adaptive_entries),
         draws=support["kind"] == "sampled",
@@ -88,18 +93,22 @@ def forecast_dump(
         devices=devices,
         nodes=runtime.num_nodes,
         memory={**memory.model_dump(exclude_defaults=True), "peak": memory.peak},
-        host_memory=0.0 if hardware.device_names else memory.peak * devices,
+        host_memory=0.0 if hardware.accelerator else memory.peak * devices,
         seconds=seconds,
         stored=stored,
         moved=stored + loaded,
-        objects=store.objects + store.shards,
+        # Every shard has a receipt, and so has the prior.
+        objects=store.objects + store.shards + 1 + RECORDS,
         measured=measured,
         how=(
             f"{figure(executed)} tokens with padding × 2 × {figure(teacher.shape.layer_weights)} weights + "
             f"{figure(passed)} positions × 2 × {figure(teacher.shape.head_weights)} of the head + "
             f"{figure(pairs)} pairs × 4 × {figure(teacher.shape.attention_width)} = {flops:.4g} FLOP,"
-            f"{in_eight_bits} on {devices} × {wide:.4g}/s × {utilisation:.2f}: {compute / 3600:.2f} h",
-            f"{teacher.bytes(recipe.teacher.dtype) / 1e9:.2f} GB of weights, the layers of them cut among {group}",
+            f"{in_eight_bits} on {devices} × {wide:.4g}/s × {utilisation:.2f}: {span(compute)}",
+            f"{byte_size(teacher.bytes(recipe.teacher.dtype))} of weights cut among {group}, and the whole head: "
+            f"{byte_size(memory.weights)} + activations of {runtime.tokens_per_batch:,} tokens "
+            f"{byte_size(memory.activations)} + logits of {runtime.head_chunk_tokens:,} positions "
+            f"{byte_size(memory.head)}",
             f"{store.entries:.0f} entries a position, {stored / max(1.0, documents.tokens):.1f} bytes a token, "
             f"{store.shards:,} shards",
         ),

@@ -6,10 +6,11 @@ from flows.model_sizes import Sizes
 from tasks.evaluate.stage import EvaluateRecipe, EvaluateRuntime, ExerciseTasks
 from tasks.planning.assumptions import Assumptions, start_seconds, utilisation_of
 from tasks.planning.flops import forward_flops
-from tasks.planning.forecast import Forecast, figure
-from tasks.planning.forward_memory import generation_memory
+from tasks.planning.forecast import RECORDS, Forecast
+from tasks.planning.forward_memory import evaluation_memory
 from tasks.planning.generation import ITEMS, Reading, writing_seconds
 from tasks.planning.hardware import Arithmetic, Hardware
+from tasks.planning.quantities import byte_size, figure
 from tasks.runtime.declare import Step
 
 
@@ -20,6 +21,7 @@ def forecast_evaluation(step: Step, sizes: Sizes, given: Assumptions, hardware: 
     assert isinstance(runtime, EvaluateRuntime)
     reading = _reading(recipe, given)
     heldout = sizes.corpus(step.inputs["corpus"]).heldout
+    window = min(float(recipe.window_tokens), heldout.length) if recipe.bits_per_byte else 0.0
     if recipe.bits_per_byte:
         part = (
             heldout
@@ -31,7 +33,10 @@ def forecast_evaluation(step: Step, sizes: Sizes, given: Assumptions, hardware: 
     speed = hardware.peak(arithmetic) * utilisation_of(hardware, given.forward_utilisation, given)
     flops = seconds = moved = peak = 0.0
     memory: dict[str, float] = {}
-    length = given.prompt_tokens + reading.answer_tokens if hardware.device_names else 200
+    if any(not isinstance(task, ExerciseTasks) for task in recipe.tasks):
+        length, longest = given.prompt_tokens + reading.answer_tokens, given.longest_prompt_tokens
+    else:
+        length = longest = given.tokens_per_exercise + reading.answer_tokens
     for role, source in step.inputs.items():
         if not role.startswith("model."):
             continue
@@ -53,7 +58,7 @@ def forecast_evaluation(step: Step, sizes: Sizes, given: Assumptions, hardware: 
             flops=speed,
         )
         moved += model.bytes()
-        held = generation_memory(model, recipe.dtype, batch=runtime.batch_size, tokens=length)
+        held = evaluation_memory(model, recipe.dtype, batch=runtime.batch_size, prompt=longest, window=window)
         if held.peak > peak:
             peak, memory = held.peak, held.model_dump()
     models = sum(role.startswith("model.") for role in step.inputs)
@@ -70,10 +75,13 @@ def forecast_evaluation(step: Step, sizes: Sizes, given: Assumptions, hardware: 
         },
         stored=1e6 * models,
         moved=moved,
-        objects=3 + 2 * models,
+        objects=3 + 4 * models + RECORDS,
         how=(
             f"{models} models, each reads {figure(reading.prompt_tokens)} tokens and writes "
             f"{figure(reading.answers)} answers of {reading.answer_tokens:.0f}, {runtime.batch_size} at a time",
+            f"the one that needs most: weights {byte_size(memory.get('weights', 0))} + activations "
+            f"{byte_size(memory.get('activations', 0))} + logits {byte_size(memory.get('head', 0))} + keys and values "
+            f"{byte_size(memory.get('cache', 0))}",
         ),
     )
 

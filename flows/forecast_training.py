@@ -8,8 +8,9 @@ from flows.model_sizes import Sizes
 from tasks.planning.architecture import Architecture
 from tasks.planning.assumptions import Assumptions, start_seconds, utilisation_of
 from tasks.planning.flops import forward_flops, training_flops
-from tasks.planning.forecast import Forecast, device_bandwidth
+from tasks.planning.forecast import RECORDS, Forecast, device_bandwidth
 from tasks.planning.hardware import Arithmetic, Hardware
+from tasks.planning.quantities import byte_size, span
 from tasks.planning.text import Documents
 from tasks.planning.training_memory import (
     Sharding,
@@ -22,7 +23,8 @@ from tasks.runtime.declare import Step
 from tasks.training.deepspeed_config import TrainingStageConfig, deepspeed_config
 
 IMPORTED_ROW_TOKENS = 1000.0
-FILES_PER_PROCESS, OTHER_FILES = 2, 8
+OTHER_FILES = 8
+"""Objects besides the weights: tokenizer and configs (5), the log of the losses, of the speed, TensorBoard's."""
 
 
 def documents_of(step: Step, sizes: Sizes) -> tuple[Documents, Documents]:
@@ -104,8 +106,8 @@ def forecast_training(step: Step, sizes: Sizes, given: Assumptions, hardware: Ha
     )
     if weights > hardware.memory_bytes:
         warnings.append(
-            f"every process loads the whole model before it is cut: {weights / 1e9:.1f} GB in {recipe.precision}, and "
-            f"{hardware.name} has {hardware.memory_bytes / 1e9:.0f} GB"
+            f"every process loads the whole model before it is cut: {byte_size(weights)} in {recipe.precision}, and "
+            f"{hardware.name} has {byte_size(hardware.memory_bytes)}"
         )
     shown = memory.model_dump(exclude={"host"})
     return Forecast(
@@ -115,24 +117,25 @@ def forecast_training(step: Step, sizes: Sizes, given: Assumptions, hardware: Ha
         devices=devices,
         nodes=runtime.num_nodes,
         memory={**shown, "peak": memory.peak},
-        host_memory=memory.host * runtime.num_processes + (0 if hardware.device_names else memory.peak),
+        host_memory=memory.host * runtime.num_processes + (0 if hardware.accelerator else memory.peak),
         seconds=seconds,
         stored=model.bytes(recipe.precision),
         moved=weights * (runtime.num_nodes + 1) + saved * checkpoint + data,
-        objects=OTHER_FILES + math.ceil(weights / 5e9),
+        objects=OTHER_FILES + math.ceil(weights / 5e9) + RECORDS,
         how=(
             f"{steps:,} steps of {recipe.rows_per_step} rows: {learnt.tokens:.4g} tokens × 6 × "
             f"{model.shape.layer_weights:.4g} weights + {learnt.targets:.4g} targets × 6 × "
             f"{model.shape.head_weights:.4g} of the head + {learnt.pairs(given.length_spread):.4g} pairs × 12 × "
             f"{model.shape.attention_width:.4g}, {judgements} judgements: {flops:.4g} FLOP"
             + (f" + {again:.4g} computed again" if again else "")
-            + f", on {devices} × {peak:.4g}/s × {utilisation:.2f}: {compute / 3600:.2f} h",
+            + f", on {devices} × {peak:.4g}/s × {utilisation:.2f}: {span(compute)}",
             f"{model.parameters:.5g} parameters, ZeRO-{sharding.stage} over {devices}: weights "
-            f"{memory.weights / 1e9:.2f} + gradients {memory.gradients / 1e9:.2f} + optimiser "
-            f"{memory.optimiser / 1e9:.2f} + the larger of (activations {memory.activations / 1e9:.2f} + head "
-            f"{memory.head / 1e9:.2f} + buckets {memory.buckets / 1e9:.2f}) and step {memory.step / 1e9:.2f} GB",
-            f"{received / 1e9:,.0f} GB to each device over {passes:,.0f} passes at {link / 1e9:.0f} GB/s; {saved} "
-            f"checkpoints of {checkpoint / 1e9:,.2f} GB",
+            f"{byte_size(memory.weights)} + gradients {byte_size(memory.gradients)} + optimiser "
+            f"{byte_size(memory.optimiser)} + the larger of (activations {byte_size(memory.activations)} + head "
+            f"{byte_size(memory.head)} + buckets {byte_size(memory.buckets)}) and step {byte_size(memory.step)}",
+            f"{byte_size(received)} to each device over {passes:,.0f} passes at {byte_size(link)}/s; {saved} "
+            f"checkpoints of {byte_size(checkpoint)}, of which the store keeps {min(saved, runtime.keep_checkpoints)} "
+            "until the training is complete",
         ),
         warnings=tuple(warnings),
     )

@@ -15,19 +15,22 @@ from tasks.import_logits.stage import ImportLogitsRecipe
 from tasks.models.stage import HubSource
 from tasks.planning.architecture import Architecture
 from tasks.planning.assumptions import Assumptions, start_seconds, utilisation_of
-from tasks.planning.forecast import Forecast, figure
+from tasks.planning.forecast import RECORDS, Forecast
 from tasks.planning.hardware import CPU_CORE, Hardware, hardware_named
 from tasks.planning.measured import DumpProgress
+from tasks.planning.quantities import byte_size, figure
 from tasks.runtime.declare import Step
 from tasks.surgeon.stage import RevertRecipe, SurgeonRuntime, TransplantRecipe
 
 WEIGHT_FILE_BYTES = 5e9
-MODEL_FILES = 6
+MODEL_FILES = 5
 """Objects of a model besides its weights: configs and tokenizer."""
 DEFAULT_ACCELERATOR = "h100-sxm"
 APPROXIMATING = {"omp_anchored", "omp", "common_interpolation", "delta_transplant", "back_transplant"}
 """Methods and strategies of the surgeon that look for rows that a row is made of."""
 SURGEON_BATCH = 512
+CLEANED_ROWS_PER_SECOND = 300.0
+"""Rows of about 400 words on one core: python -m tests.clean.speed."""
 IMPORTED_BYTES_PER_TOKEN = 150.0
 """Of a published set of logits."""
 
@@ -55,6 +58,7 @@ class Forecasts:
             "publish": self._rewrite,
             "fuse": self._fuse,
             "evolve": self._evolve,
+            "clean": self._clean,
             "import_logits": self._import,
         }
         name = step.stage.name
@@ -81,7 +85,7 @@ class Forecasts:
     def _models(self, step: Step) -> Forecast:
         source = step.config.recipe.source  # type: ignore[attr-defined]
         if source.kind == "tokenizer":
-            return Forecast(seconds={"start": start_seconds(self.given)}, stored=10e6, objects=3)
+            return Forecast(seconds={"start": start_seconds(self.given)}, stored=10e6, objects=3 + RECORDS)
         model = self.sizes.model(step)
         size = model.bytes()
         if isinstance(source, HubSource) and source.mode == "reference":
@@ -89,8 +93,8 @@ class Forecasts:
                 seconds={"start": start_seconds(self.given)},
                 stored=20e6,
                 moved=20e6,
-                objects=MODEL_FILES,
-                how=(f"{size / 1e9:.1f} GB of weights stay on the hub",),
+                objects=MODEL_FILES + RECORDS,
+                how=(f"{byte_size(size)} of weights stay on the hub",),
             )
         hub = isinstance(source, HubSource)
         seconds = {"download": size / self.given.hub_bytes_per_second if hub else 0.0}
@@ -99,7 +103,7 @@ class Forecasts:
             stored=size,
             moved=2 * size if hub else size,
             objects=_model_objects(size),
-            how=(f"{figure(model.parameters)} parameters, {size / 1e9:.2f} GB",),
+            how=(f"{figure(model.parameters)} parameters, {byte_size(size)}",),
         )
 
     def _corpus(self, step: Step) -> Forecast:
@@ -114,7 +118,7 @@ class Forecasts:
             },
             stored=size,
             moved=size,
-            objects=3,
+            objects=3 + RECORDS,
             how=(
                 f"{figure(corpus.train.rows)} rows for training with {corpus.train.length:,.0f} tokens each, "
                 f"{figure(corpus.train.targets)} targets; {figure(corpus.heldout.tokens)} tokens held out",
@@ -127,7 +131,10 @@ class Forecasts:
         source, rows = recipe.source, self.sizes.instruction_rows(recipe)
         size = rows * self.given.tokens_per_chat * 4.5
         made = Forecast(
-            seconds={"start": start_seconds(self.given), "rows": rows / 20_000}, stored=size, moved=2 * size, objects=2
+            seconds={"start": start_seconds(self.given), "rows": rows / 20_000},
+            stored=size,
+            moved=2 * size,
+            objects=2 + RECORDS,
         )
         if not isinstance(source, AutoEvolSource):
             return made
@@ -140,6 +147,18 @@ class Forecasts:
             warnings=("the endpoint's time and price are not in the sums",),
         )
 
+    def _clean(self, step: Step) -> Forecast:
+        recipe = step.inputs["instructions"].config.recipe
+        assert isinstance(recipe, EvolveRecipe)
+        rows = self.sizes.instruction_rows(recipe)
+        size = rows * self.given.tokens_per_chat * 4.5
+        return Forecast(
+            seconds={"start": start_seconds(self.given), "rows": rows / CLEANED_ROWS_PER_SECOND},
+            stored=size,
+            moved=2 * size,
+            objects=3,
+        )
+
     def _import(self, step: Step) -> Forecast:
         recipe = step.config.recipe
         assert isinstance(recipe, ImportLogitsRecipe)
@@ -150,8 +169,8 @@ class Forecasts:
             seconds={"start": start_seconds(self.given), "encoding": tokens / self.given.encoded_tokens_per_second},
             stored=size,
             moved=2 * size,
-            objects=math.ceil(size / 20e6),
-            how=(f"{size / 1e9:.2f} GB at {IMPORTED_BYTES_PER_TOKEN:.0f} bytes a token",),
+            objects=math.ceil(size / 20e6) + RECORDS,
+            how=(f"{byte_size(size)} at {IMPORTED_BYTES_PER_TOKEN:.0f} bytes a token",),
         )
 
     def _rewrite(self, step: Step) -> Forecast:
@@ -163,7 +182,7 @@ class Forecasts:
         return replace(
             self._rewritten(model, read=len(step.inputs)),
             host_memory=4.0 * (len(step.inputs) + 2) * model.end,
-            how=(f"{len(step.inputs)} models of {model.bytes() / 1e9:.1f} GB are read, tensor by tensor",),
+            how=(f"{len(step.inputs)} models of {byte_size(model.bytes())} are read, tensor by tensor",),
         )
 
     def _rewritten(self, model: Architecture, read: int) -> Forecast:
@@ -220,4 +239,4 @@ class Forecasts:
 
 
 def _model_objects(size: float) -> int:
-    return MODEL_FILES + math.ceil(size / WEIGHT_FILE_BYTES)
+    return MODEL_FILES + math.ceil(size / WEIGHT_FILE_BYTES) + RECORDS

@@ -59,6 +59,8 @@ class Assumptions(Frozen):
 
     prompt_tokens: float = Field(1200, gt=0)
     """Of an item of a benchmark, all its few-shot examples and choices counted."""
+    longest_prompt_tokens: float = Field(3000, gt=0)
+    """Of the longest item with its answer, which decides an evaluation's memory."""
     answer_tokens: float = Field(400, gt=0)
     """Of an item that is answered in text."""
     items_per_task: float = Field(1000, gt=0)
@@ -90,9 +92,9 @@ def assumptions(changes: Iterable[str] = ()) -> Assumptions:
 
 def utilisation_of(hardware: Hardware, accelerators: float, given: Assumptions) -> float:
     """Part of the peak that is reached: `accelerators` on one, the processor's own on a core."""
-    return accelerators if hardware.device_names else given.cpu_utilisation
+    return accelerators if hardware.accelerator else given.cpu_utilisation
 
 
 def start_seconds(given: Assumptions, hardware: Hardware | None = None) -> float:
     """From a launch to the work; None: a stage without a device of its own."""
-    return given.start_seconds if hardware is not None and hardware.device_names else given.cpu_start_seconds
+    return given.start_seconds if hardware is not None and hardware.accelerator else given.cpu_start_seconds

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from tasks.planning.hardware import Hardware
+from tasks.planning.quantities import HOUR, byte_size
 
+RECORDS = 4
+"""Objects of every artifact besides its content: manifest, receipt, log, verdict."""
 FULL = 0.92
 """Part of a device's memory that can be used: the driver, the communication library and gaps take the rest."""
-HOUR = 3600.0
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Forecast:
 
     @property
     def uses_accelerators(self) -> bool:
-        return self.hardware is not None and bool(self.hardware.device_names)
+        return self.hardware is not None and self.hardware.accelerator
 
     def usd(self, prices: Mapping[str, float]) -> float:
         """Of its devices; `prices`, by the hardware's name, take precedence over the table's."""
@@ -72,14 +74,14 @@ class Forecast:
         if peak > room:
             largest = max((name for name in self.memory if name != "peak"), key=lambda name: self.memory[name])
             warnings.append(
-                f"needs {peak / 1e9:.1f} GB on a device and {self.hardware.name} has {room / 1e9:.1f} GB to give; most "
-                f"of it is {largest} ({self.memory[largest] / 1e9:.1f} GB)"
+                f"needs {byte_size(peak)} on a device and {self.hardware.name} has {byte_size(room)} to give; most of "
+                f"it is {largest} ({byte_size(self.memory[largest])})"
             )
         room = FULL * self.hardware.node_memory_bytes
         if self.host_memory > room:
             warnings.append(
-                f"needs {self.host_memory / 1e9:.0f} GB of a node's own memory and a node of {self.hardware.name} has "
-                f"{room / 1e9:.0f} GB to give"
+                f"needs {byte_size(self.host_memory)} of a node's own memory and a node of {self.hardware.name} has "
+                f"{byte_size(room)} to give"
             )
         per_node = self.devices / max(1, self.nodes)
         if self.uses_accelerators and per_node > self.hardware.per_node:
@@ -93,8 +95,3 @@ class Forecast:
 def device_bandwidth(hardware: Hardware, nodes: int) -> float:
     """Bytes/s that one device receives from the others of a training."""
     return hardware.network_bandwidth if nodes > 1 else hardware.link_bandwidth
-
-
-def figure(value: float) -> str:
-    """1.234e+09 where a number is large, else with thousands."""
-    return f"{value:.4g}" if value >= 1e7 else f"{value:,.0f}"

@@ -1,12 +1,15 @@
 """Bytes on one device of a model that only runs forward: a teacher that is dumped, a model that is evaluated.
 
-Weights. transformers' tensor-parallel plan cuts the layers' matrices among G devices; every one of them has the whole
-embedding, and the one that takes shards the whole head (the others a G-th):
+Weights. transformers' tensor-parallel plan cuts the layers' matrices and the embedding among G devices; the one that
+takes shards has the whole head besides (tasks/dump_logits/tensor_group.py):
 
-    (bytes of the layers) / G + s · rows · d + s · rows · d          (once, if the two are tied)
+    (bytes of all but the head) / G + s · rows · d          (a tied head is a second copy, unless G = 1)
 
-Activations: tasks/planning/activations.py. Head: the hidden states of a pass (s · tokens · d), and full logits of one
-chunk of positions, 4.5 bytes each with what the search for the largest needs.
+Activations: tasks/planning/activations.py. Head of a dump: the hidden states of a pass (s · tokens · d), and full
+logits of one chunk of positions, 4.5 bytes each with what the search for the largest needs.
+
+An evaluation has logits at every position of a batch: s bytes each, once more where lm-eval takes their logarithm of
+the softmax, and for bits per byte those of one window in float32 with their own log-softmax (8 bytes).
 """
 
 from __future__ import annotations
@@ -46,20 +49,33 @@ def dump_memory(
         tensor_parallel: devices that hold one teacher together.
     """
     size = BYTES[dtype]
-    ends = size * model.ends
+    head = size * model.end
+    cut = model.bytes(dtype) - (0 if model.tied else head)
     return ForwardMemory(
-        weights=(model.bytes(dtype) - ends) / tensor_parallel + ends,
+        weights=cut / tensor_parallel + head if tensor_parallel > 1 else model.bytes(dtype),
         activations=forward_activations(model, dtype, tokens=tokens, tensor_parallel=tensor_parallel),
         head=size * tokens * model.hidden + LOGIT_BYTES * chunk_tokens * model.rows,
     )
 
 
-def generation_memory(model: Architecture, dtype: str, *, batch: int, tokens: float) -> ForwardMemory:
-    """Of one device that answers `batch` prompts at a time, each of `tokens` tokens with its answer."""
+def evaluation_memory(model: Architecture, dtype: str, *, batch: int, prompt: float, window: float) -> ForwardMemory:
+    """Of one device in its worst moment: reading prompts with lm-eval, or windows of text for their bits.
+
+    Args:
+        batch: prompts or windows at one time.
+        prompt: tokens of the longest prompt with its answer.
+        window: tokens of a window of text; 0: there are none.
+    """
     size = BYTES[dtype]
-    return ForwardMemory(
+    prompts = ForwardMemory(
         weights=model.bytes(dtype),
-        activations=forward_activations(model, dtype, tokens=batch * tokens),
-        head=4 * batch * model.rows,
-        cache=2 * size * model.num_layers * model.kv_width * batch * tokens,
+        activations=forward_activations(model, dtype, tokens=batch * prompt),
+        head=2 * size * batch * prompt * model.rows,
+        cache=2 * size * model.num_layers * model.kv_width * batch * prompt,
     )
+    windows = ForwardMemory(
+        weights=model.bytes(dtype),
+        activations=forward_activations(model, dtype, tokens=batch * window),
+        head=(size * batch + 8) * window * model.rows,
+    )
+    return max(prompts, windows, key=lambda memory: memory.peak)

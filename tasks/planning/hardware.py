@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError
@@ -27,7 +27,9 @@ class Hardware(Frozen):
     name: str
     device_names: tuple[str, ...] = ()
     """What `torch.cuda.get_device_name` says of it."""
-    peak_flops: dict[Arithmetic, float] = Field(min_length=1)
+    accelerator: bool = True
+    """False: a core of a processor, which counts as no GPU."""
+    peak_flops: dict[Arithmetic, Annotated[float, Field(gt=0)]] = Field(min_length=1)
     """FLOP/s of dense matrix products."""
     memory_bytes: float = Field(80e9, gt=0)
     memory_bandwidth: float = Field(2e12, gt=0)

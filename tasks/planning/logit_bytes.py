@@ -15,6 +15,7 @@ descriptions of its arrays, and one prior, whose ids fit 2 V bytes compressed.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from tasks.artifacts.frozen import Frozen
@@ -61,9 +62,10 @@ def entries_of(support: dict[str, Any], adaptive_entries: float) -> float:
 def store_size(
     *,
     tokens: float,
-    rows: float,
-    splits: int,
+    rows: Sequence[float],
+    longest: float,
     rows_per_shard: int,
+    documents_per_chunk: int,
     vocabulary: int,
     entries: float,
     draws: bool = False,
@@ -73,8 +75,10 @@ def store_size(
     """Of a whole dump.
 
     Args:
-        tokens, rows: of all its splits together.
-        splits: how many there are.
+        tokens: of all its splits together.
+        rows: of each split.
+        longest: tokens of the longest row.
+        rows_per_shard, documents_per_chunk: of the recipe.
         vocabulary: V.
         entries: a position's, on average.
         draws: whether entries are draws, each with its count.
@@ -83,16 +87,20 @@ def store_size(
     """
     entry = ENTRY_BYTES + BYTES_PER_DOUBLING * min(0.0, math.log2(vocabulary / REFERENCE_VOCABULARY))
     entry += (DRAW_BYTES if draws else 0.0) + value_bytes
-    shards = max(splits, math.ceil(rows / rows_per_shard)) if rows else 0
+    shards = blocks = 0
+    # Uncompressed an entry is two bytes and a token eight; every row is padded to the longest.
+    padded = max(1.0, longest * (2 * entries + 8))
+    for count in rows:
+        full, rest = divmod(math.ceil(count), rows_per_shard)
+        shards += full + bool(rest)
+        blocks += full * _blocks(rows_per_shard, documents_per_chunk, padded) + _blocks(
+            rest, documents_per_chunk, padded
+        )
     per_token = entries * entry + TOKEN_BYTES + 4 * temperatures
-    documents = tokens * per_token + rows * DOCUMENT_BYTES
+    documents = tokens * per_token + sum(rows) * DOCUMENT_BYTES
     size = documents + shards * SHARD_BYTES + 2 * vocabulary
-    # Uncompressed an entry is two bytes and a token six; rows are padded to the longest of their shard.
-    uncompressed = 1.5 * tokens * (2 * entries + 8)
-    blocks = shards * max(
-        1, math.ceil(max(uncompressed / max(1, shards) / OBJECT_BYTES, rows_per_shard / MAX_DOCUMENTS_PER_OBJECT))
-    )
-    # A shard's group and four arrays are described by an object each, three arrays have one chunk; so has the prior.
+    # A shard's group and four arrays are described by an object each, three arrays have one chunk. The prior is a group
+    # with one array of one chunk; and there is the description of the whole.
     objects = shards * 8 + blocks + 3 + 1
     return StoreSize(
         entries=entries,
@@ -101,3 +109,12 @@ def store_size(
         shards=shards,
         objects=objects,
     )
+
+
+def _blocks(rows: int, documents_per_chunk: int, padded: float) -> int:
+    """Objects with the documents of one shard, each of `padded` bytes: as tasks/logits/writer.py cuts them."""
+    if not rows:
+        return 0
+    per_chunk = min(documents_per_chunk, rows)
+    chunks = max(1, int(min(OBJECT_BYTES // padded, MAX_DOCUMENTS_PER_OBJECT, rows)) // per_chunk)
+    return math.ceil(rows / (chunks * per_chunk))

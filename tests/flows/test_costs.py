@@ -1,0 +1,212 @@
+"""`medius plan --cost`: without a store, against a real dump, and with what it must refuse."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from flows.cost_table import print_cost
+from flows.costs import CostOptions, RunCost, StepCost, cost_of
+from flows.forecasts import Forecasts
+from flows.model_sizes import Sizes
+from flows.pipeline import build
+from flows.profiles import load_profile
+from tasks.artifacts.artifact import Artifact
+from tasks.artifacts.errors import BadInputError
+from tasks.artifacts.manifest import ShardReceipt
+from tasks.artifacts.store import open_store
+from tasks.planning.hardware import OWN_TABLE
+from tasks.runtime.declare import Step
+from tasks.runtime.execute import RunContext, execute
+from tests.flows.conftest import Medius
+
+
+def steps_of(profile: str) -> dict[str, Step]:
+    return {step.label: step for step in build(load_profile(profile))}
+
+
+def cost_in(store: Path, profile: str, **options: float | str) -> RunCost:
+    loaded = load_profile(profile)
+    return cost_of(build(loaded), open_store(str(store)), loaded.parallel_stages, CostOptions.read(**options))  # type: ignore[arg-type]
+
+
+def by_label(cost: RunCost) -> dict[str, StepCost]:
+    return {step.label: step for step in cost.steps}
+
+
+@pytest.fixture(scope="module")
+def dumped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store in which the Llama teacher of micro, its corpus and its dump are finished."""
+    folder = tmp_path_factory.mktemp("dumped")
+    steps = steps_of("micro")
+    for label in ("model-llama-teacher", "corpus-llama", "logits-llama"):
+        execute(steps[label], RunContext(store=open_store(str(folder / "store")), scratch=folder / "scratch"))
+    return folder / "store"
+
+
+def test_a_forecast_is_what_the_stages_then_made(dumped: Path) -> None:
+    store, given = open_store(str(dumped)), CostOptions.read().given
+    forecasts = Forecasts(Sizes(store, given, None, set()), given)
+    for label in ("model-llama-teacher", "corpus-llama", "logits-llama"):
+        step = steps_of("micro")[label]
+        manifest = Artifact(store, step.directory).manifest()
+        assert manifest is not None
+        forecast = forecasts.of(step)
+        made = sum(entry.size for entry in manifest.objects)
+        # The issue's margin; of a model this small its tokenizer is 3 %.
+        assert forecast.stored == pytest.approx(made, rel=0.1), label
+    assert manifest is not None
+    files = [path for path in (dumped / step.directory).rglob("*") if path.is_file() and not path.name.startswith(".")]
+    assert forecast.objects == len(files)
+    assert forecast.tokens == manifest.metrics["tokens"]
+
+
+def test_what_is_finished_costs_nothing_more_and_says_what_it_took(dumped: Path) -> None:
+    cost = by_label(cost_in(dumped, "micro"))["logits-llama"]
+    manifest = cost.state.manifest
+    assert manifest is not None
+    assert cost.left.duration == cost.left.moved == cost.left.flops == 0
+    assert cost.whole.duration == manifest.provenance.seconds
+    assert cost.whole.stored == sum(entry.size for entry in manifest.objects)
+
+
+def test_a_dump_that_has_begun_is_forecast_from_its_shards(dumped: Path, tmp_path: Path) -> None:
+    shutil.copytree(dumped, tmp_path / "store")
+    folder = tmp_path / "store" / steps_of("micro")["logits-llama"].directory
+    whole = sum(path.stat().st_size for path in (folder / "data").rglob("*") if path.is_file())
+    (folder / "manifest.json").unlink()
+    (folder / "shards" / "main.json").unlink()
+    lost = 0
+    for name in ("train-00002", "train-00003"):
+        receipt = folder / "shards" / f"{name}.json"
+        lost += ShardReceipt.model_validate_json(receipt.read_bytes()).metrics["tokens"]
+        receipt.unlink()
+    cost = by_label(cost_in(tmp_path / "store", "micro"))["logits-llama"]
+    assert cost.state.state == "started"
+    assert "bytes a token of 3 shards" in cost.whole.measured
+    assert "tokens/s" in cost.whole.measured
+    assert list(cost.whole.seconds) == ["measured speed"]
+    assert cost.whole.stored == pytest.approx(whole, rel=0.1)
+    assert cost.left.duration / cost.whole.duration == pytest.approx(lost / cost.whole.tokens, rel=0.01)
+
+
+def test_a_store_without_credentials_counts_as_empty(medius: Medius, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE", "AWS_ENDPOINT_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    said = medius("plan", "medius", "--cost")
+    assert said.code == 0, said.err
+    told = [line for line in said.out.splitlines() if "The store cannot be read" in line]
+    assert len(told) == 1
+    assert "every stage counts as not begun: no credentials for s3://medius/production" in told[0]
+    for label in steps_of("medius"):
+        assert f"│ {label} " in said.out, label
+    assert "(done)" not in said.out
+    said = medius("plan", "medius")
+    assert said.code == 1
+    assert "no credentials for s3://medius/production" in said.err
+
+
+@pytest.mark.parametrize("profile", ["micro", "tiny", "smollm2", "medius"])
+def test_the_table_fits_150_columns(tmp_path: Path, profile: str) -> None:
+    console = Console(width=150, record=True, file=(tmp_path / "said").open("w"))
+    cost = cost_in(tmp_path / "empty", profile)
+    print_cost(cost, profile, console)
+    said = console.export_text()
+    table = [line for line in said.splitlines() if line.startswith(("│", "┃"))]
+    assert len(table) == len(cost.steps) + 2
+    assert not [line for line in table if "…" in line or len(line) > 150]
+    assert len({len(line) for line in table}) == 1
+
+
+def test_the_production_profile_fits_the_hardware_that_it_names(tmp_path: Path) -> None:
+    cost = cost_in(tmp_path, "medius")
+    assert [(step.label, step.left.warnings) for step in cost.steps if step.left.warnings] == []
+    assert {step.left.hardware.name for step in cost.steps if step.left.hardware is not None} == {"h100-sxm"}
+    assert cost.most_devices == 16
+
+
+def test_twice_the_tokens_are_twice_the_dump(tmp_path: Path) -> None:
+    half, whole = (by_label(cost_in(tmp_path, "medius", tokens=tokens)) for tokens in (5e8, 1e9))
+    for label in ("logits-llama", "logits-qwen", "distill-llama", "corpus-qwen"):
+        assert whole[label].whole.tokens == pytest.approx(2 * half[label].whole.tokens, rel=1e-3)
+        # The steps in which only embedding and head learn are as many in either.
+        assert whole[label].whole.flops == pytest.approx(2 * half[label].whole.flops, rel=0.02)
+        assert half[label].whole.tokens == pytest.approx(5e8, rel=0.01)
+    assert whole["logits-llama"].whole.stored == pytest.approx(2 * half["logits-llama"].whole.stored, rel=1e-2)
+    # No teacher reads the instructions.
+    assert whole["sft"].whole.tokens == half["sft"].whole.tokens
+    # By hand: 2 FLOP a weight and token; 47 entries of 1.38 bytes, and 12.5 more.
+    assert half["logits-llama"].whole.flops == pytest.approx(2 * 405.85e9 * 5e8, rel=0.1)
+    assert half["logits-llama"].whole.stored / half["logits-llama"].whole.tokens == pytest.approx(
+        47 * 1.38 + 12.5, 0.01
+    )
+
+
+def test_money_is_devices_times_hours_times_price(tmp_path: Path) -> None:
+    cost = cost_in(tmp_path, "medius")
+    dump = by_label(cost)["logits-llama"].left
+    assert dump.devices == 8
+    assert dump.device_hours == pytest.approx(8 * dump.duration / 3600)
+    assert dump.usd({}) == pytest.approx(2.5 * dump.device_hours)
+    assert dump.usd({"h100-sxm": 4.0}) == pytest.approx(4 * dump.device_hours)
+    assert cost.device_hours == pytest.approx(sum(step.left.device_hours for step in cost.steps))
+    assert cost.schedule.length < sum(step.left.duration for step in cost.steps)
+
+
+def test_what_does_not_fit_is_a_warning_with_its_largest_part(
+    medius: Medius, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(OWN_TABLE, "")
+    own = tmp_path / "own.yaml"
+    own.write_text("small-gpu: {peak_flops: {bfloat16: 1e14}, memory_bytes: 24e9, per_node: 4, source: a test}\n")
+    said = medius("plan", "medius", "--cost", "--store", "none", "--hardware-file", str(own), "--hardware", "small-gpu")
+    assert said.code == 0, said.err
+    assert (
+        "WARNING logits-llama: needs 69.1 GB on a device and small-gpu has 22.1 GB to give; most of it is weights"
+        in (said.out)
+    )
+    assert "WARNING distill-qwen: starts 8 processes on a node, a node of small-gpu has 4 devices" in said.out
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        (("--cost", "--tokens", "0"), "give the training tokens of a corpus, such as 5e8"),
+        (("--cost", "--tokens", "nan"), "--tokens is nan"),
+        (("--cost", "--price", "h100-sxm"), "must be NAME=USD for an hour of one device"),
+        (("--cost", "--price", "h300=2"), "with one of h100-sxm"),
+        (("--cost", "--price", "h100-sxm=-1"), "must be NAME=USD"),
+        (("--cost", "--hardware", "h300"), "hardware 'h300' is not in"),
+        (("--cost", "--hardware-file", "nowhere.yaml"), "is no table of hardware"),
+        (("--cost", "--assume", "paddding=0.1"), "must be name=value with one of the names tokens_per_text"),
+        (("--cost", "--assume", "padding=2"), "--assume padding: "),
+        (("--cost", "--assume", "tokens_per_text=inf"), "--assume tokens_per_text: "),
+        (("--tokens", "5e8"), "are for --cost; add it"),
+    ],
+    ids=" ".join,
+)
+def test_wrong_options_are_one_sentence(
+    medius: Medius, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], what: str
+) -> None:
+    monkeypatch.setenv(OWN_TABLE, "")
+    # Only who asks for an entry reads a table.
+    named = ("--hardware", "cpu-core") if "nowhere.yaml" in arguments else ()
+    said = medius("plan", "micro", "--store", "none", *arguments, *named)
+    assert said.code == 2, said
+    assert what in said.err
+    assert len(said.err.splitlines()) == 1
+
+
+def test_a_model_of_unknown_shape_is_named_with_the_place_for_its_config(tmp_path: Path) -> None:
+    profile = tmp_path / "own.yaml"
+    text = (Path(__file__).parents[2] / "configs/medius.yaml").read_text()
+    profile.write_text(text.replace("Qwen/Qwen2.5-72B-Instruct", "Qwen/Qwen9-72B"))
+    with pytest.raises(
+        BadInputError, match=r"model-qwen-teacher is not known; put its config.json at .*Qwen--Qwen9-72B\.json"
+    ):
+        cost_in(tmp_path / "empty", str(profile))
