@@ -24,8 +24,8 @@ def show_results_in_prefect(steps: Sequence[Step], store: Store) -> None:
         create_table_artifact(results_rows(results, kl), key="results", description=lines)
 
 
-def print_results(steps: Sequence[Step], store: Store, console: Console) -> None:
-    """Prints the evaluation of a finished run."""
+def print_results(steps: Sequence[Step], store: Store, console: Console, report: str) -> None:
+    """Prints the evaluation of a finished run, where its report is, and where the model is."""
     evaluation = next(step for step in steps if step.stage.name == "evaluate")
     published = next(step for step in steps if step.stage.name == "publish")
     results = read_results(store, evaluation.directory)
@@ -39,4 +39,5 @@ def print_results(steps: Sequence[Step], store: Store, console: Console) -> None
     console.print(table)
     for line in headline(results, kl):
         console.print(line, soft_wrap=True)
+    console.print(f"report: {report}", soft_wrap=True, markup=False)
     console.print(f"model: {store.locate(published.directory)}", soft_wrap=True)

@@ -1,11 +1,10 @@
-"""The report of a run: its steps, gates, dumps, trainings and results on one page, from what the store holds.
+"""The report of a run as Markdown: its steps, gates, dumps, trainings and results, from what the store holds.
 
 An unfinished or failed run has a report too: it says of every step what state it is in.
 """
 
 from __future__ import annotations
 
-import html
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,11 +29,6 @@ from tasks.runtime.gates import acceptance_reason, read_verdict
 Step = tuple[str, str, str, str]
 """label, stage, directory in the store, state."""
 _Block = Table | str
-_STYLE = (
-    "body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem}"
-    "table{border-collapse:collapse;margin:1rem 0;display:block;overflow-x:auto}"
-    "td,th{border:1px solid #ccc;padding:.25rem .6rem;text-align:left}th{background:#f3f3f3}"
-)
 
 
 def write_report(
@@ -44,7 +38,7 @@ def write_report(
     profile_name: str,
     expected: Mapping[str, float] | None = None,
 ) -> Path:
-    """Writes the report of these steps to `target`: HTML if it ends in .html, else Markdown. Returns `target`.
+    """Writes the report of these steps to `target`, and returns it. tasks/publish/page has the one for a browser.
 
     Args:
         steps: (label, stage, directory, state) of each step, inputs before what uses them.
@@ -52,7 +46,7 @@ def write_report(
     """
     title = f"Run of the profile {profile_name}"
     sections = _sections(store, steps, expected)
-    page = _html(title, sections) if target.suffix == ".html" else _markdown(title, sections)
+    page = _markdown(title, sections)
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(page, encoding="utf-8")
     return target
@@ -136,7 +130,7 @@ def _sections(
     stored = ("dump_logits", "import_logits")
     dumps = {label: finished[label] for label, stage, _, _ in steps if stage in stored and label in finished}
     if dumps:
-        sections.append(("Stored logits", [_dumps_table(dumps)]))
+        sections.append(("Stored logits", [logits_table(dumps)]))
     distilled = {label: finished[label] for label, stage, _, _ in steps if stage == "distill" and label in finished}
     if distilled:
         note = "KL to the branch's own teacher on held-out text, nats a token; a ratio above 1 favours the branch."
@@ -189,7 +183,8 @@ def _gates_table(store: Store, steps: Sequence[Step]) -> Table:
     return Table(("step", "gate", "value", "wanted", "verdict", "meaning"), tuple(rows))
 
 
-def _dumps_table(dumps: Mapping[str, Manifest]) -> Table:
+def logits_table(dumps: Mapping[str, Manifest]) -> Table:
+    """What each store of logits keeps, from the manifests of finished ones by label."""
     rows = []
     for label, manifest in dumps.items():
         metrics = manifest.metrics
@@ -234,12 +229,3 @@ def _markdown(title: str, sections: Sequence[tuple[str, list[_Block]]]) -> str:
         parts.append(f"## {heading}")
         parts += [block.markdown() if isinstance(block, Table) else block for block in blocks]
     return "\n\n".join(parts) + "\n"
-
-
-def _html(title: str, sections: Sequence[tuple[str, list[_Block]]]) -> str:
-    parts = [f"<h1>{html.escape(title)}</h1>"]
-    for heading, blocks in sections:
-        parts.append(f"<h2>{html.escape(heading)}</h2>")
-        parts += [block.html() if isinstance(block, Table) else f"<p>{html.escape(block)}</p>" for block in blocks]
-    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{_STYLE}</style>'
-    return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n' + "\n".join(parts) + "\n</body></html>\n"

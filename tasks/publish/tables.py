@@ -1,4 +1,4 @@
-"""The tables of the card, the report and the command line, as plain data; and their Markdown and HTML.
+"""The tables of the card, the report and the command line, as plain data; and their Markdown.
 
 Numbers come with their standard errors. Values of two tokenizers stand side by side only where they compare: bits per
 byte and accuracy. KL to a teacher stands with the model that was measured in that teacher's vocabulary.
@@ -6,7 +6,6 @@ byte and accuracy. KL to a teacher stands with the model that was measured in th
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,14 +29,6 @@ class Table:
         lines = [self.columns, tuple("---" for _ in self.columns), *self.rows]
         return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
-    def html(self) -> str:
-        """A table element."""
-        head = "".join(f"<th>{html.escape(cell)}</th>" for cell in self.columns)
-        body = "\n".join(
-            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in self.rows
-        )
-        return f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>"
-
 
 def number(value: float | None, digits: int = 4) -> str:
     """A value in the table's precision."""
@@ -57,7 +48,7 @@ def results_rows(results: Mapping[str, Any], kl: Mapping[str, Mapping[str, Any]]
         kl: by model name, {start, end, before_reversion}, as `kl_by_model` gives it; if empty, there is no such column.
     """
     rows = []
-    for name in _ordered(results):
+    for name in ordered_models(results):
         model = results["models"][name]
         row = {
             "model": name,
@@ -92,7 +83,7 @@ def headline(results: Mapping[str, Any], kl: Mapping[str, Mapping[str, Any]]) ->
         measured += f" and {own['bits_per_byte']['documents']} held-out texts ({own['bits_per_byte']['bytes']} bytes)"
     lines = [f"Measured on {measured}; ± is one standard error, differences are paired."]
     against = results["paired"][candidate]
-    for other in (name for name in _ordered(results) if name in against):
+    for other in (name for name in ordered_models(results) if name in against):
         pair = against[other]
         z = pair["accuracy"]["z"]
         text = f"{candidate} minus {other}: accuracy {_signed(pair['accuracy'], 3)}"
@@ -107,7 +98,7 @@ def headline(results: Mapping[str, Any], kl: Mapping[str, Mapping[str, Any]]) ->
 
 def tasks_table(results: Mapping[str, Any]) -> Table:
     """One row a task, one column a model."""
-    names = _ordered(results)
+    names = ordered_models(results)
     tasks = results["models"][results["candidate"]]["tasks"]
     rows = [
         (
@@ -171,7 +162,8 @@ def metrics_rows(metrics: Mapping[str, Any], prefix: str = "") -> list[tuple[str
     return rows
 
 
-def _ordered(results: Mapping[str, Any]) -> list[str]:
+def ordered_models(results: Mapping[str, Any]) -> list[str]:
+    """The names of an evaluation's models: the reference first, the candidate last."""
     ends = (results["reference"], results["candidate"])
     return [ends[0], *sorted(name for name in results["models"] if name not in ends), ends[1]]
 

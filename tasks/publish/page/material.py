@@ -1,0 +1,157 @@
+"""What the page is made of, read from a store: each stage's state, manifest, gates, logs and records."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tasks.artifacts.artifact import Artifact
+from tasks.artifacts.errors import ObjectMissingError
+from tasks.artifacts.manifest import MAIN_SHARD, Manifest
+from tasks.artifacts.store import Store
+from tasks.runtime.gates import acceptance_reason, read_verdict
+from tasks.runtime.state import StepState
+
+TRAINING_LOG = "training_log.jsonl"
+SURGERY_RECORD = "surgery.json"
+_PERFORMANCE = "performance.jsonl"
+MAX_RECEIPTS = 256
+"""Read of one logit store: each is a request to the object storage."""
+
+
+@dataclass(frozen=True)
+class JudgedGate:
+    """One gate of a finished stage. `accepted` is the reason why a failed one was passed over."""
+
+    gate: str
+    passed: bool
+    value: float | None
+    wanted: str
+    meaning: str
+    accepted: str | None = None
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """One stage of the run, whatever its state. `inputs` holds labels by role; only stages of the run are in it."""
+
+    label: str
+    stage: str
+    key: str
+    directory: str
+    state: str
+    reason: str
+    inputs: Mapping[str, str]
+    manifest: Manifest | None = None
+    gates: tuple[JudgedGate, ...] = ()
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all objects that count; 0 before the stage is finished."""
+        return sum(entry.size for entry in self.manifest.objects) if self.manifest else 0
+
+    @property
+    def seconds(self) -> float | None:
+        """Of the launch that finished the stage; earlier launches of a resumed one are not in it."""
+        return self.manifest.provenance.seconds if self.manifest else None
+
+
+def stage_records(states: Iterable[StepState], store: Store) -> list[StageRecord]:
+    """The stages of a run in the order of `states`, each with its gates as last judged."""
+    return [
+        StageRecord(
+            label=state.step.label,
+            stage=state.step.stage.name,
+            key=state.step.key,
+            directory=state.step.directory,
+            state=state.state,
+            reason=state.reason,
+            inputs={role: source.label for role, source in state.step.inputs.items()},
+            manifest=state.manifest,
+            gates=judged_gates(store, state.step.directory),
+        )
+        for state in states
+    ]
+
+
+def judged_gates(store: Store, directory: str) -> tuple[JudgedGate, ...]:
+    """The verdict beside an artifact, with what was accepted of it."""
+    artifact = Artifact(store, directory)
+    verdict = read_verdict(artifact)
+    if verdict is None:
+        return ()
+    return tuple(
+        JudgedGate(
+            gate=entry.gate,
+            passed=entry.passed,
+            value=entry.value,
+            wanted=f"{entry.comparison} {entry.threshold:g}",
+            meaning=entry.meaning,
+            accepted=None if entry.passed else acceptance_reason(artifact, entry.gate, verdict.digest),
+        )
+        for entry in verdict.gates
+    )
+
+
+def object_lines(store: Store, record: StageRecord, name: str) -> list[dict[str, Any]]:
+    """The lines of a JSONL object of a finished stage; nothing if there is no such object."""
+    data = _object(store, record, name)
+    return _lines(data) if data is not None else []
+
+
+def object_json(store: Store, record: StageRecord, name: str) -> dict[str, Any] | None:
+    """A JSON object of a finished stage, by its logical name."""
+    data = _object(store, record, name)
+    if data is None:
+        return None
+    value: dict[str, Any] = json.loads(data)
+    return value
+
+
+def performance_lines(store: Store, record: StageRecord) -> list[dict[str, Any]]:
+    """What the newest launch of a training measured of its speed. It lies beside the artifact and may be absent."""
+    prefix = f"{record.directory}/logs"
+    found = [entry for entry in store.list(prefix) if entry.path.endswith(f"/{_PERFORMANCE}")]
+    if not found:
+        return []
+    return _lines(store.get(max(found, key=lambda entry: entry.modified).path))
+
+
+def captured_histogram(store: Store, record: StageRecord) -> tuple[list[int], int, int]:
+    """(positions by captured mass in equal bins from 0 to 1, shards read, shards with such numbers) of a logit store.
+
+    At most MAX_RECEIPTS shards are read, at equal distances.
+    """
+    prefix = f"{record.directory}/shards"
+    paths = [entry.path for entry in store.list(prefix) if not entry.path.endswith(f"/{MAIN_SHARD}.json")]
+    step = max(1, -(-len(paths) // MAX_RECEIPTS))
+    sums: list[int] = []
+    num_read = 0
+    for path in paths[::step]:
+        bins = json.loads(store.get(path))["metrics"].get("captured_histogram")
+        if bins:
+            num_read += 1
+            sums = [int(a) + int(b) for a, b in zip(sums or [0] * len(bins), bins, strict=True)]
+    return sums, num_read, num_read if step == 1 else len(paths)
+
+
+def of_stage(records: Sequence[StageRecord], *stages: str) -> list[StageRecord]:
+    """The finished stages of these kinds."""
+    return [record for record in records if record.stage in stages and record.manifest is not None]
+
+
+def _object(store: Store, record: StageRecord, name: str) -> bytes | None:
+    entry = record.manifest.object(name) if record.manifest is not None else None
+    if entry is None:
+        return None
+    try:
+        return store.get(f"{record.directory}/{entry.path}")
+    except ObjectMissingError:
+        # A report of a damaged store still shows all the rest; `medius verify` names the damage.
+        return None
+
+
+def _lines(data: bytes) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in data.decode().splitlines() if line.strip()]

@@ -1,0 +1,129 @@
+"""What was measured: every model with standard errors, the final one against each other, and published values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tasks.artifacts.store import Store
+from tasks.publish.page.blocks import Figure, Figures, Grid, Note, Section
+from tasks.publish.page.estimates import Estimate, estimates_chart
+from tasks.publish.page.material import StageRecord, of_stage
+from tasks.publish.report import kl_by_model, read_results
+from tasks.publish.tables import MISSING, Table, headline, nearness_table, ordered_models, results_table, tasks_table
+
+_COLUMNS = {"bits_per_byte": ("bits per byte", 4), "accuracy": ("accuracy", 3)}
+
+
+def results_sections(
+    records: Sequence[StageRecord], store: Store, expected: Mapping[str, float] | None
+) -> list[Section]:
+    """One section for each finished evaluation."""
+    sections = []
+    evaluations = of_stage(records, "evaluate")
+    for record in evaluations:
+        results = read_results(store, record.directory)
+        if results is None:
+            continue
+        kl = kl_by_model(store, record.directory)
+        title = "Results" if len(evaluations) == 1 else f"Results of {record.label}"
+        sections.append(
+            Section(
+                f"results-{record.label}",
+                title,
+                (
+                    Note(_how(results)),
+                    Figures((*_value_figures(results), *_difference_figures(results)), small=True),
+                    Grid(results_table(results, kl), "Every model; ± is one standard error"),
+                    Grid(differences_table(results), f"{results['candidate']} minus each other model, paired"),
+                    *_footnotes(results, kl),
+                    Grid(tasks_table(results), "By task"),
+                    *_nearness(results, expected),
+                ),
+            )
+        )
+    return sections
+
+
+def differences_table(results: Mapping[str, Any]) -> Table:
+    """The candidate minus every other model, over the same items and documents."""
+    against = results["paired"][results["candidate"]]
+    rows = []
+    for name in (name for name in ordered_models(results) if name in against):
+        accuracy, bits = against[name]["accuracy"], against[name].get("bits_per_byte")
+        rows.append(
+            (
+                name,
+                _difference(accuracy, 3),
+                MISSING if accuracy["z"] is None else f"{accuracy['z']:+.1f}",
+                _difference(bits, 4),
+            )
+        )
+    return Table(("other model", "accuracy", "z of accuracy", "bits per byte"), tuple(rows))
+
+
+def _difference(estimate: Mapping[str, Any] | None, digits: int) -> str:
+    if estimate is None:
+        return MISSING
+    return f"{estimate['difference']:+.{digits}f} ± {estimate['stderr']:.{digits}f}"
+
+
+def _how(results: Mapping[str, Any]) -> str:
+    measured = headline(results, {})[0].partition(";")[0]
+    return (
+        f"{measured} under lm-evaluation-harness {results['harness']['lm_eval']}, all models on the same. Bits per "
+        f"byte (lower is better) compare across tokenizers, perplexities would not. "
+        f"{results['candidate']} is what the run made, {results['reference']} what it is held against."
+    )
+
+
+def _footnotes(results: Mapping[str, Any], kl: Mapping[str, Mapping[str, Any]]) -> list[Note]:
+    told = headline(results, kl)[-1]
+    notes = "KL to its teacher: nats a token on held-out documents, before → after the training, in the teacher's own "
+    return [Note(f"{notes}vocabulary. {told if told.startswith('*') else ''}")] if kl else []
+
+
+def _style(name: str, results: Mapping[str, Any]) -> str:
+    return "key" if name == results["candidate"] else "base" if name == results["reference"] else "plain"
+
+
+def _value_figures(results: Mapping[str, Any]) -> list[Figure]:
+    figures = []
+    for column, (title, digits) in _COLUMNS.items():
+        found = [
+            Estimate(name, model[column]["value"], model[column]["stderr"], _style(name, results))
+            for name in ordered_models(results)
+            if (model := results["models"][name]).get(column) is not None
+        ]
+        if found:
+            better = "lower is better" if column == "bits_per_byte" else "higher is better"
+            chart = estimates_chart(found, f"{title} of {len(found)} models with standard errors", title, digits=digits)
+            figures.append(Figure(chart, f"{better}; bars are ± 1 standard error", title[0].upper() + title[1:]))
+    return figures
+
+
+def _difference_figures(results: Mapping[str, Any]) -> list[Figure]:
+    candidate = results["candidate"]
+    figures = []
+    for column, (title, digits) in _COLUMNS.items():
+        found = [
+            Estimate(name, pair[column]["difference"], pair[column]["stderr"], _style(name, results))
+            for name in ordered_models(results)
+            if (pair := results["paired"][candidate].get(name)) is not None and column in pair
+        ]
+        if found:
+            axis = f"{title}, {candidate} minus the other"
+            chart = estimates_chart(found, f"Paired differences in {title}", axis, zero=True, digits=digits)
+            better = "below zero" if column == "bits_per_byte" else "above zero"
+            title = f"Difference in {title}"
+            figures.append(Figure(chart, f"paired over the same items; {better} favours {candidate}", title))
+    return figures
+
+
+def _nearness(results: Mapping[str, Any], expected: Mapping[str, float] | None) -> list[Any]:
+    if not expected:
+        return []
+    return [
+        Note("Beside the values that the profile expects: what the published card reports."),
+        Grid(nearness_table(results, expected), "Nearness to the published values"),
+    ]
