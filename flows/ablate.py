@@ -14,6 +14,7 @@ from typing import Any
 
 from prefect import flow
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table as RichTable
 
 from flows.ablation_choice import RULE, choose
@@ -25,7 +26,7 @@ from flows.pipeline import closure
 from flows.profile_edit import Edit, edited, read_text
 from flows.profiles import Profile, load_profile
 from tasks.artifacts.artifact import Artifact
-from tasks.artifacts.errors import GateFailedError
+from tasks.artifacts.errors import BadInputError, GateFailedError
 from tasks.artifacts.store import open_store
 from tasks.compare.heldout import HELDOUT_FILE, texts_to_choose_on
 from tasks.compare.stage import CompareRecipe
@@ -104,16 +105,27 @@ def report_ablation(plan: AblationPlan, profile: Profile, path: Path, console: C
     """Prints the table of a finished ablation and the choice, settles that, and prints the report's path last.
 
     Args:
+        plan, profile: of the file as it stands after the work, which may have taken hours.
         path: of the profile's YAML.
         write: whether the choice is written there, or only shown.
 
     Raises:
         GateFailedError: no candidate can be used.
-        BadInputError: the profile was changed meanwhile, so that the choice cannot be written into it.
+        BadInputError: the profile was changed meanwhile, so that nothing was measured of it or the choice cannot be
+            written into it.
     """
     ablated = ablation_steps(plan, profile)
     results = read_results(open_store(profile.store), ablated.comparison.directory)
-    assert results is not None, "the flow ended, so the comparison is there"
+    if results is None:
+        raise BadInputError(
+            f"{path} was changed while this ran, so that nothing was measured of it as it is now, and it stays so; run "
+            f"the same command again: what did not change is reused"
+        )
+    if all(model["fault"] is not None for model in results["models"].values()):
+        faults = "; ".join(f"{name}: {model['fault']}" for name, model in results["models"].items())
+        raise GateFailedError(
+            f"no model gives usable numbers, so {path} stays as it is ({faults}); see the trainings before them"
+        )
     others, candidates = list(ablated.others), list(ablated.candidates)
     choice = choose(results, candidates)
     console.print(_shown(results_table(results, others, candidates, choice)))
@@ -133,14 +145,15 @@ def _shown(content: Table) -> RichTable:
     for column in content.columns:
         table.add_column(column, no_wrap=column == "bits per byte", overflow="fold")
     for row in content.rows:
-        table.add_row(*row)
+        # A template's own message may have brackets.
+        table.add_row(*(escape(cell) for cell in row))
     return table
 
 
 def _settle(edits: Sequence[Edit] | None, path: Path, console: Console, *, write: bool) -> None:
     """Writes the edits into the profile as it stands now, and shows what changes; or only shows it."""
     if edits is None:
-        console.print(f"{path} has it already", soft_wrap=True)
+        console.print(f"{path} has it already", soft_wrap=True, markup=False)
         return
     before = read_text(path)
     after = edited(before, edits)
@@ -148,4 +161,4 @@ def _settle(edits: Sequence[Edit] | None, path: Path, console: Console, *, write
         console.print(line, soft_wrap=True, markup=False)
     if write:
         path.write_bytes(after.encode("utf-8"))
-    console.print(f"{path} {'has it now' if write else 'was left as it is'}", soft_wrap=True)
+    console.print(f"{path} {'has it now' if write else 'was left as it is'}", soft_wrap=True, markup=False)

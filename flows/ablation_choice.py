@@ -1,6 +1,7 @@
 """Which of several measured models is taken: a rule that was fixed before anything was measured.
 
-1. Out is what cannot be used: logits that are not finite, a chat template that does not work.
+1. Out is what cannot be used: logits that are not finite, or a chat template that does not work, if the reference's
+   does.
 2. Of the rest, those stay that lose the fewest of the stops that the reference makes: none, if one of them loses none.
 3. Of the rest, out is what is worse at arithmetic than the best at it by more than two paired standard errors.
 4. Of the rest the lowest bits per byte on held-out texts is taken; the first named, if two are equal.
@@ -13,8 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 RULE = (
-    "the lowest bits per byte on held-out texts, among those with a working chat template that lose no stop (or the "
-    "fewest, if all lose some) and answer arithmetic within two paired standard errors of the best of them"
+    "the lowest bits per byte on held-out texts, among those with a working chat template (if the reference has one) "
+    "that lose no stop (or the fewest, if all lose some) and answer arithmetic within two paired standard errors of "
+    "the best of them"
 )
 NUM_ERRORS = 2.0
 
@@ -34,10 +36,12 @@ class Choice:
 def choose(results: Mapping[str, Any], candidates: Sequence[str]) -> Choice:
     """Applies the rule to results.json of a comparison; `candidates` are those of its models that can be taken."""
     models, paired = results["models"], results["paired"]
+    # A student without a chat template has none after its reversion either.
+    judged = models[results["reference"]].get("template_fault") is None
     reasons: dict[str, str] = {}
     usable = []
     for name in candidates:
-        fault = models[name]["fault"] or models[name]["template_fault"]
+        fault = models[name]["fault"] or (models[name]["template_fault"] if judged else None)
         if fault is None:
             usable.append(name)
         else:

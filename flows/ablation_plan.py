@@ -51,7 +51,10 @@ def plan_ablation(kind: Kind, profile: Profile, branch: str | None = None) -> Ab
 def _reversion(profile: Profile, branch: str | None) -> AblationPlan:
     reverted = [name for name, block in profile.branches.items() if block.revert is not None]
     if not reverted:
-        raise BadInputError(f"no branch of {profile.name} has a reversion, so there is nothing to compare")
+        raise BadInputError(
+            f"no branch of {profile.name} has a reversion, so there is nothing to compare; give one `surgeon` and "
+            f"`revert`, or ablate the fusion"
+        )
     branch = reverted[0] if branch is None and len(reverted) == 1 else branch
     if branch not in reverted:
         raise BadInputError(f"name a branch of {profile.name} that is reverted with --branch: {', '.join(reverted)}")

@@ -36,7 +36,7 @@ def results_table(
                 with_error(bits["heldout"]),
                 *(f"{bits[kind]['value']:.3f}" for kind in kinds[1:]),
                 with_error(model["arithmetic"], digits=3),
-                f"{stops['stopped']} of {stops['prompts']}",
+                f"{stops['stopped']} of {stops['prompts']}" if stops["prompts"] else MISSING,
                 verdict,
             )
         )
@@ -67,11 +67,12 @@ def differences_table(results: Mapping[str, Any], candidates: Sequence[str], tak
 
 def measured_on(results: Mapping[str, Any]) -> str:
     """The sentence under the table."""
-    model = next(model for model in results["models"].values() if model["fault"] is None)
+    measured = [model for model in results["models"].values() if model["fault"] is None]
+    model, prompts = measured[0], max(model["stops"]["prompts"] for model in measured)
     heldout = model["bits_per_byte"]["heldout"]
     return (
         f"Measured on {heldout['documents']} held-out texts ({heldout['bytes']} bytes) that the evaluation leaves out, "
-        f"{model['arithmetic']['n']} sums and {model['stops']['prompts']} prompts; ± is one standard error."
+        f"{model['arithmetic']['n']} sums and {prompts} prompts; ± is one standard error."
     )
 
 

@@ -27,7 +27,12 @@ def texts_to_choose_on(file: Path, skip_documents: int, max_documents: int | Non
     if len(kept) < 2:
         raise BadInputError(
             f"{where} holds out {len(documents)} texts, and the first {skip_documents} are the evaluation's: "
-            f"{len(kept)} are left to choose on, and a standard error needs two; lower "
-            f"assessment.evaluate.recipe.max_documents, or raise the corpora's heldout_fraction"
+            f"{len(kept)} are left to choose on, and a standard error needs two; "
+            + (
+                f"lower assessment.evaluate.recipe.max_documents to about {len(documents) // 2}, or raise "
+                if len(documents) >= 4
+                else "raise "
+            )
+            + "the corpora's heldout_fraction"
         )
     return [row for row in rows if row.document in kept]

@@ -17,7 +17,8 @@ def build_results(measured: Mapping[str, Measured], reference: str) -> dict[str,
 
     `models[a]` has bits_per_byte {heldout, prose, …}, arithmetic, stops {stopped, prompts, lost}, template_fault and
     fault, each number with its standard error. `paired[a][b]` is a minus b over the same items, for every two models
-    of which something was measured. A stop is lost that the reference makes and the model does not.
+    of which something was measured. A stop is lost that the reference makes and the model does not: none, where the
+    reference was not asked, having no chat template or broken numbers.
     """
     whole = {name: each for name, each in measured.items() if each.fault is None}
     return {
@@ -37,8 +38,10 @@ def _summary(measured: Measured, reference: Measured) -> dict[str, Any]:
     about: dict[str, Any] = {"tokenizer": measured.tokenizer, "fault": measured.fault}
     if measured.fault is not None:
         return about
+    # Without a chat template a model is not asked, and stops at nothing.
     own = measured.stopped or (False,) * len(reference.stopped)
-    lost = sum(before and not after for before, after in zip(reference.stopped, own, strict=True))
+    before = reference.stopped or (False,) * len(own)
+    lost = sum(was and not now for was, now in zip(before, own, strict=True))
     return {
         **about,
         "bits_per_byte": {

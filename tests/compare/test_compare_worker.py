@@ -107,3 +107,6 @@ def test_stops_are_lost_against_the_reference() -> None:
     assert {name: model["stops"]["lost"] for name, model in models.items()} == {
         "base": 0, "same": 0, "mute": 2, "worse": 1
     }  # fmt: skip
+    # A reference that was not asked makes no stop that could be lost.
+    models = build_results(measured, "mute")["models"]
+    assert {model["stops"]["lost"] for model in models.values()} == {0}
