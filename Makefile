@@ -10,7 +10,7 @@ export DO_NOT_TRACK = 1
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-slow check bench miniatures clean
+.PHONY: help setup run test test-slow check bench miniatures up down clean
 
 help:  ## what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,8 +50,15 @@ $(BENCH_STAMP): $(STAMP)
 bench: $(BENCH_STAMP)  ## measure what is promised; ONLY=store, dump, train or surgery for a part
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench $(if $(ONLY),--only $(ONLY))
 
+up: $(STAMP)  ## start S3, Prefect and workers on this machine and deploy the recipes
+	@$(BIN)/medius up
+
+down: $(STAMP)  ## stop what make up started
+	@$(BIN)/medius down
+
 miniatures: $(STAMP)  ## train the shipped miniature models again
 	@$(BIN)/python -m tasks.models.pretrain
 
 clean:  ## remove what runs and builds have written; keeps .venv
+	@if [ -f .medius/up/state.json ]; then $(BIN)/medius down; fi
 	@rm -rf .medius build .mypy_cache .ruff_cache

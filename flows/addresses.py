@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 
 from tasks.artifacts.artifact import Artifact
@@ -10,7 +11,9 @@ from tasks.artifacts.errors import BadInputError, ObjectMissingError
 from tasks.artifacts.manifest import Manifest
 from tasks.artifacts.store import Store, open_store
 
-DEFAULT_STORE = ".medius/store"
+STORE_VARIABLE = "MEDIUS_STORE"
+"""Names a store for all that a shell or a worker runs, in the place of the profiles' own."""
+DEFAULT_STORE = os.environ.get(STORE_VARIABLE) or ".medius/store"
 _KEY = re.compile(r"[0-9a-f]{16,64}")
 _URI = re.compile(r"(?:(?P<store>.*?)/+)?(?P<directory>artifacts/[^/]+/[^/]+)(?:/manifest\.json)?/*")
 

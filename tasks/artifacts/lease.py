@@ -14,7 +14,6 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -28,6 +27,7 @@ from tasks.artifacts.errors import (
     StoreError,
 )
 from tasks.artifacts.frozen import Frozen
+from tasks.artifacts.process_identity import boot_id, pid_namespace, process_started
 from tasks.artifacts.store import Store
 
 
@@ -44,30 +44,10 @@ class LeaseRecord(Frozen):
     renewals: int = 0
 
 
-def _boot_id() -> str:
-    path = Path("/proc/sys/kernel/random/boot_id")
-    return path.read_text().strip() if path.exists() else socket.gethostname()
-
-
-def _namespace() -> str:
-    """The namespace in which this host's process numbers count: containers may share a host's name and boot."""
-    path = Path("/proc/self/ns/pid")
-    return str(path.readlink()) if path.is_symlink() else ""
-
-
-def _process_started(process: int) -> str | None:
-    """Start time of a process in clock ticks since boot; None if there is no such process (or it is a zombie)."""
-    try:
-        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    return None if fields[0] == "Z" else fields[19]
-
-
 def holder_is_dead(record: LeaseRecord) -> bool:
     """Whether the holder ran on this host and boot and is gone. A holder elsewhere is never called dead."""
-    here = (record.host, record.boot, record.namespace) == (socket.gethostname(), _boot_id(), _namespace())
-    return here and _process_started(record.process) != record.process_started
+    here = (record.host, record.boot, record.namespace) == (socket.gethostname(), boot_id(), pid_namespace())
+    return here and process_started(record.process) != record.process_started
 
 
 class Lease:
@@ -86,10 +66,10 @@ class Lease:
         self.record = LeaseRecord(
             owner=uuid.uuid4().hex,
             host=socket.gethostname(),
-            boot=_boot_id(),
+            boot=boot_id(),
             process=process,
-            process_started=_process_started(process) or "",
-            namespace=_namespace(),
+            process_started=process_started(process) or "",
+            namespace=pid_namespace(),
             ttl_seconds=ttl_seconds,
         )
         self._etag = ""

@@ -33,8 +33,8 @@ _TRANSIENT = {errno.EBUSY, errno.EREMOTEIO, errno.ECONNREFUSED, errno.ECONNRESET
 _CREATE_TRIES = 5
 
 
-class _ConditionFailedError(Exception):
-    """The server answered 412 (or 409 while another conditional write is under way)."""
+class ConditionFailedError(Exception):
+    """The server answered 412 (or 409 while another conditional write was under way)."""
 
 
 class S3Store(Store):
@@ -51,10 +51,17 @@ class S3Store(Store):
         self.fs = s3fs.S3FileSystem(use_listings_cache=False, skip_instance_cache=True)
         self._zarr_fs = s3fs.S3FileSystem(asynchronous=True, use_listings_cache=False, skip_instance_cache=True)
 
-    def _key(self, path: str) -> str:
+    def key(self, path: str) -> str:
+        """The object's key in the bucket."""
         return f"{self.prefix}/{checked(path)}" if self.prefix else checked(path)
 
-    def _call(self, path: str, action: Callable[[], T]) -> T:
+    def call(self, path: str, action: Callable[[], T]) -> T:
+        """What `action`, a request about `path`, returns.
+
+        Raises:
+            StoreError: with the full URI and what to do.
+            ConditionFailedError: the request had a condition, and it did not hold.
+        """
         from aiohttp import ClientError
         from botocore.exceptions import BotoCoreError, NoCredentialsError
 
@@ -71,33 +78,33 @@ class S3Store(Store):
         except PermissionError as error:
             raise StoreError(f"access to {where} was denied ({error}); check the credentials and the policy") from error
         except FileExistsError as error:
-            raise _ConditionFailedError from error
+            raise ConditionFailedError from error
         except (BotoCoreError, ClientError, OSError, TimeoutError) as error:
             response = getattr(error.__cause__, "response", None) or {}
             if response.get("Error", {}).get("Code") in {"PreconditionFailed", "412", "ConditionalRequestConflict"}:
-                raise _ConditionFailedError from error
+                raise ConditionFailedError from error
             if isinstance(error, BotoCoreError | ClientError | TimeoutError) or error.errno in _TRANSIENT:
                 raise TransientStoreError(f"{where}: the object store does not answer ({error})") from error
             raise StoreError(f"{where}: {error}") from error
 
     def _put(self, path: str, data: bytes, **condition: str) -> str:
         def action() -> Any:
-            return self.fs.call_s3("put_object", Bucket=self.bucket, Key=self._key(path), Body=data, **condition)
+            return self.fs.call_s3("put_object", Bucket=self.bucket, Key=self.key(path), Body=data, **condition)
 
-        return str(self._call(path, action)["ETag"])
+        return str(self.call(path, action)["ETag"])
 
     def get(self, path: str) -> bytes:
         return self.read(path).data
 
     def read(self, path: str) -> Versioned:
         async def fetch() -> Versioned:
-            response = await self.fs._call_s3("get_object", Bucket=self.bucket, Key=self._key(path))
+            response = await self.fs._call_s3("get_object", Bucket=self.bucket, Key=self.key(path))
             async with response["Body"] as body:
                 return Versioned(await body.read(), response["ETag"], response["LastModified"].timestamp())
 
         from fsspec.asyn import sync
 
-        return self._call(path, lambda: sync(self.fs.loop, fetch))
+        return self.call(path, lambda: sync(self.fs.loop, fetch))
 
     def put(self, path: str, data: bytes) -> None:
         self._put(path, data)
@@ -106,7 +113,7 @@ class S3Store(Store):
         for _ in range(_CREATE_TRIES):
             try:
                 return self._put(path, data, IfNoneMatch="*")
-            except _ConditionFailedError:
+            except ConditionFailedError:
                 # Another writer won, or a retry inside the client met its own first attempt, or (409) a conditional
                 # write was under way.
                 try:
@@ -121,7 +128,7 @@ class S3Store(Store):
     def replace(self, path: str, data: bytes, etag: str) -> str:
         try:
             return self._put(path, data, IfMatch=etag)
-        except (_ConditionFailedError, ObjectMissingError) as error:
+        except (ConditionFailedError, ObjectMissingError) as error:
             try:
                 there = self.read(path)
             except ObjectMissingError:
@@ -132,16 +139,16 @@ class S3Store(Store):
 
     def exists(self, path: str) -> bool:
         try:
-            self._call(path, lambda: self.fs.call_s3("head_object", Bucket=self.bucket, Key=self._key(path)))
+            self.call(path, lambda: self.fs.call_s3("head_object", Bucket=self.bucket, Key=self.key(path)))
         except ObjectMissingError:
             return False
         return True
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        base = f"{self.bucket}/{self._key(prefix)}"
+        base = f"{self.bucket}/{self.key(prefix)}"
         skip = len(self.bucket) + 1 + (len(self.prefix) + 1 if self.prefix else 0)
         try:
-            found = self._call(prefix, lambda: self.fs.find(base, detail=True))
+            found = self.call(prefix, lambda: self.fs.find(base, detail=True))
         except ObjectMissingError:
             return
         for name in sorted(found):
@@ -150,31 +157,31 @@ class S3Store(Store):
                 yield ObjectInfo(name[skip:], entry["size"], entry["LastModified"].timestamp())
 
     def delete(self, path: str) -> None:
-        self._call(path, lambda: self.fs.call_s3("delete_object", Bucket=self.bucket, Key=self._key(path)))
+        self.call(path, lambda: self.fs.call_s3("delete_object", Bucket=self.bucket, Key=self.key(path)))
 
     def upload(self, source: Path, path: str) -> None:
-        self._call(path, lambda: self.fs.put_file(str(source), f"{self.bucket}/{self._key(path)}"))
+        self.call(path, lambda: self.fs.put_file(str(source), f"{self.bucket}/{self.key(path)}"))
 
     def download(self, path: str, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".tmp-{uuid.uuid4().hex}")
-        self._call(path, lambda: self.fs.get_file(f"{self.bucket}/{self._key(path)}", str(temporary)))
+        self.call(path, lambda: self.fs.get_file(f"{self.bucket}/{self.key(path)}", str(temporary)))
         temporary.replace(target)
 
     def now(self) -> float:
         def action() -> Any:
             return self.fs.call_s3("list_objects_v2", Bucket=self.bucket, Prefix=self.prefix, MaxKeys=1)
 
-        headers = self._call("", action)["ResponseMetadata"]["HTTPHeaders"]
+        headers = self.call("", action)["ResponseMetadata"]["HTTPHeaders"]
         return parsedate_to_datetime(headers["date"]).timestamp()
 
     def local_path(self, path: str) -> None:
         return None
 
     def reading(self, path: str, action: Callable[[], T]) -> T:
-        return self._call(path, action)
+        return self.call(path, action)
 
     def zarr_store(self, path: str) -> zarr.abc.store.Store:
         from zarr.storage import FsspecStore
 
-        return FsspecStore(self._zarr_fs, path=f"{self.bucket}/{self._key(path)}", read_only=True)
+        return FsspecStore(self._zarr_fs, path=f"{self.bucket}/{self.key(path)}", read_only=True)

@@ -36,6 +36,27 @@ def scratch_folder(root: Path, name: str, attempt: str) -> Iterator[Path]:
                 parent.rmdir()
 
 
+def dead_launches(root: Path) -> list[Path]:
+    """The lock files `<root>/<name>/<attempt>.lock` of launches that were killed."""
+    return [lock_file for lock_file in sorted(root.glob("*/*.lock")) if _is_dead(lock_file)]
+
+
+def remove_dead(lock_file: Path) -> None:
+    """Removes what a killed launch left under its name."""
+    _sweep(lock_file.parent)
+    with suppress(OSError):
+        lock_file.parent.rmdir()
+
+
+def _is_dead(lock_file: Path) -> bool:
+    try:
+        with lock_file.open("r+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+    except (BlockingIOError, FileNotFoundError):
+        return False
+
+
 @contextmanager
 def _held(lock_file: Path) -> Iterator[Path]:
     while True:
@@ -62,6 +83,8 @@ def _is(lock: IO[str], lock_file: Path) -> bool:
 
 def _sweep(parent: Path) -> None:
     """Removes every launch's folder and lock file of which nobody holds the lock."""
+    if not parent.exists():
+        return
     for name in {path.stem for path in parent.iterdir()}:
         lock_file = parent / f"{name}.lock"
         try:

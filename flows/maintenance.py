@@ -1,0 +1,79 @@
+"""Upkeep of a store as deployments: garbage, and proof that what was committed is still whole."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+from prefect import flow, get_run_logger
+from prefect.artifacts import create_markdown_artifact
+from pydantic import Field
+from rich.console import Console
+
+from flows.addresses import DEFAULT_STORE
+from flows.collection import collect
+from flows.pipeline import build
+from flows.profiles import load_profile
+from flows.run_options import RUN, ProfileName, RunOptions, StoreUri
+from flows.verification import Verification
+from tasks.artifacts.artifact import Artifact
+from tasks.artifacts.frozen import Frozen
+from tasks.artifacts.store import open_store
+
+_WIDTH = 160
+
+
+class GarbageOptions(Frozen):
+    """What is kept; as the flags of `medius gc`."""
+
+    store: StoreUri | None = Field(None, description="Otherwise MEDIUS_STORE of the worker, or .medius/store.")
+    profiles: tuple[Annotated[str, Field(pattern=r"\.ya?ml$")], ...] = Field(
+        (), description="Further profiles whose artifacts are kept; those of configs/ always are."
+    )
+    keep_days: float = Field(30, ge=0, description="Runs of the last days keep what they made or used.")
+    grace_hours: float = Field(24, ge=1, description="What was written in the last hours is kept.")
+    delete: bool = Field(False, description="Without this it is only listed.")
+
+
+GARBAGE = GarbageOptions()
+
+
+@flow(name="collect-garbage", retries=0, persist_result=False)
+def collect_garbage(options: GarbageOptions = GARBAGE) -> None:
+    """Lists, or removes, what no profile, retained run or lease needs."""
+    with _page("garbage", "What nothing needs") as console:
+        collect(
+            open_store(options.store or DEFAULT_STORE),
+            console,
+            options.profiles,
+            options.keep_days,
+            options.grace_hours,
+            delete=options.delete,
+        )
+
+
+@flow(name="verify", flow_run_name="{profile}", retries=0, persist_result=False)
+def verify_profile(profile: ProfileName = "tiny", options: RunOptions = RUN) -> None:
+    """Reads every byte of a profile's finished artifacts and compares it with its checksum; of logits, every row."""
+    loaded = load_profile(profile, options.overrides, options.store, smoke=options.smoke)
+    store = open_store(loaded.store)
+    with _page("verification", f"What of {loaded.name} is whole") as console:
+        verification = Verification(console)
+        for step in build(loaded):
+            artifact = Artifact(store, step.directory)
+            if (manifest := artifact.manifest()) is not None:
+                verification.check(step.label, artifact, manifest)
+        verification.finish()
+
+
+@contextmanager
+def _page(key: str, description: str) -> Iterator[Console]:
+    """A console whose text becomes an artifact of the flow run and a part of its log, however the block ends."""
+    text = io.StringIO()
+    try:
+        yield Console(file=text, width=_WIDTH, highlight=False)
+    finally:
+        get_run_logger().info("%s", text.getvalue())
+        create_markdown_artifact(f"```\n{text.getvalue()}```", key=key, description=description)

@@ -1,0 +1,77 @@
+"""What a deployment asks for: the form of the dashboard, and what the server refuses before a run exists."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Self
+
+from pydantic import Field, ValidationError, WithJsonSchema
+
+from flows.profiles import CONFIGS
+from tasks.artifacts.errors import BadInputError
+from tasks.artifacts.frozen import Frozen
+
+PROFILES = tuple(sorted(path.stem for path in CONFIGS.glob("*.yaml")))
+ProfileName = Annotated[
+    str,
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "enum": list(PROFILES), "title": "A file of configs/"},
+                {"type": "string", "pattern": r"\.ya?ml$", "title": "The path of a YAML file"},
+            ]
+        }
+    ),
+]
+"""As on the command line; whether there is such a file is found when it is read."""
+StageLabel = Annotated[
+    str,
+    Field(
+        pattern=r"^[a-z0-9][A-Za-z0-9._-]*$",
+        description='A label as "medius plan" shows it.',
+        examples=["distill-llama"],
+    ),
+]
+
+StoreUri = Annotated[str, Field(pattern=r"^(s3://[a-z0-9][a-z0-9.-]+[a-z0-9](/[\w.=@+-]+)*/?|(file://)?[^:]+)$")]
+
+
+class RunOptions(Frozen):
+    """How a profile is run."""
+
+    overrides: tuple[Annotated[str, Field(pattern=r"^[\w<>|-]+(\.[\w<>|-]+)*=")], ...] = Field(
+        (),
+        description="Values of the profile to change, as of --set; settings of the recipe get keys of their own.",
+        examples=[["branches.llama.distill.recipe.steps=200"]],
+    )
+    store: StoreUri | None = Field(
+        None,
+        description="s3://bucket/prefix or a directory; otherwise MEDIUS_STORE of the worker, or the profile's own.",
+    )
+    smoke: bool = Field(False, description="The profile's own topology on 0.1 % of its data, under keys of its own.")
+
+    @classmethod
+    def of(cls, **values: Sequence[str] | str | bool | None) -> Self:
+        """The options that a command line gave.
+
+        Raises:
+            BadInputError: one of them has another form.
+        """
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise BadInputError(f"{where} is {first['input']!r}: {first['msg']}; correct it") from error
+
+
+class RecipeOptions(RunOptions):
+    """How a whole recipe is run."""
+
+    until: Annotated[str, Field(pattern=r"^[a-z0-9][A-Za-z0-9._-]*$")] | None = Field(
+        None, description='A stage\'s label, or "prepared" for the prepared models: only what is needed for that.'
+    )
+
+
+RUN = RunOptions()
+RECIPE = RecipeOptions()

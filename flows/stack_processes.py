@@ -1,0 +1,149 @@
+"""Processes that outlive the command which started them, and their end: exactly these and what they started.
+
+Each is known by number, start time and boot, so that a number given away again is nobody's. All of them, and whatever
+they start, carry one variable in their environment: so a flow run in a session of its own is found, too.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from tasks.artifacts.frozen import Frozen
+from tasks.artifacts.process_identity import boot_id, process_started
+
+MARK = "MEDIUS_STACK"
+"""In the environment of everything that belongs to a stack; the value is the stack's own."""
+_RUN = "PREFECT__FLOW_RUN_ID"
+"""In the environment of a flow run's process and of all that it starts."""
+_POLL_SECONDS = 0.2
+_KILL_SECONDS = 10
+
+
+class StackProcess(Frozen):
+    """A process that was started, whether it lives or not."""
+
+    name: str
+    pid: int
+    started: str
+    """Clock ticks since the boot."""
+    boot: str
+    log: str
+
+    def alive(self) -> bool:
+        """Whether this very process is still there."""
+        return self.boot == boot_id() and process_started(self.pid) == self.started
+
+
+def start(
+    name: str, command: Sequence[str], environment: Mapping[str, str], folder: Path, log: Path
+) -> tuple[StackProcess, subprocess.Popen[bytes]]:
+    """Starts a process in a session of its own, with its output at the end of `log`."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env=dict(environment),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    # One that has ended by now has no start time any more, and is as dead without.
+    started = process_started(process.pid) or ""
+    return StackProcess(name=name, pid=process.pid, started=started, boot=boot_id(), log=str(log)), process
+
+
+def marked(token: str) -> dict[int, dict[str, str]]:
+    """Environment by number of every living process that carries the mark of a stack."""
+    wanted = f"{MARK}={token}".encode()
+    found = {}
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdigit():
+            continue
+        # Processes of other users cannot be read; those that end meanwhile need not be.
+        with suppress(OSError):
+            variables = (folder / "environ").read_bytes().split(b"\0")
+            if wanted in variables and process_started(int(folder.name)) is not None:
+                pairs = (variable.decode(errors="replace").partition("=") for variable in variables)
+                found[int(folder.name)] = {name: value for name, _, value in pairs}
+    return found
+
+
+def end_work(token: str, workers: set[int], stays: set[int], seconds: float) -> int:
+    """Ends everything of a stack but the trees below `stays`: workers and flow runs are asked, the rest follows them.
+
+    What is left after `seconds` is killed.
+
+    Returns:
+        The number of flow runs that were asked.
+    """
+    asked: set[int] = set()
+    runs: set[int] = set()
+
+    def all_ended() -> bool:
+        present = marked(token)
+        for root in stays:
+            for pid in _tree(present, root):
+                del present[pid]
+        heads = {pid for pid in present if _RUN in present[pid] and _RUN not in present.get(_parent(pid), {})}
+        runs.update(heads)
+        fresh = (heads | (workers & present.keys())) - asked
+        asked.update(fresh)
+        _send(fresh, signal.SIGTERM)
+        late = time.monotonic() >= deadline
+        if late:
+            _send(present, signal.SIGKILL)
+        return not present
+
+    deadline = time.monotonic() + seconds
+    wait_until(all_ended, seconds + _KILL_SECONDS)
+    return len(runs)
+
+
+def end_tree(token: str, root: int, seconds: float) -> None:
+    """Asks one process to end, and kills what it has left of its own after `seconds`."""
+    tree = _tree(marked(token), root)
+    _send([root], signal.SIGTERM)
+    if not wait_until(lambda: tree.isdisjoint(marked(token)), seconds):
+        _send(tree & marked(token).keys(), signal.SIGKILL)
+        wait_until(lambda: tree.isdisjoint(marked(token)), _KILL_SECONDS)
+
+
+def _tree(present: Iterable[int], root: int) -> set[int]:
+    """Those of `present` that are `root` or descend from it."""
+    parents = {pid: _parent(pid) for pid in present}
+    tree = {root} & parents.keys()
+    while more := {pid for pid, parent in parents.items() if parent in tree} - tree:
+        tree |= more
+    return tree
+
+
+def _parent(pid: int) -> int:
+    """Number of a process's parent; 0 where it has ended."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
+
+
+def _send(pids: Iterable[int], number: signal.Signals) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+def wait_until(done: Callable[[], bool], seconds: float) -> bool:
+    """Whether `done` came true in this time."""
+    deadline = time.monotonic() + seconds
+    while not done():
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(_POLL_SECONDS)
+    return True

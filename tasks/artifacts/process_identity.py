@@ -1,0 +1,30 @@
+"""Which process it was: a number that the kernel gave away again is told from the one that had it before.
+
+From /proc of Linux. A process is the same one if host, boot, namespace, number and start time are.
+"""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+
+def boot_id() -> str:
+    """Names this boot of the host; where the kernel has no such file, the host."""
+    path = Path("/proc/sys/kernel/random/boot_id")
+    return path.read_text().strip() if path.exists() else socket.gethostname()
+
+
+def pid_namespace() -> str:
+    """The namespace in which this host's process numbers count: containers may share a host's name and boot."""
+    path = Path("/proc/self/ns/pid")
+    return str(path.readlink()) if path.is_symlink() else ""
+
+
+def process_started(process: int) -> str | None:
+    """Start time of a process in clock ticks since boot; None if there is no such process (or it is a zombie)."""
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if fields[0] == "Z" else fields[19]

@@ -1,0 +1,88 @@
+"""infra/prefect.yaml: a deployment for every profile, whose form refuses what could not run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from prefect.utilities.callables import parameter_schema
+from prefect.utilities.importtools import import_object
+
+from flows.profiles import CONFIGS, load_profile
+from flows.run_options import PROFILES, RecipeOptions
+from flows.stack import CHECKOUT
+from flows.stack_services import POOLS
+from tasks.artifacts.errors import BadInputError
+
+FILE: dict[str, Any] = yaml.safe_load((CHECKOUT / "infra" / "prefect.yaml").read_text())
+DEPLOYMENTS: list[dict[str, Any]] = FILE["deployments"]
+
+
+def schema_of(deployment: dict[str, Any]) -> dict[str, Any]:
+    """What the server checks parameters with before it makes a run."""
+    return parameter_schema(import_object(deployment["entrypoint"])).model_dump_for_openapi()
+
+
+def test_every_profile_has_a_deployment_of_its_name() -> None:
+    profiles = {path.stem for path in CONFIGS.glob("*.yaml")}
+    recipes = [entry for entry in DEPLOYMENTS if entry["entrypoint"] == "flows.pipeline.distillation"]
+    assert {entry["name"] for entry in recipes} == profiles == set(PROFILES)
+    for entry in recipes:
+        assert entry["parameters"]["profile"] == entry["name"]
+        assert entry["concurrency_limit"] == {"limit": 1, "collision_strategy": "ENQUEUE"}
+
+
+@pytest.mark.parametrize("deployment", DEPLOYMENTS, ids=lambda entry: entry["name"])
+def test_a_deployment_has_a_pool_tags_and_parameters_that_its_form_takes(deployment: dict[str, Any]) -> None:
+    assert deployment["work_pool"]["name"] in POOLS
+    assert "medius" in deployment["tags"]
+    jsonschema.validate(deployment["parameters"], schema_of(deployment))
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"profile": "mikro"},
+        {"profile": "tiny", "options": {"overrides": ["no equals sign"]}},
+        {"profile": "tiny", "options": {"store": "gs://bucket/x"}},
+        {"profile": "tiny", "options": {"store": "s3:/typo"}},
+        {"profile": "tiny", "options": {"smoke": "perhaps"}},
+        {"profile": "tiny", "options": {"until": "../publish"}},
+        {"profile": "tiny", "options": {"smok": True}},
+    ],
+    ids=str,
+)
+def test_the_form_refuses_what_could_not_run(parameters: dict[str, Any]) -> None:
+    schema = schema_of(DEPLOYMENTS[0])
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(parameters, schema)
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"profile": "/srv/recipes/ours.yaml"},
+        {"profile": "micro", "options": {"overrides": ["branches.llama.distill.recipe.steps=2"], "smoke": True}},
+        {"profile": "micro", "options": {"store": "s3://medius/store", "until": "corpus-qwen"}},
+        {"profile": "micro", "options": {"store": "/data/store", "until": None}},
+    ],
+    ids=str,
+)
+def test_the_form_takes_what_can_run(parameters: dict[str, Any]) -> None:
+    jsonschema.validate(parameters, schema_of(DEPLOYMENTS[0]))
+
+
+def test_options_of_the_command_line_that_have_another_form_are_one_sentence() -> None:
+    with pytest.raises(BadInputError, match=r"until is '\.\./x'"):
+        RecipeOptions.of(until="../x")
+
+
+def test_the_store_of_a_stack_takes_the_place_of_a_profiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MEDIUS_STORE", raising=False)
+    own = load_profile("micro").store
+    monkeypatch.setenv("MEDIUS_STORE", "s3://medius/store")
+    assert load_profile("micro").store == "s3://medius/store"
+    assert load_profile("micro", store="elsewhere").store == "elsewhere"
+    assert own not in {"s3://medius/store", "elsewhere"}
