@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from typer.exceptions import TyperException
 
+from flows import operating
 from flows.addresses import DEFAULT_STORE, find_artifact, find_key, is_artifact
 from flows.prefect_server import start_own_server
 from tasks.artifacts.artifact import Artifact
@@ -65,19 +66,22 @@ def run(
 ) -> None:
     """Run a recipe, or what of it is not finished; print the results."""
     from flows.profiles import load_profile
+    from flows.run_options import RecipeOptions
 
     # Everything a profile can get wrong is said before a server boots and Prefect is imported.
     loaded = load_profile(profile, set_ or (), store, smoke=smoke)
+    options = RecipeOptions.of(overrides=set_ or (), store=store, smoke=smoke, until=until)
     opened = open_store(loaded.store)
     wait_until_up = start_prefect()
     from flows.pipeline import build, distillation
     from flows.results import print_results
+    from flows.run_report import report_line
 
     steps = build(loaded, until)
     wait_until_up()
-    references = distillation(profile, set_ or [], store, smoke, until)
+    references = distillation(profile, options)
     if until is None:
-        print_results(steps, opened, console)
+        print_results(steps, opened, console, report=report_line(loaded, steps, opened))
     else:
         for label, uri in references.items():
             console.print(f"{label}: {uri}", soft_wrap=True)
@@ -228,17 +232,23 @@ def _summary(states: list[StepState]) -> str:
 
 
 @app.command()
-def report(profile: ProfileName, set_: Sets = None, store: StoreUri = None, smoke: Smoke = False) -> None:
-    """Write a run's report as Markdown and print its path as the last word."""
+def report(
+    profile: ProfileName,
+    set_: Sets = None,
+    store: StoreUri = None,
+    smoke: Smoke = False,
+    html: Annotated[
+        Path | None, typer.Option("--html", help="Where the HTML page goes; else build/reports/NAME.html.")
+    ] = None,
+) -> None:
+    """Write a run's report as Markdown and as one HTML page; print their paths, the page's as the last word."""
+    from flows.pipeline import build
     from flows.profiles import load_profile
-    from tasks.publish.report import write_report
+    from flows.run_report import write_reports
 
-    steps, opened, name = _steps(profile, set_, store, smoke)
-    states = [step_state(step, opened) for step in steps]
-    target = Path("build/reports") / f"{name}.md"
-    rows = [(state.step.label, state.step.stage.name, state.step.directory, state.state) for state in states]
-    expected = load_profile(profile, set_ or (), store, smoke=smoke).expected
-    console.print(str(write_report(opened, rows, target, name, expected or None)), soft_wrap=True)
+    loaded = load_profile(profile, set_ or (), store, smoke=smoke)
+    for path in write_reports(loaded, build(loaded), open_store(loaded.store), html):
+        console.print(str(path), soft_wrap=True, markup=False)
 
 
 @app.command()
@@ -368,6 +378,8 @@ def _ablate(
     planned, path = plan_ablation(kind, loaded, branch), profile_path(profile)
     write = not overrides and not smoke if write is None else write
     # A profile that could not take the choice is refused before the work.
+    if write and not os.access(path, os.W_OK):
+        raise BadInputError(f"{path} cannot be written; make it writable, or add --no-write to only see the choice")
     for edits in planned.edits.values() if write else ():
         edited(read_text(path), edits)
     wait_until_up = start_prefect()
@@ -375,7 +387,12 @@ def _ablate(
 
     wait_until_up()
     ablation(kind, profile, branch, overrides, store, smoke)
-    report_ablation(planned, loaded, path, console, write=write)
+    # The file as it is now: it may have been edited during the hours that this took.
+    loaded = load_profile(profile, overrides, store, smoke=smoke)
+    report_ablation(plan_ablation(kind, loaded, branch), loaded, path, console, write=write)
+
+
+operating.add_commands(app, console)
 
 
 def main() -> None:

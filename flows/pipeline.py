@@ -4,7 +4,7 @@
     student ─── surgeon: the Llama vocabulary ─────┴─ distill ─── surgeon, back ──┐
     corpus, Qwen tokens ─┬─ dump, Qwen teacher ────┐                              ├─ fuse ─┐
     student ─────────────┴─────────────────────────┴─ distill ────────────────────┘        ├─ sft ─ evaluate ─ publish
-    seed instructions ─── evolve ──────────────────────────────────────────────────────────┘
+    seed instructions ─── evolve ─── clean ────────────────────────────────────────────────┘
 
 A model above may itself be prepared: reshaped, moved into another vocabulary, trained (`_models`). `build` makes all of
 inert steps whose keys are known before anything runs; `distillation` runs them under Prefect.
@@ -21,7 +21,10 @@ from prefect import flow
 from flows.opened import gather, open_run
 from flows.profiles import Branch, LogitSource, Profile, load_profile
 from flows.results import show_results_in_prefect
+from flows.run_options import RECIPE, ProfileName, RecipeOptions
+from flows.run_report import show_page_in_prefect
 from tasks.artifacts.errors import BadInputError
+from tasks.clean.stage import STAGE as CLEAN
 from tasks.corpus.stage import STAGE as CORPUS
 from tasks.distill.stage import STAGE as DISTILL
 from tasks.dump_logits.stage import STAGE as DUMP_LOGITS
@@ -76,6 +79,9 @@ def build(profile: Profile, until: str | None = None) -> list[Step]:
         fused_from[f"branch.{name}"] = trained
     fused = Step(FUSE, "fuse", profile.fusion.fuse, fused_from)
     evolved = Step(EVOLVE, "evolve", profile.fine_tuning.evolve)
+    if profile.fine_tuning.clean is not None:
+        cleaning = profile.fine_tuning.clean.against(profile.assessment.evaluate.recipe.tasks)
+        evolved = Step(CLEAN, "clean", cleaning, {"instructions": evolved})
     instructions = Step(CORPUS, "corpus-sft", profile.fine_tuning.corpus, {"tokenizer": chat, "instructions": evolved})
     final = Step(SFT, "sft", profile.fine_tuning.sft, {"model": fused, "corpus": instructions})
     compared |= {"fused": fused, "final": final, **{name: models[name] for name in profile.assessment.baselines}}
@@ -155,32 +161,24 @@ def closure(roots: list[Step]) -> list[Step]:
 
 
 @flow(name="distillation", flow_run_name="{profile}", retries=0, persist_result=False)
-def distillation(
-    profile: str = "tiny",
-    overrides: list[str] | None = None,
-    store: str | None = None,
-    smoke: bool = False,
-    until: str | None = None,
-) -> dict[str, str]:
+def distillation(profile: ProfileName = "tiny", options: RecipeOptions = RECIPE) -> dict[str, str]:
     """Runs a profile's whole recipe, or what of it is not finished yet.
 
     Args:
         profile: the name of a file in configs/, or a path.
-        overrides: settings such as `branches.llama.distill.recipe.steps=200`.
-        store: takes the place of the profile's store.
-        smoke: the profile's own topology on 0.1 % of its data, under keys of its own.
-        until: a stage's label, or "prepared" for the prepared models: runs only what is needed for that.
+        options: what differs from the profile, and how far to go.
 
     Returns:
         The URI of every step's artifact by label.
     """
-    loaded = load_profile(profile, overrides or (), store, smoke=smoke)
-    steps = build(loaded, until)
+    loaded = load_profile(profile, options.overrides, options.store, smoke=options.smoke)
+    steps = build(loaded, options.until)
     with open_run(loaded, steps) as context:
         futures: dict[str, Any] = {}
         for step in steps:
             futures[step.key] = submit_stage(step, context, [futures[source.key] for source in step.inputs.values()])
         finished = gather(futures.values())
-        if until is None:
+        if options.until is None:
             show_results_in_prefect(steps, context.store)
+            show_page_in_prefect(loaded, steps, context.store)
         return {step.label: ref.uri for step, ref in zip(steps, finished, strict=True)}

@@ -6,6 +6,7 @@ the hash of its present content, so that every key is known before anything runs
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar
@@ -14,9 +15,11 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from flows.ablation_grid import Ablations
+from flows.addresses import STORE_VARIABLE
 from flows.prepared import PreparedModels, donor_fault, prepared_fault, tokenizers_alone
 from tasks.artifacts.errors import BadInputError
 from tasks.artifacts.frozen import Frozen
+from tasks.clean.stage import CleanConfig
 from tasks.corpus.stage import CorpusConfig
 from tasks.distill.stage import DistillConfig, mixture_fault
 from tasks.dump_logits.stage import DumpLogitsConfig
@@ -120,6 +123,8 @@ class FineTuning(Frozen):
     """The last training: on evolved instructions."""
 
     evolve: EvolveConfig
+    clean: CleanConfig | None = CleanConfig()
+    """None trains on the instructions as they are."""
     corpus: CorpusConfig
     sft: SftConfig
 
@@ -270,8 +275,8 @@ def load_profile(
         raise BadInputError(f"{path} must hold a mapping; see configs/tiny.yaml for a complete one")
     for text in overrides:
         _override(document, text)
-    if store is not None:
-        document["store"] = store
+    if chosen := store or os.environ.get(STORE_VARIABLE):
+        document["store"] = chosen
     if smoke:
         document = shrink(document)
     try:

@@ -6,7 +6,6 @@ each keeps its own number of examples, and no report on the machine is collected
 
 from __future__ import annotations
 
-import logging
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,30 +15,13 @@ from typing import Any
 import lm_eval
 import numpy as np
 import torch
-from lm_eval.api.metrics import mean
-from lm_eval.api.task import ConfigurableTask
 from lm_eval.models.huggingface import HFLM
-from lm_eval.tasks import TaskManager
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from tasks.artifacts.errors import BadInputError
-from tasks.evaluate.exercise_tasks import METRIC, exercise_tasks
-from tasks.evaluate.stage import EvaluateRecipe, ExerciseTasks
+from tasks.benchmarks.loading import LoadedTasks
+from tasks.evaluate.stage import EvaluateRecipe
 from tasks.modeling.template_date import date_string
-
-logging.getLogger("lm_eval").setLevel(logging.ERROR)
-
-
-@dataclass(frozen=True)
-class LoadedTasks:
-    """The harness tasks of one entry of the recipe."""
-
-    tasks: dict[str, ConfigurableTask]
-    metric: str
-    filter: str
-    limit: int | None
-    name: str | None = None
-    """The recipe's name of the task or group; None for exercises, where every task is an entry of its own."""
 
 
 @dataclass(frozen=True)
@@ -54,45 +36,6 @@ class Item:
     target: str
     completion: str
     outcome: float
-
-
-def load_tasks(recipe: EvaluateRecipe) -> list[LoadedTasks]:
-    """All tasks of the recipe, with their data.
-
-    Raises:
-        BadInputError: an unknown task, or a metric that is not a mean over items.
-    """
-    manager: TaskManager | None = None
-    loaded = []
-    for entry in recipe.tasks:
-        if isinstance(entry, ExerciseTasks):
-            made = exercise_tasks(entry, recipe.max_new_tokens)
-            loaded.append(LoadedTasks({task.task_name: task for task in made}, METRIC, "none", None))
-            continue
-        # Reading the thousands of YAML files that the harness ships takes seconds.
-        manager = manager or TaskManager()
-        if entry.name not in manager.all_tasks:
-            raise BadInputError(
-                f"the harness has no task or group {entry.name!r}; list the names with: lm-eval ls tasks"
-            )
-        tasks = manager.load(entry.name)["tasks"]
-        for name, task in tasks.items():
-            _check_metric(name, task, entry.metric)
-            if entry.num_fewshot is not None:
-                task.set_config(key="num_fewshot", value=entry.num_fewshot)
-            elif task.get_config("num_fewshot") is None:
-                task.set_config(key="num_fewshot", value=0)
-        loaded.append(LoadedTasks(tasks, entry.metric, entry.filter, entry.limit, entry.name))
-    return loaded
-
-
-def _check_metric(name: str, task: ConfigurableTask, metric: str) -> None:
-    usable = sorted(key for key, aggregation in task.aggregation().items() if aggregation is mean)
-    if metric not in usable:
-        raise BadInputError(
-            f"task {name} has no metric {metric!r} that is a mean over items; choose one of: "
-            f"{', '.join(usable) or 'none, so leave the task out'}"
-        )
 
 
 class ExactLM(HFLM):  # type: ignore[misc, unused-ignore]

@@ -8,43 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import date
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from tasks.artifacts.frozen import Frozen
+from tasks.benchmarks.declare import EvaluationTasks, ExerciseTasks, HarnessTasks
 from tasks.runtime.declare import GateResult, Gates, Runtime, Stage, StageConfig, at_least, at_most
-
-
-class ExerciseTasks(Frozen):
-    """Generated exercises, one harness task a kind: no download, answers checked by the generator's own rule."""
-
-    type: Literal["exercises"]
-    kinds: tuple[str, ...] = Field(min_length=1)
-    items_per_kind: int = Field(100, ge=2)
-    seed: int = 0
-    split: Literal["dev", "test"] = "test"
-    difficulty: int | None = None
-
-
-class HarnessTasks(Frozen):
-    """A task or group that the harness ships; its data come from the hub."""
-
-    type: Literal["lm_eval"]
-    name: str = Field(min_length=1)
-    metric: str = Field(min_length=1)
-    """Must be a mean over items, so that two models can be compared item by item."""
-    filter: str = "none"
-    """The harness's name of the filter that reads the answer, where a task has several."""
-    num_fewshot: int | None = Field(None, ge=0)
-    limit: int | None = Field(None, ge=2)
-    """Only the first items of each task."""
 
 
 class EvaluateRecipe(Frozen):
     """What is measured, and who is compared with whom."""
 
-    tasks: tuple[Annotated[ExerciseTasks | HarnessTasks, Field(discriminator="type")], ...] = Field(min_length=1)
+    tasks: tuple[EvaluationTasks, ...] = Field(min_length=1)
     reference: str
     """The model that all others are compared with: the student as it was at first."""
     candidate: str
@@ -90,6 +66,9 @@ class EvaluateRuntime(Runtime):
     """Another batch size changes the last bits of sums, and with them at most near-tied tokens."""
 
     batch_size: int = Field(64, ge=1)
+    mirror: str | None = None
+    """A folder with copies of the hub's data sets, each at OWNER/NAME in its repository's layout; they are read first.
+    """
 
 
 class EvaluateGates(Gates):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import os
 import re
 import time
 from collections.abc import Iterable, Mapping
@@ -16,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 from tasks.artifacts.errors import BadInputError
 from tasks.artifacts.fingerprint import canonical_json, sha256_hex
 from tasks.artifacts.manifest import ShardReceipt
+from tasks.benchmarks.hub import confine_hub
 from tasks.evaluate.results import Measured, build_results, gate_metrics
 from tasks.evaluate.stage import EvaluateRecipe, EvaluateRuntime, HarnessTasks
 from tasks.modeling.statistics import mean_with_error
 from tasks.worker.job import InputArtifact, Job, worker_main
 
 if TYPE_CHECKING:
-    from tasks.evaluate.harness import LoadedTasks
+    from tasks.benchmarks.loading import LoadedTasks
     from tasks.logits.rows import Row
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -37,7 +37,7 @@ def run(job: Job) -> None:
     missing = [name for name in models if f"model-{name}" not in receipts]
     job.progress(len(models) - len(missing), len(models), "models")
     if missing:
-        _confine_hub(job.scratch, offline=_needs_no_hub(recipe, models))
+        confine_hub(job.scratch, offline=_needs_no_hub(recipe, models))
         _evaluate_missing(job, recipe, runtime, {name: models[name] for name in missing})
         receipts = job.receipts()
 
@@ -92,35 +92,20 @@ def _needs_no_hub(recipe: EvaluateRecipe, models: Mapping[str, InputArtifact]) -
     return not by_reference and not any(isinstance(task, HarnessTasks) for task in recipe.tasks)
 
 
-def _confine_hub(scratch: Path, *, offline: bool) -> None:
-    """Keeps what the Hugging Face libraries write in the scratch folder; they read these variables when imported.
-
-    Weights and the login token stay where this machine has them: 28 GB are not fetched for each evaluation.
-    """
-    home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
-    os.environ.setdefault("HF_HUB_CACHE", str(home / "hub"))
-    os.environ.setdefault("HF_TOKEN_PATH", str(home / "token"))
-    os.environ["HF_HOME"] = str(scratch / "huggingface")
-    os.environ["HF_DATASETS_CACHE"] = str(scratch / "huggingface" / "datasets")
-    os.environ["HF_MODULES_CACHE"] = str(scratch / "huggingface" / "modules")
-    os.environ["TQDM_DISABLE"] = "1"
-    if offline:
-        os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
-
-
 def _evaluate_missing(
     job: Job, recipe: EvaluateRecipe, runtime: EvaluateRuntime, missing: Mapping[str, InputArtifact]
 ) -> None:
-    # Heavy, and only right after _confine_hub.
+    # Heavy, and only right after confine_hub.
     import torch
 
-    from tasks.evaluate.harness import load_tasks
+    from tasks.benchmarks.loading import load_tasks
 
     device = runtime.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     rows = _heldout_texts(job, recipe.max_documents) if recipe.bits_per_byte else []
-    bench = _Bench(job, recipe, runtime.batch_size, device, load_tasks(recipe), rows)
+    tasks = load_tasks(recipe.tasks, recipe.max_new_tokens, runtime.mirror)
+    bench = _Bench(job, recipe, runtime.batch_size, device, tasks, rows)
     num_models = len(job.inputs("model"))
     for done, (name, model) in enumerate(missing.items(), num_models - len(missing)):
         bench.measure(name, model, _Ticker(job, name, done, num_models))

@@ -26,6 +26,7 @@ _STEPS = {
     "revert": "The trained student was moved back into its own vocabulary",
     "fuse": "The branches, all in one vocabulary, were merged",
     "evolve": "Instructions were evolved",
+    "clean": "The instructions were cleaned",
     "sft": "The result was trained on instructions",
 }
 _PREPARATION = "train-"
@@ -129,8 +130,23 @@ def _steps(recipe: PublishRecipe, lineage: Sequence[Ancestor]) -> str:
             sentence = "A model was trained on text before the recipe"
         if stage == "fuse":
             sentence += f" ({recipe.merge_method})"
+        if stage == "clean":
+            sentence += f": {cleaning_text(manifest.metrics)}"
         lines.append(f"{len(lines) + 1}. {sentence} (`{manifest.label}`).")
     return "\n".join(lines) if lines else f"Merge: {recipe.merge_method}."
+
+
+def cleaning_text(metrics: Mapping[str, Any]) -> str:
+    """What the stage `clean` counted, and with which evaluations the rows were not compared, in one sentence."""
+    taken = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in metrics["removed"].items())
+    text = f"of {metrics['offered']:,} rows {metrics['rows']:,} are left"
+    text += f" (removed: {taken})" if taken else " (no step was on)"
+    if "decontamination" not in metrics["removed"]:
+        return f"{text}; they were compared with no evaluation"
+    read = ", ".join(f"{name} ({about['items']:,} items)" for name, about in metrics["evaluations"].items())
+    text += f"; compared with the evaluations {read}" if read else "; compared with no evaluation"
+    left_out = "; ".join(f"{name}: {reason}" for name, reason in metrics["not_decontaminated"].items())
+    return f"{text}; not compared with {left_out}" if left_out else text
 
 
 def _evaluation(recipe: PublishRecipe, results: Mapping[str, Any]) -> str:

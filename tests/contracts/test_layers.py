@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 STAGES = sorted(path.parent.name for path in (ROOT / "tasks").glob("*/stage.py"))
-LIBRARIES = {"artifacts", "worker", "runtime", "logits", "training", "modeling", "planning", "exercises"}
+LIBRARIES = {"artifacts", "worker", "runtime", "logits", "training", "modeling", "planning", "exercises", "benchmarks"}
 
 # What a library may import of tasks.*; a stage folder adds only itself.
 ALLOWED = {
@@ -19,6 +19,7 @@ ALLOWED = {
     "worker": {"worker", "artifacts"},
     "runtime": {"runtime", "worker", "artifacts"},
     "exercises": {"exercises", "artifacts"},
+    "benchmarks": {"benchmarks", "exercises", "artifacts"},
     "modeling": {"modeling", "artifacts"},
     "planning": {"planning", "artifacts"},
     "logits": {"logits", "artifacts"},

@@ -223,8 +223,9 @@ def test_the_end_token_stops_an_answer_and_settings_of_the_model_do_not_bend_it(
     import torch
     from transformers import GenerationConfig
 
-    from tasks.evaluate.exercise_tasks import exercise_tasks
-    from tasks.evaluate.harness import ExactLM, LoadedTasks, evaluate_tasks
+    from tasks.benchmarks.exercise_tasks import exercise_tasks
+    from tasks.benchmarks.loading import LoadedTasks
+    from tasks.evaluate.harness import ExactLM, evaluate_tasks
     from tasks.evaluate.stage import ExerciseTasks
     from tasks.modeling.model_files import load_causal_lm
 
@@ -266,7 +267,8 @@ def test_multiple_choice_tasks_of_the_harness_give_items_too(model_folder: Model
     from datasets import Dataset
     from lm_eval.api.task import ConfigurableTask
 
-    from tasks.evaluate.harness import ExactLM, LoadedTasks, _check_metric, evaluate_tasks
+    from tasks.benchmarks.loading import LoadedTasks, check_metric
+    from tasks.evaluate.harness import ExactLM, evaluate_tasks
     from tasks.modeling.model_files import load_causal_lm
 
     questions = [
@@ -288,9 +290,9 @@ def test_multiple_choice_tasks_of_the_harness_give_items_too(model_folder: Model
             "num_fewshot": 0,
         }
     )
-    _check_metric("choices", task, "acc")
+    check_metric("choices", task, "acc")
     with pytest.raises(BadInputError, match="no metric 'f1' that is a mean over items; choose one of: acc"):
-        _check_metric("choices", task, "f1")
+        check_metric("choices", task, "f1")
     recipe = EvaluateRecipe.model_validate(RECIPE)
     tokenizer = load_tokenizer(model_folder(1))
     model = load_causal_lm(model_folder(1), dtype=torch.float32)
@@ -357,7 +359,7 @@ def test_gates() -> None:
 
 
 def test_an_exercise_survives_the_harness_as_it_is() -> None:
-    from tasks.evaluate.exercise_tasks import _outcome
+    from tasks.benchmarks.exercise_tasks import _outcome
 
     document = {"kind": "add", "prompt": "Add: 1 + 2", "answer": "3", "difficulty": 1}
     assert _outcome(document, [" 3\n"]) == {"exact_match": 1.0}

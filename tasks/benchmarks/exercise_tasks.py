@@ -12,7 +12,7 @@ from typing import Any
 from datasets import Dataset
 from lm_eval.api.task import ConfigurableTask
 
-from tasks.evaluate.stage import ExerciseTasks
+from tasks.benchmarks.declare import ExerciseTasks
 from tasks.exercises import Exercise, generate, is_correct
 
 VERSION = 1

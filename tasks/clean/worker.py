@@ -1,0 +1,114 @@
+"""Cleans instructions: instructions.jsonl in; instructions.jsonl, clean.json and funnel.svg out. Needs no torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+from tasks.artifacts.errors import BadInputError
+from tasks.benchmarks.hub import confine_hub
+from tasks.clean.decontamination import EvaluationIndex
+from tasks.clean.duplicates import exact_judge, near_judge
+from tasks.clean.evaluation_texts import items_of
+from tasks.clean.filters import Judge, cut_off, language_judge, length_judge, refused
+from tasks.clean.rows import Row, read_rows
+from tasks.clean.stage import STEPS, CleanRecipe, CleanRuntime, HarnessSet, set_name
+from tasks.worker.job import Job, worker_main
+
+FILE = "instructions.jsonl"
+_PROGRESS_SECONDS = 1.0
+
+
+def run(job: Job) -> None:
+    """Removes rows step by step and completes the artifact."""
+    recipe = CleanRecipe.model_validate(job.recipe)
+    runtime = CleanRuntime.model_validate(job.runtime)
+    # Matplotlib and the Hugging Face libraries read these when they are imported.
+    os.environ.setdefault("MPLCONFIGDIR", str(job.scratch / "matplotlib"))
+    confine_hub(job.scratch, offline=not any(isinstance(each, HarnessSet) for each in recipe.evaluations))
+    from tasks.clean.funnel import FunnelStep, plot_funnel
+
+    source = job.input("instructions")
+    index = _index(job, recipe, runtime.mirror)
+    judges = _judges(recipe, index)
+    steps = {name: FunnelStep(name) for name in judges}
+    output = job.new_directory("output")
+    offered = rows = 0
+    with (output / FILE).open("wb") as file:
+        for row in _with_progress(job, read_rows(source.bytes(FILE), f"{FILE} of {source.artifact.uri}")):
+            offered += 1
+            if all(steps[name].keeps(row, judge) for name, judge in judges.items()):
+                file.write(row.line + b"\n")
+                rows += 1
+    summary: dict[str, Any] = {
+        "offered": offered,
+        "rows": rows,
+        "removed_share": 1 - rows / offered if offered else 0.0,
+        "not_decontaminated": dict(recipe.not_decontaminated) if index is not None else {},
+        "evaluations": {name: asdict(count) for name, count in index.counts.items()} if index is not None else {},
+    }
+    told = {**summary, "steps": [step.record() for step in steps.values()]}
+    report = json.dumps(told, ensure_ascii=False, indent=1, sort_keys=True)
+    (output / "clean.json").write_text(report + "\n", encoding="utf-8")
+    plot_funnel(offered, list(steps.values()), output / "funnel.svg")
+    job.progress(offered, offered, "rows")
+    job.complete(output, {**summary, "removed": {name: step.removed for name, step in steps.items()}})
+
+
+def _judges(recipe: CleanRecipe, index: EvaluationIndex | None) -> dict[str, Judge]:
+    """The steps that are on, in their order."""
+    judges: dict[str, Judge | None] = {
+        "exact_duplicates": exact_judge() if recipe.exact_duplicates is not None else None,
+        "length": length_judge(recipe.length) if recipe.length is not None else None,
+        "refusals": refused if recipe.refusals is not None else None,
+        "truncated": cut_off if recipe.truncated is not None else None,
+        "language": language_judge(recipe.language) if recipe.language is not None else None,
+        "decontamination": index.judge if index is not None else None,
+        "near_duplicates": near_judge(recipe.near_duplicates) if recipe.near_duplicates is not None else None,
+    }
+    return {name: judge for name in STEPS if (judge := judges[name]) is not None}
+
+
+def _index(job: Job, recipe: CleanRecipe, mirror: str | None) -> EvaluationIndex | None:
+    """The items of all sets that are read, None where there is no decontamination."""
+    if recipe.decontamination is None:
+        return None
+    index = EvaluationIndex(recipe.decontamination)
+    for evaluation in recipe.evaluations:
+        name = set_name(evaluation)
+        if name in recipe.not_decontaminated:
+            job.log(f"rows are not compared with {name}: {recipe.not_decontaminated[name]}")
+            continue
+        try:
+            index.add(name, items_of(evaluation, mirror))
+        except BadInputError as error:
+            raise BadInputError(
+                f"{error}; or say under {name!r} in clean.recipe.not_decontaminated why the rows are not compared "
+                f"with it"
+            ) from error
+        job.log(f"read {index.counts[name].items} items of {name}")
+        if job.stop_requested:
+            job.preempted()
+    index.close()
+    return index
+
+
+def _with_progress(job: Job, rows: Iterator[Row]) -> Iterator[Row]:
+    """The rows; nothing is kept of a cleaning that is stopped, which takes a minute for 10,000 rows."""
+    told = time.monotonic()
+    for done, row in enumerate(rows):
+        now = time.monotonic()
+        if now - told > _PROGRESS_SECONDS:
+            told = now
+            job.progress(done, None, "rows")
+            if job.stop_requested:
+                job.preempted()
+        yield row
+
+
+if __name__ == "__main__":
+    worker_main(run)
