@@ -11,12 +11,12 @@ from typing import Literal
 
 from flows.ablation_grid import AS_PROFILE, VARIED, fusion_candidates
 from flows.profile_edit import Edit
-from flows.profiles import Profile, ungated
+from flows.profiles import Branch, Profile, ungated
 from tasks.artifacts.errors import BadInputError
 from tasks.compare.stage import CompareConfig, CompareRecipe
 from tasks.fuse.stage import BASE, FuseRecipe, Setting
 from tasks.runtime.declare import StageConfig
-from tasks.surgeon.stage import RevertRecipe
+from tasks.surgeon.stage import RevertRecipe, TransplantRecipe
 
 Kind = Literal["reversion", "fusion"]
 
@@ -63,9 +63,10 @@ def _reversion(profile: Profile, branch: str | None) -> AblationPlan:
     now = config.recipe
     if not isinstance(now, RevertRecipe):
         raise BadInputError(f"branches.{branch}.revert.recipe.mode is {now.mode}; set it to revert")
-    strategies = profile.ablations.reversion
+    maps = {name: _map_of(name, now, profile.branches[branch]) for name in profile.ablations.reversion}
     recipes = {
-        strategy: RevertRecipe.model_validate({**now.model_dump(), "strategy": strategy}) for strategy in strategies
+        name: RevertRecipe.model_validate({**now.model_dump(), "strategy": name, "special_tokens": tokens})
+        for name, tokens in maps.items()
     }
     return AblationPlan(
         name=f"reversion-{branch}",
@@ -74,11 +75,29 @@ def _reversion(profile: Profile, branch: str | None) -> AblationPlan:
         candidates={name: ungated(config.model_copy(update={"recipe": recipe})) for name, recipe in recipes.items()},
         comparison=_comparison(profile, "original"),
         edits={
-            strategy: (Edit(f"branches.{branch}.revert.recipe", {"strategy": strategy}),)
-            for strategy in strategies
-            if strategy != now.strategy
+            name: (
+                Edit(
+                    f"branches.{branch}.revert.recipe",
+                    {"strategy": name, **({"special_tokens": tokens} if tokens else {})},
+                    remove=[] if tokens else ["special_tokens"],
+                ),
+            )
+            for name, tokens in maps.items()
+            if recipes[name] != now
         },
     )
+
+
+def _map_of(strategy: str, now: RevertRecipe, branch: Branch) -> dict[str, str]:
+    """The special tokens of a reversion by this strategy. One that brings trained rows back takes the map of the
+    transplant, if it has none of its own: without it the original's special tokens stand untrained among trained rows.
+    """
+    if strategy == now.strategy or (now.special_tokens and strategy != "original_rows"):
+        return now.special_tokens
+    forth = branch.surgeon.recipe if branch.surgeon is not None else None
+    if strategy == "original_rows" or not isinstance(forth, TransplantRecipe):
+        return {}
+    return forth.special_tokens
 
 
 def _fusion(profile: Profile) -> AblationPlan:

@@ -189,7 +189,7 @@ def _written(value: Any, parent: MappingNode) -> str:
     """A value on one line, as it can stand in this mapping."""
     if parent.flow_style or isinstance(value, dict | list):
         return _flow(value)
-    return yaml.safe_dump(value, width=10**6, allow_unicode=True).removesuffix("\n").removesuffix("\n...")
+    return yaml.dump(value, Dumper=_OneLine, width=10**6, allow_unicode=True).removesuffix("\n").removesuffix("\n...")
 
 
 def _flow(value: Any) -> str:
@@ -203,5 +203,16 @@ def _flow(value: Any) -> str:
 
 def _scalar(value: Any) -> str:
     # In a flow collection, a plain scalar may hold fewer characters: it is written as an element of one.
-    text = yaml.safe_dump([value], default_flow_style=True, width=10**6, allow_unicode=True).strip()
+    text = yaml.dump([value], Dumper=_OneLine, default_flow_style=True, width=10**6, allow_unicode=True).strip()
     return text[1:-1]
+
+
+class _OneLine(yaml.SafeDumper):
+    """Writes text with a line break as "a\\n" instead of over several lines, which no flow mapping should hold."""
+
+
+def _represent(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if "\n" in text else None)
+
+
+_OneLine.add_representer(str, _represent)

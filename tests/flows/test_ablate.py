@@ -81,7 +81,16 @@ def test_the_choice_is_written_and_the_report_is_named_last(ablated: _Ablated) -
     assert ablated.path.read_text() == before
     assert "was left as it is" in shown
     said = ablated.report()
-    assert ablated.path.read_text() == before.replace("strategy: original_rows", "strategy: shared_trained")
+    mapped = (
+        "special_tokens: {<|begin_of_text|>: <|endoftext|>, <|end_of_text|>: <|endoftext|>, <|start_header_id|>: "
+        '<|im_start|>, <|end_header_id|>: "\\n", <|eot_id|>: <|im_end|>, <|finetune_right_pad_id|>: <|endoftext|>}'
+    )
+    assert before.count("strategy: original_rows") == 1
+    after = ablated.path.read_text()
+    assert mapped in after
+    assert "strategy: original_rows" not in after
+    unmapped = "\n".join(line for line in after.splitlines() if mapped not in line) + "\n"
+    assert unmapped == before.replace("strategy: original_rows", "strategy: shared_trained")
     assert Path(said.splitlines()[-1]).read_text().startswith("# Reversion of the branch llama of micro")
     assert "has it already" in ablated.report(), "the plan is made of the file as it is now"
 
