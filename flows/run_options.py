@@ -36,6 +36,14 @@ StageLabel = Annotated[
 StoreUri = Annotated[str, Field(pattern=r"^(s3://[a-z0-9][a-z0-9.-]+[a-z0-9](/[\w.=@+-]+)*/?|(file://)?[^:]+)$")]
 
 
+_FORMS = {
+    "store": "the store {!r} has an unknown scheme; use s3://bucket/prefix or a directory",
+    "overrides": "--set {!r} must be KEY=VALUE, such as branches.qwen.distill.recipe.steps=200",
+    "until": "--until {!r} is no stage's label; see medius plan",
+}
+"""What is wrong with the value of an option."""
+
+
 class RunOptions(Frozen):
     """How a profile is run."""
 
@@ -61,8 +69,8 @@ class RunOptions(Frozen):
             return cls.model_validate(values)
         except ValidationError as error:
             first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise BadInputError(f"{where} is {first['input']!r}: {first['msg']}; correct it") from error
+            said = _FORMS.get(str(first["loc"][0]), "an option is {!r}; correct it")
+            raise BadInputError(said.format(first["input"])) from error
 
 
 class RecipeOptions(RunOptions):

@@ -60,7 +60,9 @@ def keep_page(profile: Profile, steps: Sequence[Step], store: Store) -> str:
         stage_records([step_state(step, store) for step in steps], store), store, profile.name, profile.expected or None
     )
     path = Artifact(store, published.directory).path(f"report/{profile.name}.html")
-    store.put(path, page.encode())
+    # A run that had nothing to do writes nothing.
+    if not store.exists(path) or store.get(path) != page.encode():
+        store.put(path, page.encode())
     file = store.local_path(path)
     return file.resolve().as_uri() if file is not None else store.locate(path)
 

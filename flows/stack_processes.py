@@ -86,12 +86,14 @@ def end_work(token: str, workers: set[int], stays: set[int], seconds: float) -> 
     """
     asked: set[int] = set()
     runs: set[int] = set()
+    seen: dict[int, str | None] = {}
 
     def all_ended() -> bool:
         present = marked(token)
         for root in stays:
             for pid in _tree(present, root):
                 del present[pid]
+        seen.update((pid, process_started(pid)) for pid in present.keys() - seen.keys())
         heads = {pid for pid in present if _RUN in present[pid] and _RUN not in present.get(_parent(pid), {})}
         runs.update(heads)
         fresh = (heads | (workers & present.keys())) - asked
@@ -100,7 +102,7 @@ def end_work(token: str, workers: set[int], stays: set[int], seconds: float) -> 
         late = time.monotonic() >= deadline
         if late:
             _send(present, signal.SIGKILL)
-        return not present
+        return not present and _ended(seen)
 
     deadline = time.monotonic() + seconds
     wait_until(all_ended, seconds + _KILL_SECONDS)
@@ -109,11 +111,19 @@ def end_work(token: str, workers: set[int], stays: set[int], seconds: float) -> 
 
 def end_tree(token: str, root: int, seconds: float) -> None:
     """Asks one process to end, and kills what it has left of its own after `seconds`."""
-    tree = _tree(marked(token), root)
+    tree = {pid: process_started(pid) for pid in _tree(marked(token), root) | {root}}
     _send([root], signal.SIGTERM)
-    if not wait_until(lambda: tree.isdisjoint(marked(token)), seconds):
-        _send(tree & marked(token).keys(), signal.SIGKILL)
-        wait_until(lambda: tree.isdisjoint(marked(token)), _KILL_SECONDS)
+    if not wait_until(lambda: _ended(tree), seconds):
+        _send(tree.keys() & marked(token).keys(), signal.SIGKILL)
+        wait_until(lambda: _ended(tree), _KILL_SECONDS)
+
+
+def _ended(processes: Mapping[int, str | None]) -> bool:
+    """Whether none of these, by number and start time, is there any more.
+
+    The mark does not tell: a process that gives its memory back has no environment left, and is still there.
+    """
+    return all(started is None or process_started(pid) != started for pid, started in processes.items())
 
 
 def _tree(present: Iterable[int], root: int) -> set[int]:

@@ -72,8 +72,8 @@ def load_documents(source: Source, instructions: Path | None) -> Iterator[Docume
         case InstructionsSource():
             if instructions is None:
                 raise BadInputError(
-                    'the source "instructions" needs instructions of evolve or clean as that input; add one or remove '
-                    "the source"
+                    'the source "instructions" needs an artifact of evolve or clean as the input "instructions"; add '
+                    "one or remove the source"
                 )
             yield from _records(source, "instructions", None, "messages", _json_lines(instructions))
         case FilesSource():
