@@ -75,7 +75,7 @@ def test_the_form_takes_what_can_run(parameters: dict[str, Any]) -> None:
 
 
 def test_options_of_the_command_line_that_have_another_form_are_one_sentence() -> None:
-    with pytest.raises(BadInputError, match=r"until is '\.\./x'"):
+    with pytest.raises(BadInputError, match=r"--until '\.\./x' is no stage's label"):
         RecipeOptions.of(until="../x")
 
 
