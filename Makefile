@@ -47,7 +47,7 @@ $(BENCH_STAMP): $(STAMP)
 	@$(PIP) --no-deps llama-models==0.3.0
 	@touch $@
 
-bench: $(BENCH_STAMP)  ## measure what is promised; ONLY=store, dump, train or surgery for a part
+bench: $(BENCH_STAMP)  ## measure what is promised; ONLY=store, dump, train, surgery or plan for a part
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench $(if $(ONLY),--only $(ONLY))
 
 up: $(STAMP)  ## start S3, Prefect and workers on this machine and deploy the recipes
