@@ -28,8 +28,7 @@ from tasks.corpus.stage import (
 )
 from tasks.exercises import generate
 from tasks.exercises.holdout import Message, conversation_text
-from tasks.exercises.library_code import library_code
-from tasks.exercises.library_text import documents_sha256, library_documents
+from tasks.exercises.library_text import documents_sha256
 from tasks.modeling.conversation import ROLES, read_turn
 
 _BUILDERS = {"json": "json", "jsonl": "json", "parquet": "parquet", "text": "text"}
@@ -89,8 +88,7 @@ def load_documents(source: Source, instructions: Path | None) -> Iterator[Docume
 
 
 def _library(source: StdlibDocsSource | StdlibCodeSource) -> Iterator[Document]:
-    read = library_documents if isinstance(source, StdlibDocsSource) else library_code
-    texts = read(source.max_bytes)
+    texts = source.texts()
     if source.content_sha256 is not None and documents_sha256(texts) != source.content_sha256:
         raise BadInputError(
             "the standard library here has other text than where the profile was resolved; use one Python version on "

@@ -17,20 +17,13 @@ from pydantic import Field, field_validator, model_validator
 from tasks.artifacts.errors import BadInputError
 from tasks.artifacts.fingerprint import content_digest, file_sha256
 from tasks.artifacts.frozen import Frozen
+from tasks.artifacts.pinned import Pinned
 from tasks.exercises import KINDS
 from tasks.exercises.library_code import library_code
 from tasks.exercises.library_text import documents_sha256, library_documents
 from tasks.runtime.declare import GateResult, Gates, Stage, StageConfig, at_least
 
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-
-
-def _check_pinned(pinned: str | None, found: str, where: str) -> None:
-    if pinned is not None and pinned != found:
-        raise BadInputError(
-            f"{where} has the content {found[:12]}, and content_sha256 of this corpus source says {pinned[:12]}; "
-            f"restore it, or remove content_sha256 to take the new content"
-        )
+_SETTING = "this corpus source"
 
 
 class _Fields(Frozen):
@@ -64,7 +57,7 @@ class HubSource(_Fields):
         return self
 
 
-class FilesSource(_Fields):
+class FilesSource(_Fields, Pinned):
     """Local files. A text file is one document; a record of the other formats is one."""
 
     kind: Literal["files"] = "files"
@@ -72,7 +65,6 @@ class FilesSource(_Fields):
     """Paths or globs; what they match is read in sorted order."""
     format: Literal["json", "jsonl", "parquet", "text"]
     limit: int | None = Field(None, ge=1)
-    content_sha256: Sha256 | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -111,18 +103,19 @@ class FilesSource(_Fields):
         Raises:
             BadInputError: another hash is given.
         """
-        found = self.sha256()
-        _check_pinned(self.content_sha256, found, ", ".join(self.paths))
-        return self.model_copy(update={"content_sha256": found})
+        return self.pinned(self.sha256(), ", ".join(self.paths), _SETTING)
 
 
-class StdlibDocsSource(Frozen):
+class StdlibDocsSource(Pinned):
     """The language reference and the docstrings of the Python that runs this; other versions have other text."""
 
     kind: Literal["stdlib_docs"] = "stdlib_docs"
     max_bytes: int = Field(ge=1)
     """About 1,700,000 are there."""
-    content_sha256: Sha256 | None = None
+
+    def texts(self) -> tuple[str, ...]:
+        """The documents."""
+        return library_documents(self.max_bytes)
 
     def with_identity(self) -> Self:
         """With the hash of the documents.
@@ -130,18 +123,19 @@ class StdlibDocsSource(Frozen):
         Raises:
             BadInputError: another hash is given.
         """
-        found = documents_sha256(library_documents(self.max_bytes))
-        _check_pinned(self.content_sha256, found, "the text of Python's standard library")
-        return self.model_copy(update={"content_sha256": found})
+        return self.pinned(documents_sha256(self.texts()), "the text of Python's standard library", _SETTING)
 
 
-class StdlibCodeSource(Frozen):
+class StdlibCodeSource(Pinned):
     """The functions and classes of that Python's standard library, without their docstrings."""
 
     kind: Literal["stdlib_code"] = "stdlib_code"
     max_bytes: int = Field(ge=1)
     """About 6,400,000 are there."""
-    content_sha256: Sha256 | None = None
+
+    def texts(self) -> tuple[str, ...]:
+        """The documents."""
+        return library_code(self.max_bytes)
 
     def with_identity(self) -> Self:
         """With the hash of the documents.
@@ -149,9 +143,7 @@ class StdlibCodeSource(Frozen):
         Raises:
             BadInputError: another hash is given.
         """
-        found = documents_sha256(library_code(self.max_bytes))
-        _check_pinned(self.content_sha256, found, "the code of Python's standard library")
-        return self.model_copy(update={"content_sha256": found})
+        return self.pinned(documents_sha256(self.texts()), "the code of Python's standard library", _SETTING)
 
 
 class ExercisesSource(Frozen):

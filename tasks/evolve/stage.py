@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
@@ -16,6 +16,7 @@ from pydantic import Field, field_validator, model_validator
 from tasks.artifacts.errors import BadInputError
 from tasks.artifacts.fingerprint import file_sha256
 from tasks.artifacts.frozen import Frozen
+from tasks.artifacts.pinned import Pinned
 from tasks.runtime.declare import GateResult, Gates, Runtime, Stage, StageConfig, at_least, at_most
 
 
@@ -31,29 +32,21 @@ class HubRows(Frozen):
     messages_field: str = "conversations"
 
 
-class FileRows(Frozen):
+class FileRows(Pinned):
     """Rows of a local file, identified by its content."""
 
     origin: Literal["file"] = "file"
     path: str
     format: Literal["json", "parquet"] = "json"
     """`json` is an array of objects or one object a line."""
-    content_sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
-    """Filled in when the profile is resolved."""
     messages_field: str = "conversations"
 
-    def with_identity(self) -> FileRows:
+    def with_identity(self) -> Self:
         """Itself with the content hash of the file as it is now. Raises BadInputError."""
         path = Path(self.path).expanduser()
         if not path.is_file():
             raise BadInputError(f"the instruction file {self.path} does not exist; correct `path` in evolve.recipe")
-        found = file_sha256(path)
-        if self.content_sha256 not in {None, found}:
-            raise BadInputError(
-                f"{self.path} has the sha256 {found}, evolve.recipe says {self.content_sha256}; restore the file, or "
-                f"remove content_sha256 to take the new content"
-            )
-        return self.model_copy(update={"content_sha256": found})
+        return self.pinned(file_sha256(path), self.path, "evolve.recipe")
 
 
 class InlineRows(Frozen):

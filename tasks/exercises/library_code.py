@@ -7,6 +7,7 @@ tokenizers differ in. Another Python version has other code, so whoever uses it 
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import sysconfig
 from collections.abc import Iterator
@@ -19,9 +20,10 @@ MIN_CODE_BYTES = 200
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
-def library_code(max_bytes: int) -> list[str]:
+@functools.cache
+def library_code(max_bytes: int) -> tuple[str, ...]:
     """Different top-level functions and classes in an order fixed by the hash of their modules' paths, until
-    `max_bytes` are reached.
+    `max_bytes` are reached; read once a process.
     """
     modules = sorted(
         module_files(Path(sysconfig.get_path("stdlib"))),
@@ -35,10 +37,10 @@ def library_code(max_bytes: int) -> list[str]:
             if size < MIN_CODE_BYTES or text in documents:
                 continue
             if num_bytes + size > max_bytes:
-                return list(documents)
+                return tuple(documents)
             documents[text] = None
             num_bytes += size
-    return list(documents)
+    return tuple(documents)
 
 
 def _definitions(path: Path) -> Iterator[str]:

@@ -16,14 +16,14 @@ from pydantic import Field, model_validator
 from tasks.artifacts.errors import BadInputError
 from tasks.artifacts.fingerprint import content_digest, file_sha256
 from tasks.artifacts.frozen import Frozen
+from tasks.artifacts.pinned import Pinned
 from tasks.logits.schema import Support, Values
 from tasks.runtime.declare import GateResult, Gates, Stage, StageConfig, at_least, at_most
 
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 FloatType = Literal["float16", "bfloat16", "float32", "float64"]
 
 
-class ParquetSource(Frozen):
+class ParquetSource(Pinned):
     """Local parquet files, one document a row."""
 
     kind: Literal["parquet"] = "parquet"
@@ -33,7 +33,6 @@ class ParquetSource(Frozen):
     """Files whose documents are all held out. Without any, `heldout_fraction` of the recipe decides."""
     max_rows: int | None = Field(None, ge=1)
     """At most this many documents of `paths`, the first ones."""
-    content_sha256: Sha256 | None = None
 
     def files(self) -> tuple[list[Path], list[Path]]:
         """The files of `paths` and those of `heldout_paths`, each sorted by path.
@@ -62,14 +61,7 @@ class ParquetSource(Frozen):
         Raises:
             BadInputError: another hash is given.
         """
-        found = self.sha256()
-        if self.content_sha256 not in (None, found):
-            raise BadInputError(
-                f"{', '.join(self.paths)} has the content {found[:12]}, and recipe.source.content_sha256 of "
-                f"import_logits says {str(self.content_sha256)[:12]}; restore it, or remove content_sha256 to take the "
-                f"new content"
-            )
-        return self.model_copy(update={"content_sha256": found})
+        return self.pinned(self.sha256(), ", ".join(self.paths), "recipe.source of import_logits")
 
 
 def _matches(patterns: tuple[str, ...]) -> list[Path]:

@@ -17,6 +17,7 @@ from pydantic import Field
 from tasks.artifacts.errors import BadInputError
 from tasks.artifacts.fingerprint import file_sha256
 from tasks.artifacts.frozen import Frozen
+from tasks.artifacts.pinned import Pinned
 from tasks.models.layout import check_model, files_sha256, model_files
 from tasks.runtime.declare import Stage, StageConfig
 
@@ -27,15 +28,7 @@ _INSTALL = {
     "llama_models": ", with pip install --no-deps llama-models==0.3.0 (its tokenizer is under the Llama licence)",
 }
 """By import name of a package that a profile may name: how to get it."""
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-
-
-def _check_pinned(pinned: str | None, found: str, where: str) -> None:
-    if pinned is not None and pinned != found:
-        raise BadInputError(
-            f"{where} has the content {found[:12]}, and recipe.source.content_sha256 says {pinned[:12]}; restore it, "
-            f"or remove content_sha256 to take the new content"
-        )
+_SETTING = "recipe.source"
 
 
 def _packaged(package: str, pattern: str) -> Path:
@@ -71,12 +64,11 @@ class HubSource(Frozen):
         return self
 
 
-class DirectorySource(Frozen):
+class DirectorySource(Pinned):
     """A model in a folder."""
 
     kind: Literal["directory"] = "directory"
     path: str
-    content_sha256: Sha256 | None = None
 
     def directory(self) -> Path:
         """The folder.
@@ -96,12 +88,10 @@ class DirectorySource(Frozen):
             BadInputError: another hash is given, or the folder holds no whole model.
         """
         check_model(self.directory(), weights=True, where=self.path)
-        found = files_sha256(model_files(self.directory()))
-        _check_pinned(self.content_sha256, found, self.path)
-        return self.model_copy(update={"content_sha256": found})
+        return self.pinned(files_sha256(model_files(self.directory())), self.path, _SETTING)
 
 
-class GgufSource(Frozen):
+class GgufSource(Pinned):
     """A GGUF file inside an installed Python package, its weights unpacked into a plain model."""
 
     kind: Literal["gguf"] = "gguf"
@@ -110,7 +100,6 @@ class GgufSource(Frozen):
     file: str = "*.gguf"
     """Name or glob inside the package; it must match one file."""
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
-    content_sha256: Sha256 | None = None
 
     def path(self) -> Path:
         """The file.
@@ -127,17 +116,14 @@ class GgufSource(Frozen):
             BadInputError: another hash is given.
         """
         path = self.path()
-        found = file_sha256(path)
-        _check_pinned(self.content_sha256, found, f"{self.package}/{path.name}")
-        return self.model_copy(update={"content_sha256": found})
+        return self.pinned(file_sha256(path), f"{self.package}/{path.name}", _SETTING)
 
 
-class MiniatureSource(Frozen):
+class MiniatureSource(Pinned):
     """One of the models of some 0.3 to 1 million parameters that come with the repository."""
 
     kind: Literal["miniature"] = "miniature"
     name: str
-    content_sha256: Sha256 | None = None
 
     def directory(self) -> Path:
         """The miniature's folder.
@@ -156,12 +142,10 @@ class MiniatureSource(Frozen):
         Raises:
             BadInputError: another hash is given.
         """
-        found = files_sha256(model_files(self.directory()))
-        _check_pinned(self.content_sha256, found, f"the miniature {self.name}")
-        return self.model_copy(update={"content_sha256": found})
+        return self.pinned(files_sha256(model_files(self.directory())), f"the miniature {self.name}", _SETTING)
 
 
-class TokenizerSource(Frozen):
+class TokenizerSource(Pinned):
     """A tokenizer without a model, from a file inside an installed Python package.
 
     A file that ends in .json is a tokenizer.json; one that ends in .model has a token's bytes in base64 and its rank on
@@ -184,7 +168,6 @@ class TokenizerSource(Frozen):
     pad_token: str | None = None
     chat_template: str | None = None
     """Jinja, or one of the names "chatml" and "llama-3"."""
-    content_sha256: Sha256 | None = None
 
     def path(self) -> Path:
         """The file.
@@ -210,9 +193,7 @@ class TokenizerSource(Frozen):
             BadInputError: another hash is given.
         """
         path = self.path()
-        found = file_sha256(path)
-        _check_pinned(self.content_sha256, found, f"{self.package}/{path.name}")
-        return self.model_copy(update={"content_sha256": found})
+        return self.pinned(file_sha256(path), f"{self.package}/{path.name}", _SETTING)
 
 
 ModelSource = Annotated[

@@ -342,7 +342,7 @@ def test_what_does_not_fit_the_recipe_is_refused(
     drawn = write_plain(tmp_path / "drawn.parquet", documents(), counts=counts)
     with pytest.raises(BadInputError, match="other than the 13 draws"):
         import_files(drawn, support={"kind": "sampled", "num_draws": 13})
-    with pytest.raises(BadInputError, match=r"content_sha256 of import_logits says 000000000000"):
+    with pytest.raises(BadInputError, match=r"content_sha256 of recipe.source of import_logits says 000000000000"):
         import_files(path, source={"content_sha256": "0" * 64})
     with pytest.raises(BadInputError, match="both paths and heldout_paths"):
         import_files(path, heldout=(path,))
