@@ -296,8 +296,13 @@ def verify(
 
 @app.command()
 def inspect(
-    target: Annotated[
-        str, typer.Argument(help="The URI of a logit store or of a surgery, or the first 16 digits of its key.")
+    targets: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="TARGET...",
+            help="The URI of a logit store, a surgery or a model, or the first 16 digits of its key; several models "
+            "are compared with the first.",
+        ),
     ],
     row: Annotated[int, typer.Option("--row", min=0, help="The document to show, by its place in the split.")] = 0,
     document: Annotated[str | None, typer.Option("--document", help="The document to show, by its row id.")] = None,
@@ -307,14 +312,20 @@ def inspect(
 ) -> None:
     """Show a logit store: its format, captured mass, one document as text, and a picture whose path comes last.
 
-    Of a surgery: what it made the rows of.
+    Of a surgery: what it made the rows of. Of models: bits per byte on four kinds of text.
     """
     from flows.inspection import inspect_store
+    from flows.model_inspection import is_model, print_models
     from flows.surgery import SURGERY_FILE, print_record
 
-    artifact, manifest = find_artifact(target, store)
-    if manifest.object(SURGERY_FILE) is not None:
+    found = [find_artifact(target, store) for target in targets]
+    artifact, manifest = found[0]
+    is_surgery = manifest.object(SURGERY_FILE) is not None
+    if len(found) == 1 and is_surgery:
         print_record(artifact, manifest, console)
+    if len(found) > 1 or is_model(manifest):
+        print_models(found, console)
+    if len(found) > 1 or is_model(manifest) or is_surgery:
         return
     inspect_store(
         artifact,
