@@ -7,6 +7,8 @@ part of a recipe; what is chosen here is written into the profile, and the recip
 from __future__ import annotations
 
 import difflib
+import os
+import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,12 +23,13 @@ from flows.ablation_choice import RULE, choose
 from flows.ablation_plan import AblationPlan, Kind, plan_ablation
 from flows.ablation_report import lost_stops, measured_on, results_table, write_report
 from flows.ablation_steps import ablation_steps
+from flows.dag import closure
 from flows.opened import gather, open_run
-from flows.pipeline import closure
 from flows.profile_edit import Edit, edited, read_text
 from flows.profiles import Profile, load_profile
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.errors import BadInputError, GateFailedError
+from tasks.artifacts.runs import RunKind
 from tasks.artifacts.store import open_store
 from tasks.compare.heldout import HELDOUT_FILE, texts_to_choose_on
 from tasks.compare.stage import CompareRecipe
@@ -63,7 +66,10 @@ def ablation(
     ablated = ablation_steps(plan_ablation(kind, loaded, branch), loaded)
     steps = ablated.all
     # A run of its own: `medius status` of the profile is about the recipe.
-    with open_run(loaded.model_copy(update={"name": f"{loaded.name}-ablate-{kind}"}), steps) as context:
+    unjudged = steps if smoke else ablated.candidates.values()
+    named = loaded.model_copy(update={"name": f"{loaded.name}-ablate-{kind}"})
+    how = RunKind(smoke=smoke, overrides=tuple(overrides or ()))
+    with open_run(named, steps, kind=how, unjudged=unjudged) as context:
         watch = context.watch
         shown = {step.key: Step(step.stage, ablated.name_of(step), step.config, step.inputs) for step in steps}
 
@@ -160,5 +166,10 @@ def _settle(edits: Sequence[Edit] | None, path: Path, console: Console, *, write
     for line in difflib.unified_diff(before.splitlines(), after.splitlines(), str(path), str(path), n=1, lineterm=""):
         console.print(line, soft_wrap=True, markup=False)
     if write:
-        path.write_bytes(after.encode("utf-8"))
+        # Whole or not at all: a full disk must not leave half of a profile.
+        target = path.resolve()
+        draft = target.with_name(f".{target.name}.{os.getpid()}")
+        draft.write_bytes(after.encode("utf-8"))
+        shutil.copymode(target, draft)
+        draft.replace(target)
     console.print(f"{path} {'has it now' if write else 'was left as it is'}", soft_wrap=True, markup=False)

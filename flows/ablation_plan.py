@@ -11,12 +11,12 @@ from typing import Literal
 
 from flows.ablation_grid import AS_PROFILE, VARIED, fusion_candidates
 from flows.profile_edit import Edit
-from flows.profiles import Branch, Profile, ungated
+from flows.profiles import Branch, Profile
 from tasks.artifacts.errors import BadInputError
 from tasks.compare.stage import CompareConfig, CompareRecipe
 from tasks.fuse.stage import BASE, FuseRecipe, Setting
 from tasks.runtime.declare import StageConfig
-from tasks.surgeon.stage import RevertRecipe, TransplantRecipe
+from tasks.surgeon.stage import RevertRecipe, TransplantRecipe, unread_by
 
 Kind = Literal["reversion", "fusion"]
 
@@ -31,8 +31,8 @@ class AblationPlan:
     varies: str
     """The label of the profile's step whose config is varied."""
     candidates: Mapping[str, StageConfig]
-    """Its configs, by the names of the candidates. Gates are off: what fails one is measured all the same, and the
-    profile's next run judges it again."""
+    """Its configs, by the names of the candidates. Their gates are not judged: what would fail one is measured all the
+    same, and the profile's own run judges it."""
     comparison: CompareConfig
     edits: Mapping[str, tuple[Edit, ...]]
     """What makes the profile take a candidate; nothing for the one that it has now."""
@@ -64,22 +64,19 @@ def _reversion(profile: Profile, branch: str | None) -> AblationPlan:
     if not isinstance(now, RevertRecipe):
         raise BadInputError(f"branches.{branch}.revert.recipe.mode is {now.mode}; set it to revert")
     maps = {name: _map_of(name, now, profile.branches[branch]) for name in profile.ablations.reversion}
-    recipes = {
-        name: RevertRecipe.model_validate({**now.model_dump(), "strategy": name, "special_tokens": tokens})
-        for name, tokens in maps.items()
-    }
+    recipes = {name: now.by(name, tokens) for name, tokens in maps.items()}
     return AblationPlan(
         name=f"reversion-{branch}",
         title=f"Reversion of the branch {branch} of {profile.name}",
         varies=f"revert-{branch}",
-        candidates={name: ungated(config.model_copy(update={"recipe": recipe})) for name, recipe in recipes.items()},
+        candidates={name: config.model_copy(update={"recipe": recipe}) for name, recipe in recipes.items()},
         comparison=_comparison(profile, "original"),
         edits={
             name: (
                 Edit(
                     f"branches.{branch}.revert.recipe",
                     {"strategy": name, **({"special_tokens": tokens} if tokens else {})},
-                    remove=[] if tokens else ["special_tokens"],
+                    remove=sorted({*unread_by(name), *(() if tokens else ("special_tokens",))}),
                 ),
             )
             for name, tokens in maps.items()
@@ -108,7 +105,7 @@ def _fusion(profile: Profile) -> AblationPlan:
         name="fusion",
         title=f"Fusion of {profile.name}",
         varies="fuse",
-        candidates={name: ungated(config.model_copy(update={"recipe": recipe})) for name, recipe in recipes.items()},
+        candidates={name: config.model_copy(update={"recipe": recipe}) for name, recipe in recipes.items()},
         comparison=_comparison(profile, BASE if chat == BASE else part_name(chat)),
         edits={name: _edits(recipe) for name, recipe in recipes.items() if name != AS_PROFILE},
     )

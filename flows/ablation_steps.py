@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from flows.ablation_plan import AblationPlan, part_name
-from flows.pipeline import build, closure
+from flows.dag import build, closure
 from flows.profiles import Profile
 from tasks.compare.stage import STAGE as COMPARE
 from tasks.runtime.declare import Step

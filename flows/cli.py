@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from typer.exceptions import TyperException
 
@@ -46,7 +47,7 @@ Smoke = Annotated[bool, typer.Option("--smoke", help="The same topology on 0.1 %
 
 
 def _steps(profile: str, overrides: list[str] | None, store: str | None, smoke: bool) -> tuple[list[Step], Store, str]:
-    from flows.pipeline import build
+    from flows.dag import build
     from flows.profiles import load_profile
 
     loaded = load_profile(profile, overrides or (), store, smoke=smoke)
@@ -66,14 +67,18 @@ def run(
 ) -> None:
     """Run a recipe, or what of it is not finished; print the results."""
     from flows.profiles import load_profile
+    from flows.publishing import check_publishable
     from flows.run_options import RecipeOptions
 
     # Everything a profile can get wrong is said before a server boots and Prefect is imported.
     loaded = load_profile(profile, set_ or (), store, smoke=smoke)
     options = RecipeOptions.of(overrides=set_ or (), store=store, smoke=smoke, until=until)
+    if until is None:
+        check_publishable(loaded)
     opened = open_store(loaded.store)
     wait_until_up = start_prefect()
-    from flows.pipeline import build, distillation
+    from flows.dag import build
+    from flows.pipeline import distillation
     from flows.results import print_results
     from flows.run_report import report_line
 
@@ -81,10 +86,11 @@ def run(
     wait_until_up()
     references = distillation(profile, options)
     if until is None:
-        print_results(steps, opened, console, report=report_line(loaded, steps, opened))
+        print_results(steps, opened, console)
+        console.print(f"report: {report_line(loaded, steps, opened)}", soft_wrap=True, markup=False)
     else:
         for label, uri in references.items():
-            console.print(f"{label}: {uri}", soft_wrap=True)
+            console.print(f"{label}: {uri}", soft_wrap=True, markup=False)
 
 
 def start_prefect() -> Callable[[], None]:
@@ -122,8 +128,6 @@ def prepare_prefect() -> Path:
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
         # The one sentence of a failure is printed at the end; tracebacks stay with the run, on the dashboard.
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
-        # A killed flow process is noticed by missed heartbeats.
-        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
@@ -169,7 +173,7 @@ def plan(
     if tokens is not None or hardware or hardware_file or price or assume:
         raise BadInputError("--tokens, --hardware, --hardware-file, --price and --assume are for --cost; add it")
     steps, opened, name = _steps(profile, set_, store, smoke)
-    table = Table(title=f"{name} in {opened.uri}", title_justify="left")
+    table = Table(title=escape(f"{name} in {opened.uri}"), title_justify="left")
     for column in ("stage", "key", "inputs", "state", "why"):
         table.add_column(column, overflow="fold", no_wrap=column in {"stage", "key", "state"})
     for state in (step_state(step, opened) for step in steps):
@@ -178,7 +182,7 @@ def plan(
             state.step.key[:16],
             ", ".join(source.label for source in state.step.inputs.values()),
             state.state,
-            state.reason,
+            escape(state.reason),
         )
     console.print(table)
     if surgery:
@@ -202,7 +206,7 @@ def explain(
         raise BadInputError(f"there is no stage {stage!r}; the stages are: {', '.join(step.label for step in steps)}")
     for step in chosen:
         for line in explain_step(step, opened):
-            console.print(line, soft_wrap=True)
+            console.print(line, soft_wrap=True, markup=False)
 
 
 @app.command()
@@ -211,17 +215,14 @@ def status(profile: ProfileName, set_: Sets = None, store: StoreUri = None, smok
     steps, opened, name = _steps(profile, set_, store, smoke)
     runs = [record for record in all_runs(opened) if record.profile == name]
     if not runs:
-        console.print(f'{name} has not been run in {opened.uri}; start it with "medius run {profile}"')
+        console.print(f'{name} has not been run in {opened.uri}; start it with "medius run {profile}"', markup=False)
     for record in runs[-3:]:
-        ended = f", ended {record.ended}" if record.ended else ""
-        console.print(
-            f"run {record.run}: {record.state}, started {record.started}{ended} {record.message}", soft_wrap=True
-        )
+        console.print(record.describe(), soft_wrap=True, markup=False)
     states = [step_state(step, opened) for step in steps]
     table = Table("stage", "state", "why", "seconds")
     for state in states:
         seconds = f"{state.manifest.provenance.seconds:.0f}" if state.manifest else ""
-        table.add_row(state.step.label, state.state, state.reason, seconds)
+        table.add_row(state.step.label, state.state, escape(state.reason), seconds)
     console.print(table)
     console.print(_summary(states))
 
@@ -242,7 +243,7 @@ def report(
     ] = None,
 ) -> None:
     """Write a run's report as Markdown and as one HTML page; print their paths, the page's as the last word."""
-    from flows.pipeline import build
+    from flows.dag import build
     from flows.profiles import load_profile
     from flows.run_report import write_reports
 
@@ -261,7 +262,7 @@ def accept(
     """Go on in spite of a failed gate; the reason is kept beside the artifact."""
     artifact = find_key(open_store(store or DEFAULT_STORE), key)
     accept_gate(artifact, gate, reason)
-    console.print(f"accepted {gate} of {artifact.uri}", soft_wrap=True)
+    console.print(f"accepted {gate} of {artifact.uri}", soft_wrap=True, markup=False)
 
 
 @app.command()

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from rich.console import Console
-from rich.table import Table
 
-from flows.opened import SCRATCH
-from flows.pipeline import build
-from flows.profiles import CONFIGS, load_profile
-from tasks.artifacts.errors import MediusError
-from tasks.artifacts.garbage import DAY, find_garbage, remove
-from tasks.artifacts.runs import RunRecord, all_runs
-from tasks.artifacts.store import Store
-from tasks.runtime.launch_folder import dead_launches, remove_dead
+from flows.retention import find_kept
+from tasks.artifacts.errors import StoreError
+from tasks.artifacts.garbage import ARTIFACTS, DAY, find_garbage, folder_of, is_leased
+from tasks.artifacts.removal import remove
+from tasks.artifacts.runs import RunRecord, all_runs, read_run, run_path, runs_written_since
+from tasks.artifacts.store import Store, UnfinishedUpload
+from tasks.runtime.launch_folder import SCRATCH, dead_launches, remove_dead
 
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 
@@ -23,58 +22,88 @@ _UNITS = ("B", "kB", "MB", "GB", "TB")
 def collect(
     store: Store, console: Console, profiles: Sequence[str], keep_days: float, grace_hours: float, *, delete: bool
 ) -> None:
-    """Prints what nothing needs, and removes it if `delete`.
+    """Prints what nothing needs, each as it is found, and removes it if `delete`.
 
     Args:
         profiles: paths of further profiles whose artifacts are kept; those of configs/ always are.
-        keep_days: runs that began or ended in this time keep what they made or used.
+        keep_days: runs that began or ended in this time keep what they made or used; logs of workers stay as long.
         grace_hours: what was written in this time is kept, whatever it is.
     """
-    roots = _roots(store, profiles, keep_days)
-    table = Table("folder", "objects", "size", "why nothing needs it")
-    grace, found, size, left = 3600 * grace_hours, 0, 0, 0
-    for garbage in find_garbage(store, roots, grace):
-        table.add_row(garbage.folder, f"{len(garbage.paths):,}", _bytes(garbage.size), garbage.reason)
-        if delete and not remove(store, garbage, grace):
-            left += 1
-            continue
-        found += len(garbage.paths)
-        size += garbage.size
-    for lock_file in dead_launches(SCRATCH.resolve()):
-        table.add_row(str(lock_file.with_suffix("")), "", "", "scratch of a launch that was killed")
-        if delete:
-            remove_dead(lock_file)
-    if table.row_count:
-        console.print(table)
-    done = "removed" if delete else "could be removed"
-    console.print(f"{found:,} objects, {_bytes(size)}, {done} from {store.uri}", soft_wrap=True)
-    if left:
-        console.print(f"{left} folders were left: runs came back to them meanwhile")
-    if table.row_count and not delete:
-        console.print("nothing was removed; add --delete to do that")
+    _Collection(store, console, store.now(), 3600 * grace_hours, delete).run(profiles, keep_days)
 
 
-def _roots(store: Store, profiles: Sequence[str], keep_days: float) -> set[str]:
-    roots: set[str] = set()
-    for profile in (*sorted(str(path) for path in CONFIGS.glob("*.yaml")), *profiles):
-        for smoke in (False, True):
-            roots |= {step.directory for step in build(load_profile(profile, smoke=smoke))}
-    since = datetime.now(UTC) - timedelta(seconds=DAY * keep_days)
-    runs = all_runs(store)
-    last = {record.profile: record for record in runs}
-    for record in runs:
-        if record is last[record.profile] or _moment(record) >= since:
-            roots |= {step.directory for step in record.steps}
-    return roots
+@dataclass
+class _Collection:
+    store: Store
+    console: Console
+    began: float
+    """By the store's clock; runs that were written since are read again before anything of theirs could go."""
+    grace: float
+    """Seconds."""
+    delete: bool
+    objects: int = 0
+    size: int = 0
+    """Bytes."""
+    found: int = 0
 
+    def run(self, profiles: Sequence[str], keep_days: float) -> None:
+        kept = find_kept(
+            all_runs(self.store), profiles, datetime.now(UTC) - timedelta(seconds=DAY * keep_days), self._say
+        )
+        for garbage in find_garbage(self.store, kept.roots, self.grace, log_seconds=DAY * keep_days, tell=self._say):
+            what = f"{garbage.folder}: {len(garbage.paths):,} objects, {_bytes(garbage.size)}: {garbage.reason}"
+            gone = not self.delete or remove(self.store, garbage, self.grace, self._claimed)
+            self._tell(what if gone else f"{what}; left, as a run came back to it meanwhile")
+            if gone:
+                self.objects += len(garbage.paths)
+                self.size += garbage.size
+        self._forget(kept.forgotten)
+        self._abort_uploads()
+        for lock_file in dead_launches(SCRATCH.resolve()):
+            self._tell(f"{lock_file.with_suffix('')}: scratch of a launch that was killed")
+            if self.delete:
+                remove_dead(lock_file)
+        done = "removed" if self.delete else "could be removed"
+        self._say(f"{self.objects:,} objects, {_bytes(self.size)}, {done} from {self.store.uri}")
+        if self.found and not self.delete:
+            self._say("nothing was removed; add --delete to do that")
 
-def _moment(record: RunRecord) -> datetime:
-    text = record.ended or record.started
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError as error:
-        raise MediusError(f"the run {record.run} has the time {text!r}, which is none; correct its record") from error
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    def _claimed(self) -> set[str]:
+        """The folders that runs which began or ended since this collection began name."""
+        return {step.directory for run in runs_written_since(self.store, self.began) for step in run.steps}
+
+    def _forget(self, runs: Sequence[RunRecord]) -> None:
+        """Removes records of runs; a retry under the same name may have written one anew meanwhile."""
+        for run in runs:
+            self._tell(f"{run_path(run.run)}: of {run.profile}, began {run.started}: nothing of it is kept")
+            self.objects += 1
+            if self.delete and read_run(self.store, run.run) == run:
+                self.store.delete(run_path(run.run))
+
+    def _abort_uploads(self) -> None:
+        try:
+            for upload in self.store.unfinished_uploads():
+                if upload.started + self.grace <= self.began and not self._is_made(upload):
+                    self._tell(f"{upload.path}: an upload that its writer never finished")
+                    if self.delete:
+                        self.store.abort_upload(upload)
+        except StoreError as error:
+            # Not every server can list them; the rest is done by now.
+            self._say(f"unfinished uploads were not looked at: {error}")
+
+    def _is_made(self, upload: UnfinishedUpload) -> bool:
+        """Whether a living run holds the artifact that this is to be a part of."""
+        folder = folder_of(upload.path)
+        in_artifact = upload.path.startswith(f"{ARTIFACTS}/")
+        return in_artifact and is_leased(self.store, folder, self.store.list(folder))
+
+    def _tell(self, what: str) -> None:
+        """Prints one piece of garbage."""
+        self.found += 1
+        self._say(what)
+
+    def _say(self, sentence: str) -> None:
+        self.console.print(sentence, soft_wrap=True, markup=False)
 
 
 def _bytes(size: float) -> str:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flows.costs import DONE, CostOptions, RunCost, StepCost, cost_of
-from flows.pipeline import build
+from flows.dag import build
 from flows.profiles import load_profile
 from tasks.artifacts.errors import StoreError
 from tasks.artifacts.store import open_store
@@ -54,8 +54,8 @@ def print_cost(cost: RunCost, title: str, console: Console) -> None:
     table.add_section()
     table.add_row(
         "left to do", "", _amount(sum(step.left.flops for step in cost.steps)), "", "", span(cost.schedule.length),
-        _gpu_hours(cost.device_hours), money(cost.usd), byte_size(cost.stored),
-        byte_size(sum(step.left.moved for step in cost.steps)), f"{sum(step.whole.objects for step in cost.steps):,}",
+        _gpu_hours(cost.device_hours), money(cost.usd), byte_size(sum(step.left.stored for step in cost.steps)),
+        byte_size(sum(step.left.moved for step in cost.steps)), f"{sum(step.left.objects for step in cost.steps):,}",
     )  # fmt: skip
     console.print(table)
 

@@ -144,30 +144,17 @@ def _step_cost(step: Step, store: Store, sizes: Sizes, forecasts: Forecasts) -> 
     artifact = Artifact(store, step.directory)
     if step.stage.name == "dump_logits" and (dump := dump_progress(artifact)) is not None:
         whole = forecasts.of(step, dump)
-        return StepCost(state, whole, _part(whole, 1 - dump.tokens / max(dump.tokens, whole.tokens)))
+        part = 1 - dump.tokens / max(dump.tokens, whole.tokens)
+        return StepCost(state, whole, whole.left(part, unstored=part))
     whole = forecasts.of(step)
     if step.stage.name in {"distill", "sft"} and (training := training_progress(artifact)) is not None:
-        left = 1 - training.tokens / max(training.tokens, whole.tokens)
-        if training.tokens_per_second:
-            whole = replace(
-                whole,
-                seconds={"measured speed": whole.tokens / training.tokens_per_second},
-                measured=f"{training.tokens_per_second:,.0f} tokens/s up to step {training.step}",
-            )
-        return StepCost(state, whole, _part(whole, left))
+        part = 1 - training.tokens / max(training.tokens, whole.tokens)
+        if speed := training.tokens_per_second:
+            measured = f"{speed:,.0f} tokens/s up to step {training.step}"
+            whole = replace(whole.at_speed(speed), measured=measured)
+        # The model is stored at the end.
+        return StepCost(state, whole, whole.left(part, unstored=1.0))
     return StepCost(state, whole, whole)
-
-
-def _part(whole: Forecast, part: float) -> Forecast:
-    """What is left of a stage of which the part `part` is to be done."""
-    return replace(
-        whole,
-        tokens=whole.tokens * part,
-        flops=whole.flops * part,
-        seconds={name: seconds * part for name, seconds in whole.seconds.items()},
-        stored=whole.stored * part,
-        moved=whole.moved * part,
-    )
 
 
 def _finished(state: StepState, forecasts: Forecasts) -> Forecast:
@@ -176,12 +163,15 @@ def _finished(state: StepState, forecasts: Forecasts) -> Forecast:
     assert manifest is not None
     runtime = state.step.config.runtime
     computes = state.step.stage.name in {"dump_logits", "distill", "sft", "evaluate", "surgeon"}
+    hardware = forecasts.device(state.step) if computes else None
+    per_process = hardware.devices_of(runtime.threads) if hardware is not None else 1
     tokens = manifest.metrics.get("tokens", 0)
     size = float(sum(entry.size for entry in manifest.objects))
     return Forecast(
         tokens=float(tokens) if isinstance(tokens, int | float) else 0.0,
-        hardware=forecasts.device(state.step) if computes else None,
-        devices=runtime.num_processes * runtime.num_nodes if computes else 0,
+        hardware=hardware,
+        devices=runtime.num_processes * runtime.num_nodes * per_process if computes else 0,
+        per_process=per_process,
         nodes=runtime.num_nodes,
         seconds={"it took": manifest.provenance.seconds},
         stored=size,

@@ -11,7 +11,7 @@ from tasks.planning.flops import forward_flops
 from tasks.planning.forecast import RECORDS, Forecast, device_bandwidth
 from tasks.planning.forward_memory import dump_memory
 from tasks.planning.hardware import Arithmetic, Hardware
-from tasks.planning.logit_bytes import entries_of, store_size
+from tasks.planning.logit_bytes import by_mass_alone, entries_of, store_size
 from tasks.planning.measured import DumpProgress
 from tasks.planning.quantities import byte_size, figure, span
 from tasks.runtime.declare import Step
@@ -49,18 +49,25 @@ def forecast_dump(
     passed = documents.tokens * (1 + min(1.0, again))
     executed = passed / (1 - given.padding)
     pairs = documents.pairs(given.length_spread)
-    flops = forward_flops(teacher.shape, num_tokens=executed, num_logits=passed, num_pairs=pairs)
-    devices = runtime.num_processes * runtime.num_nodes
+    layers = forward_flops(teacher.shape, num_tokens=executed, num_logits=0, num_pairs=pairs)
+    head = forward_flops(teacher.shape, num_tokens=0, num_logits=passed, num_pairs=0)
+    flops = layers + head
+    processes, group = runtime.num_processes * runtime.num_nodes, runtime.tensor_parallel
+    per_process = hardware.devices_of(runtime.threads)
+    devices = processes * per_process
     utilisation = utilisation_of(hardware, given.forward_utilisation, given)
     arithmetic: Arithmetic = "float32" if recipe.teacher.dtype == "float32" else "bfloat16"
     eighth = 2.0 * teacher.quantised * executed
     wide, narrow = hardware.peak(arithmetic), hardware.peak("float8")
-    compute = ((flops - eighth) / wide + eighth / narrow) / (devices * utilisation)
-    group = runtime.tensor_parallel
+    # The head is the leader's of a group: the others wait.
+    in_layers = ((layers - eighth) / wide + eighth / narrow) / (devices * utilisation)
+    in_head = head / wide / (devices / group * utilisation)
+    compute = in_layers + in_head
     # Two sums over the group a layer, each sent around it twice.
     sent = 4 * teacher.num_layers * teacher.hidden * (4 if arithmetic == "float32" else 2) * (group - 1) / group
-    traffic = executed * sent * group / devices / device_bandwidth(hardware, 1) if group > 1 else 0.0
-    encoding = documents.tokens / given.encoded_tokens_per_second / (devices / group)
+    link = device_bandwidth(hardware, 1, given.link_utilisation)
+    traffic = executed * sent * group / processes / link
+    encoding = documents.tokens / given.encoded_tokens_per_second / (processes / group)
     loaded = teacher.bytes() * runtime.num_nodes
     source = step.inputs["teacher"].config.recipe
     fetch = given.hub_bytes_per_second if _on_hub(source) else given.store_bytes_per_second
@@ -77,23 +84,25 @@ def forecast_dump(
         measured = f"{progress.bytes_per_token:.1f} bytes a token of {progress.shards} shards"
         if progress.tokens_per_second:
             measured += f", {progress.tokens_per_second:,.0f} tokens/s"
-            seconds = {"measured speed": documents.tokens / progress.tokens_per_second}
     memory = dump_memory(
         teacher,
         recipe.teacher.dtype,
-        tokens=min(runtime.tokens_per_batch, executed),
+        # A row that is longer than a batch is one.
+        tokens=min(max(runtime.tokens_per_batch, longest), executed),
         chunk_tokens=runtime.head_chunk_tokens,
         tensor_parallel=group,
     )
     in_eight_bits = f" of which {eighth:.3g} in 8 bits at {narrow:.4g}/s," if eighth else ""
-    return Forecast(
+    most = ", as many as max_kept where only min_mass decides" if by_mass_alone(support) and not progress else ""
+    forecast = Forecast(
         tokens=documents.tokens,
         flops=flops,
         hardware=hardware,
         devices=devices,
+        per_process=per_process,
         nodes=runtime.num_nodes,
         memory={**memory.model_dump(exclude_defaults=True), "peak": memory.peak},
-        host_memory=0.0 if hardware.accelerator else memory.peak * devices,
+        host_memory=0.0 if hardware.accelerator else memory.peak * runtime.num_processes,
         seconds=seconds,
         stored=stored,
         moved=stored + loaded,
@@ -102,17 +111,20 @@ def forecast_dump(
         measured=measured,
         how=(
             f"{figure(executed)} tokens with padding × 2 × {figure(teacher.shape.layer_weights)} weights + "
-            f"{figure(passed)} positions × 2 × {figure(teacher.shape.head_weights)} of the head + "
-            f"{figure(pairs)} pairs × 4 × {figure(teacher.shape.attention_width)} = {flops:.4g} FLOP,"
-            f"{in_eight_bits} on {devices} × {wide:.4g}/s × {utilisation:.2f}: {span(compute)}",
+            f"{figure(pairs)} pairs × 4 × {figure(teacher.shape.attention_width)} = {layers:.4g} FLOP,"
+            f"{in_eight_bits} on {devices} × {wide:.4g}/s × {utilisation:.2f}: {span(in_layers)}; {figure(passed)} "
+            f"positions × 2 × {figure(teacher.shape.head_weights)} of the head = {head:.4g} FLOP on "
+            f"{devices // group} × {wide:.4g}/s × {utilisation:.2f}: {span(in_head)}",
             f"{byte_size(teacher.bytes(recipe.teacher.dtype))} of weights cut among {group}, and the whole head: "
-            f"{byte_size(memory.weights)} + activations of {runtime.tokens_per_batch:,} tokens "
+            f"{byte_size(memory.weights)} + activations of {max(runtime.tokens_per_batch, longest):,.0f} tokens "
             f"{byte_size(memory.activations)} + logits of {runtime.head_chunk_tokens:,} positions "
             f"{byte_size(memory.head)}",
-            f"{store.entries:.0f} entries a position, {stored / max(1.0, documents.tokens):.1f} bytes a token, "
+            f"{store.entries:.0f} entries a position{most}, {stored / max(1.0, documents.tokens):.1f} bytes a token, "
             f"{store.shards:,} shards",
         ),
     )
+    speed = progress.tokens_per_second if progress is not None else None
+    return forecast.at_speed(speed) if speed else forecast
 
 
 def _on_hub(recipe: object) -> bool:

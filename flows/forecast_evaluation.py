@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from flows.model_sizes import Sizes
 from tasks.evaluate.stage import EvaluateRecipe, EvaluateRuntime, ExerciseTasks
 from tasks.planning.assumptions import Assumptions, start_seconds, utilisation_of
@@ -20,8 +22,9 @@ def forecast_evaluation(step: Step, sizes: Sizes, given: Assumptions, hardware: 
     assert isinstance(recipe, EvaluateRecipe)
     assert isinstance(runtime, EvaluateRuntime)
     reading = _reading(recipe, given)
-    heldout = sizes.corpus(step.inputs["corpus"]).heldout
-    window = min(float(recipe.window_tokens), heldout.length) if recipe.bits_per_byte else 0.0
+    corpus = sizes.corpus(step.inputs["corpus"])
+    heldout = corpus.heldout
+    window = windows = 0.0
     if recipe.bits_per_byte:
         part = (
             heldout
@@ -29,8 +32,12 @@ def forecast_evaluation(step: Step, sizes: Sizes, given: Assumptions, hardware: 
             else heldout.scaled(min(1.0, recipe.max_documents / max(1.0, heldout.rows)))
         )
         reading += Reading(prompt_tokens=part.tokens)
+        # The longest windows come first, together.
+        window = min(float(recipe.window_tokens), corpus.longest)
+        windows = max(part.rows, part.tokens / window)
     arithmetic: Arithmetic = "float32" if recipe.dtype == "float32" else "bfloat16"
-    speed = hardware.peak(arithmetic) * utilisation_of(hardware, given.forward_utilisation, given)
+    devices = hardware.devices_of(runtime.threads)
+    speed = devices * hardware.peak(arithmetic) * utilisation_of(hardware, given.forward_utilisation, given)
     flops = seconds = moved = peak = 0.0
     memory: dict[str, float] = {}
     if any(not isinstance(task, ExerciseTasks) for task in recipe.tasks):
@@ -53,12 +60,19 @@ def forecast_evaluation(step: Step, sizes: Sizes, given: Assumptions, hardware: 
             reading,
             batch=runtime.batch_size,
             weight_bytes=model.bytes(recipe.dtype),
-            bandwidth=hardware.memory_bandwidth,
+            bandwidth=devices * hardware.memory_bandwidth * given.memory_utilisation,
             flops_a_token=a_token,
             flops=speed,
         )
         moved += model.bytes()
-        held = evaluation_memory(model, recipe.dtype, batch=runtime.batch_size, prompt=longest, window=window)
+        held = evaluation_memory(
+            model,
+            recipe.dtype,
+            batch=runtime.batch_size,
+            prompt=longest,
+            window=window,
+            windows=min(runtime.batch_size, math.ceil(windows)),
+        )
         if held.peak > peak:
             peak, memory = held.peak, held.model_dump()
     models = sum(role.startswith("model.") for role in step.inputs)
@@ -66,8 +80,10 @@ def forecast_evaluation(step: Step, sizes: Sizes, given: Assumptions, hardware: 
         tokens=models * (reading.prompt_tokens + reading.answers * reading.answer_tokens),
         flops=flops,
         hardware=hardware,
-        devices=1,
+        devices=devices,
+        per_process=devices,
         memory={**memory, "peak": peak},
+        host_memory=0.0 if hardware.accelerator else peak,
         seconds={
             "start": start_seconds(given, hardware),
             "weights": moved / given.store_bytes_per_second + moved / given.disk_bytes_per_second,

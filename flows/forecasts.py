@@ -11,7 +11,6 @@ from flows.forecast_evaluation import forecast_evaluation
 from flows.forecast_training import forecast_training
 from flows.model_sizes import Sizes
 from tasks.evolve.stage import AutoEvolSource, EvolveRecipe
-from tasks.import_logits.stage import ImportLogitsRecipe
 from tasks.models.stage import HubSource
 from tasks.planning.architecture import Architecture
 from tasks.planning.assumptions import Assumptions, start_seconds, utilisation_of
@@ -31,8 +30,6 @@ APPROXIMATING = {"omp_anchored", "omp", "common_interpolation", "delta_transplan
 SURGEON_BATCH = 512
 CLEANED_ROWS_PER_SECOND = 300.0
 """Rows of about 400 words on one core: python -m tests.clean.speed."""
-IMPORTED_BYTES_PER_TOKEN = 150.0
-"""Of a published set of logits."""
 
 
 @dataclass(frozen=True)
@@ -61,16 +58,18 @@ class Forecasts:
             "clean": self._clean,
             "import_logits": self._import,
         }
-        name = step.stage.name
+        name, hardware = step.stage.name, self.device(step)
         if name == "dump_logits":
-            return forecast_dump(step, self.sizes, self.given, self.device(step), progress).checked()
-        if name in {"distill", "sft"}:
-            return forecast_training(step, self.sizes, self.given, self.device(step)).checked()
-        if name == "evaluate":
-            return forecast_evaluation(step, self.sizes, self.given, self.device(step)).checked()
-        if name not in ways:
+            forecast = forecast_dump(step, self.sizes, self.given, hardware, progress)
+        elif name in {"distill", "sft"}:
+            forecast = forecast_training(step, self.sizes, self.given, hardware)
+        elif name == "evaluate":
+            forecast = forecast_evaluation(step, self.sizes, self.given, hardware)
+        elif name in ways:
+            forecast = ways[name](step)
+        else:
             return Forecast(warnings=(f"nothing is known of what the stage {name} costs; it counts as nothing",))
-        return ways[name](step).checked()
+        return forecast.checked(hardware)
 
     def device(self, step: Step) -> Hardware:
         """On what a stage computes. `auto` is a processor unless an accelerator is named."""
@@ -160,17 +159,14 @@ class Forecasts:
         )
 
     def _import(self, step: Step) -> Forecast:
-        recipe = step.config.recipe
-        assert isinstance(recipe, ImportLogitsRecipe)
-        size = float(sum(path.stat().st_size for part in recipe.source.files() for path in part))
-        tokens = size / IMPORTED_BYTES_PER_TOKEN
+        size, tokens = self.sizes.import_bytes(step), self.sizes.imported(step).tokens
         return Forecast(
             tokens=tokens,
             seconds={"start": start_seconds(self.given), "encoding": tokens / self.given.encoded_tokens_per_second},
             stored=size,
             moved=2 * size,
             objects=math.ceil(size / 20e6) + RECORDS,
-            how=(f"{byte_size(size)} at {IMPORTED_BYTES_PER_TOKEN:.0f} bytes a token",),
+            how=(f"{byte_size(size)} at {self.given.imported_bytes_per_token:.0f} bytes a token",),
         )
 
     def _rewrite(self, step: Step) -> Forecast:
@@ -220,16 +216,20 @@ class Forecasts:
         # Correlations with all anchors, once with Gram's matrix, else for each of the k that are chosen.
         rounds = 1 if anchored else recipe.k
         flops = matrices * invented * 2 * anchors * rows_of.hidden * rounds
-        speed = hardware.peak("float32") * utilisation_of(hardware, self.given.surgeon_utilisation, self.given)
         assert isinstance(step.config.runtime, SurgeonRuntime)
+        devices = hardware.devices_of(step.config.runtime.threads)
+        utilisation = utilisation_of(hardware, self.given.surgeon_utilisation, self.given)
+        speed = devices * hardware.peak("float32") * utilisation
         rows = 4.0 * anchors * rows_of.hidden
         batch = 4.0 * (step.config.runtime.batch_size or SURGEON_BATCH) * (anchors + rows_of.hidden)
         return replace(
             moved,
             flops=flops,
             hardware=hardware,
-            devices=1,
+            devices=devices,
+            per_process=devices,
             memory={"rows": rows, "batch": batch, "peak": rows + batch},
+            host_memory=0.0 if hardware.accelerator else rows + batch,
             seconds={**moved.seconds, "start": start_seconds(self.given, hardware), "compute": flops / speed},
             how=(
                 f"{matrices} × {figure(invented)} rows to make × 2 × {figure(anchors)} shared rows × {rows_of.hidden} "

@@ -1,24 +1,29 @@
-"""Upkeep of a store as deployments: garbage, and proof that what was committed is still whole."""
+"""Upkeep as deployments: a store's garbage, proof that what was committed is whole, runs that ended without a word."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from typing import Annotated
 
-from prefect import flow, get_run_logger
+from prefect import flow, get_run_logger, runtime
 from prefect.artifacts import create_markdown_artifact
+from prefect.settings.context import get_current_settings
 from pydantic import Field
 from rich.console import Console
 
 from flows.addresses import DEFAULT_STORE
 from flows.collection import collect
-from flows.pipeline import build
+from flows.dag import build
+from flows.dead_runs import DeadRuns, own_workers
+from flows.prefect_api import PrefectApi
 from flows.profiles import load_profile
 from flows.run_options import RUN, ProfileName, RunOptions, StoreUri
 from flows.verification import Verification
 from tasks.artifacts.artifact import Artifact
+from tasks.artifacts.errors import BadInputError
 from tasks.artifacts.frozen import Frozen
 from tasks.artifacts.store import open_store
 
@@ -68,6 +73,26 @@ def verify_profile(profile: ProfileName = "tiny", options: RunOptions = RUN) -> 
         verification.finish()
 
 
+@flow(name="mark-dead-runs", retries=0, persist_result=False)
+def mark_dead_runs(store: StoreUri | None = None) -> None:
+    """Marks the runs of this host whose process is gone without a word, on the server and in the store.
+
+    Args:
+        store: where the records of runs are; otherwise MEDIUS_STORE of the worker, or .medius/store.
+    """
+    settings = get_current_settings().api
+    if settings.url is None:
+        raise BadInputError("no Prefect server is named, so there are no runs to mark; set PREFECT_API_URL")
+    password, key = (secret and secret.get_secret_value() for secret in (settings.auth_string, settings.key))
+    api = PrefectApi(str(settings.url), password, key)
+    DeadRuns(api, open_store(store or DEFAULT_STORE), own_workers(), tell=get_run_logger().info).mark()
+    # Once a minute: what is of interest is what was marked, not the looking.
+    if (deployment := runtime.deployment.id) is not None:
+        before = (datetime.now(UTC) - timedelta(hours=1)).isoformat()
+        ended = {"state": {"type": {"any_": ["COMPLETED", "CANCELLED"]}}, "end_time": {"before_": before}}
+        api.post("/flow_runs/bulk_delete", {"flow_runs": {"deployment_id": {"any_": [str(deployment)]}, **ended}})
+
+
 @contextmanager
 def _page(key: str, description: str) -> Iterator[Console]:
     """A console whose text becomes an artifact of the flow run and a part of its log, however the block ends."""
@@ -76,4 +101,8 @@ def _page(key: str, description: str) -> Iterator[Console]:
         yield Console(file=text, width=_WIDTH, highlight=False)
     finally:
         get_run_logger().info("%s", text.getvalue())
-        create_markdown_artifact(f"```\n{text.getvalue()}```", key=key, description=description)
+        try:
+            create_markdown_artifact(f"```\n{text.getvalue()}```", key=key, description=description)
+        except Exception as error:
+            # What happened in the block counts; its text is in the log.
+            get_run_logger().warning("the dashboard could not be told: %s", error)

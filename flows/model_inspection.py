@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -15,21 +15,7 @@ from tasks.artifacts.errors import BadInputError
 from tasks.artifacts.manifest import Manifest
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
-
-
-class ModelFacts(NamedTuple):
-    """What a model is, and how well it predicts text."""
-
-    architecture: str
-    num_layers: int
-    num_parameters: int
-    """Tied matrices once."""
-    num_rows: int
-    num_tokens: int
-    """Of the tokenizer; rows beyond them are padding."""
-    bits: dict[str, float]
-    """Bits per byte by kind of text."""
+    from tasks.modeling.model_facts import ModelFacts
 
 
 def is_model(manifest: Manifest) -> bool:
@@ -72,25 +58,7 @@ def print_models(found: Sequence[tuple[Artifact, Manifest]], console: Console) -
 
 
 def _facts(artifact: Artifact, manifest: Manifest) -> ModelFacts:
-    import torch
-
-    from tasks.modeling.bits_per_byte import bits_per_byte
-    from tasks.modeling.model_files import load_causal_lm, resolve_device, stored_dtype, vocabulary_weights
-    from tasks.modeling.tokenizer_files import load_tokenizer, real_vocab_size
+    from tasks.modeling.model_facts import model_facts
 
     with tempfile.TemporaryDirectory(prefix="medius-inspect-") as folder:
-        directory = artifact.fetch(manifest, Path(folder))
-        tokenizer = load_tokenizer(directory)
-        device = resolve_device("auto")
-        # float32 on a CPU: some multiply bfloat16 45 times slower.
-        dtype = stored_dtype(directory) if device.type == "cuda" else torch.float32
-        model = load_causal_lm(directory, dtype=dtype, device=device)
-        config: PretrainedConfig = model.config
-        return ModelFacts(
-            architecture=str(config.model_type),
-            num_layers=config.num_hidden_layers,
-            num_parameters=sum(parameter.numel() for parameter in model.parameters()),
-            num_rows=vocabulary_weights(model)[0].shape[0],
-            num_tokens=real_vocab_size(tokenizer),
-            bits=bits_per_byte(model, tokenizer),
-        )
+        return model_facts(artifact.fetch(manifest, Path(folder)))

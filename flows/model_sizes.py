@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from flows.profiles import CONFIGS
+from flows.model_shapes import shape_before, shape_of
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.errors import BadInputError
 from tasks.artifacts.manifest import Manifest
@@ -24,28 +21,29 @@ from tasks.corpus.stage import (
 )
 from tasks.evolve.stage import DatasetSource, EvolveRecipe
 from tasks.evolve.stage import ExercisesSource as EvolvedExercises
-from tasks.models.stage import DirectorySource, GgufSource, MiniatureSource
-from tasks.models.stage import HubSource as HubModel
-from tasks.planning.architecture import Architecture, architecture
+from tasks.import_logits.stage import ImportLogitsRecipe
+from tasks.planning.architecture import Architecture
 from tasks.planning.assumptions import Assumptions
 from tasks.planning.text import Documents, tokens_of_bytes
 from tasks.reshape.stage import ReshapeRecipe
 from tasks.runtime.declare import Step
 from tasks.surgeon.stage import TransplantRecipe
 
-SHAPES = CONFIGS / "models"
 UNKNOWN_VOCABULARY = 128_000
+LONGEST_OVER_MEAN = 4.0
+"""Of documents of which nobody has said where they are cut."""
 PARENTS = {"surgeon": ("student", "original"), "distill": ("student",), "sft": ("model",), "fuse": ("base",)}
 """Input whose shape the result of a stage has."""
 
 
 @dataclass(frozen=True)
 class CorpusSize:
-    """Of one corpus."""
+    """Of one corpus, or of the documents of imported logits."""
 
     train: Documents
     heldout: Documents
-    measured: bool = False
+    longest: float
+    """Tokens of the longest document, at most."""
 
     @property
     def tokens(self) -> float:
@@ -96,10 +94,11 @@ class Sizes:
     def _architecture(self, step: Step) -> Architecture:
         manifest = self.manifest(step)
         if manifest is not None and (entry := manifest.object("config.json")) is not None:
-            return architecture(json.loads(self._store.get(f"{step.directory}/{entry.path}")))
+            path = f"{step.directory}/{entry.path}"
+            return shape_of(self._store.get(path), self._store.locate(path), step.label)
         name, recipe = step.stage.name, step.config.recipe
         if name == "models":
-            return architecture(_config(step))
+            return shape_before(step)
         if name == "reshape" and isinstance(recipe, ReshapeRecipe):
             return _reshaped(self.model(step.inputs["model"]), recipe)
         source = next((step.inputs[role] for role in PARENTS.get(name, ()) if role in step.inputs), None)
@@ -124,15 +123,15 @@ class Sizes:
 
     def _corpus(self, step: Step) -> CorpusSize:
         manifest = self.manifest(step)
+        recipe = step.config.recipe
+        assert isinstance(recipe, CorpusRecipe)
         if manifest is not None:
             said = manifest.metrics
             train, heldout = (
                 Documents(rows=said[f"{split}_rows"], tokens=said[f"{split}_tokens"], targets=said[f"{split}_targets"])
                 for split in ("train", "heldout")
             )
-            return CorpusSize(train, heldout, measured=True)
-        recipe = step.config.recipe
-        assert isinstance(recipe, CorpusRecipe)
+            return CorpusSize(train, heldout, _longest(recipe, train))
         vocabulary = self.vocabulary(step.inputs["tokenizer"])
         total = Documents()
         for source in recipe.sources:
@@ -144,7 +143,7 @@ class Sizes:
         heldout = total.scaled(recipe.heldout_fraction)
         if recipe.max_rows is not None and train.rows > recipe.max_rows:
             train = train.scaled(recipe.max_rows / train.rows)
-        return CorpusSize(train, heldout)
+        return CorpusSize(train, heldout, _longest(recipe, train))
 
     def _documents(self, source: Any, step: Step, recipe: CorpusRecipe, vocabulary: int) -> Documents:
         given, longest = self._given, recipe.max_tokens
@@ -166,6 +165,23 @@ class Sizes:
         rows, tokens = self._instructions(step, exercise, chat)
         rows = rows if source.limit is None else min(rows, source.limit)
         return Documents.of(rows, min(tokens, longest), 0.4 if tokens == exercise else given.chat_targets, longest)
+
+    def imported(self, step: Step) -> CorpusSize:
+        """The documents of logits that were stored elsewhere."""
+        manifest = self.manifest(step)
+        if manifest is not None:
+            said = manifest.metrics
+            train = Documents(said["rows"], said["tokens"], said["targets"])
+        else:
+            tokens = self.import_bytes(step) / self._given.imported_bytes_per_token
+            train = Documents(tokens / self._given.imported_row_tokens, tokens, 0.9 * tokens)
+        return CorpusSize(train, Documents(), min(train.tokens, LONGEST_OVER_MEAN * train.length))
+
+    def import_bytes(self, step: Step) -> float:
+        """Of the files that are imported."""
+        recipe = step.config.recipe
+        assert isinstance(recipe, ImportLogitsRecipe)
+        return float(sum(path.stat().st_size for part in recipe.source.files() for path in part))
 
     def _files(self, source: FilesSource, vocabulary: int, text: float, longest: int) -> Documents:
         size = float(sum(path.stat().st_size for path in source.files()))
@@ -198,29 +214,8 @@ class Sizes:
         return float(limit) if limit is not None else self._given.dataset_rows
 
 
-def _config(step: Step) -> Mapping[str, Any]:
-    """The config.json of a model that is not in the store yet."""
-    source: Any = step.config.recipe.source  # type: ignore[attr-defined]
-    match source:
-        case MiniatureSource() | DirectorySource():
-            file = source.directory() / "config.json"
-        case GgufSource():
-            file = SHAPES / f"{source.package}.json"
-        case HubModel():
-            file = SHAPES / f"{source.repo.replace('/', '--')}.json"
-        case _:
-            raise BadInputError(f"{step.label} is no model")
-    return _read(file, step.label)
-
-
-def _read(file: Path, label: str) -> Mapping[str, Any]:
-    if not file.is_file():
-        raise BadInputError(f"the shape of {label} is not known; put its config.json at {file}")
-    try:
-        content: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise BadInputError(f"{file} is no JSON ({error}); put the config.json of {label} there") from error
-    return content
+def _longest(recipe: CorpusRecipe, train: Documents) -> float:
+    return max(1.0, min(float(recipe.max_tokens), train.tokens))
 
 
 def _reshaped(model: Architecture, recipe: ReshapeRecipe) -> Architecture:

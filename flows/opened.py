@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from threading import Event, Semaphore
 from typing import Any
 
@@ -13,23 +13,30 @@ from prefect import runtime
 
 from flows.profiles import Profile
 from flows.terminal import Terminal
-from tasks.artifacts.errors import InterruptedRunError, MediusError
+from tasks.artifacts.errors import InterruptedRunError, MediusError, StoreError
 from tasks.artifacts.probe import require_conditional_writes
-from tasks.artifacts.runs import RunRecord, RunStep, write_run
-from tasks.artifacts.store import open_store
+from tasks.artifacts.process_identity import own_process
+from tasks.artifacts.runs import WHOLE, RunKind, RunRecord, RunStep, write_run
+from tasks.artifacts.store import Store, open_store
 from tasks.runtime.declare import Step
 from tasks.runtime.execute import RunContext
+from tasks.runtime.launch_folder import SCRATCH
 from tasks.runtime.provenance import timestamp
-
-SCRATCH = Path(".medius/scratch")
 
 STOP = Event()
 """Set by the command line on the first Ctrl-C, and by `open_run` when the flow is cancelled or fails."""
 
 
 @contextmanager
-def open_run(profile: Profile, steps: Sequence[Step]) -> Iterator[RunContext]:
-    """Opens the profile's store and yields what the steps of this run share."""
+def open_run(
+    profile: Profile, steps: Sequence[Step], *, kind: RunKind = WHOLE, unjudged: Iterable[Step] = ()
+) -> Iterator[RunContext]:
+    """Opens the profile's store and yields what the steps of this run share.
+
+    Args:
+        kind: how it differs from a run of the whole profile; its record says so.
+        unjudged: as RunContext has it.
+    """
     store = open_store(profile.store)
     require_conditional_writes(store)
     identity = runtime.flow_run.get_id() or uuid.uuid4().hex
@@ -40,6 +47,8 @@ def open_run(profile: Profile, steps: Sequence[Step]) -> Iterator[RunContext]:
         steps=tuple(
             RunStep(label=step.label, stage=step.stage.name, key=step.key, directory=step.directory) for step in steps
         ),
+        kind=kind,
+        process=own_process(),
         started=timestamp(),
     )
     write_run(store, record)
@@ -51,6 +60,7 @@ def open_run(profile: Profile, steps: Sequence[Step]) -> Iterator[RunContext]:
         stop=STOP,
         watch=terminal.watch,
         slots=Semaphore(profile.parallel_stages),
+        unjudged=frozenset(step.key for step in unjudged),
     )
     try:
         with terminal:
@@ -60,12 +70,17 @@ def open_run(profile: Profile, steps: Sequence[Step]) -> Iterator[RunContext]:
         STOP.set()
         interrupted = not isinstance(error, Exception) or isinstance(error, InterruptedRunError)
         state = "interrupted" if interrupted else "failed"
-        write_run(
-            store,
-            record.model_copy(update={"state": state, "ended": timestamp(), "message": str(error).partition("\n")[0]}),
-        )
+        _write_end(store, record.model_copy(update={"state": state, "message": str(error).partition("\n")[0]}))
         raise
-    write_run(store, record.model_copy(update={"state": "finished", "ended": timestamp()}))
+    _write_end(store, record.model_copy(update={"state": "finished"}))
+
+
+def _write_end(store: Store, record: RunRecord) -> None:
+    """Writes how a run ended. Where the store does not take it, how it ended still counts."""
+    try:
+        write_run(store, record.model_copy(update={"ended": timestamp()}))
+    except StoreError as error:
+        logging.getLogger(__name__).warning("the end of the run could not be recorded: %s", error)
 
 
 def gather(futures: Iterable[Any]) -> list[Any]:

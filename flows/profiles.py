@@ -34,6 +34,8 @@ from tasks.sft.stage import SftConfig
 from tasks.surgeon.stage import SurgeonConfig
 
 CONFIGS = Path(__file__).parents[1] / "configs"
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
+"""Of a model or a branch: part of stages' labels, and so of their folders in a store."""
 T = TypeVar("T", bound=Frozen)
 
 
@@ -78,7 +80,7 @@ class Branch(LogitSource):
     corpus: CorpusConfig
     """What the teacher reads. With `import_logits` students are only measured on its held-out documents; whether the
     imported set trained on some of them is not known here."""
-    more_logits: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")], MoreLogits] = Field(default_factory=dict)
+    more_logits: dict[Name, MoreLogits] = Field(default_factory=dict)
     """Further stores by name. `distill.recipe.mixture` then weighs them and the branch's own, by the branch's name."""
     surgeon: SurgeonConfig | None = None
     """Gives the student the teacher's vocabulary; absent where it has that already."""
@@ -147,10 +149,10 @@ class Profile(Frozen):
     """s3://bucket/prefix or a directory."""
     parallel_stages: int = Field(2, ge=1)
     """How many stages may work at once on the head node."""
-    models: dict[str, ModelsConfig]
+    models: dict[Name, ModelsConfig]
     prepared: PreparedModels = Field(default_factory=dict)
     """Models made once, before the recipe; their names can stand wherever one of `models` can."""
-    branches: dict[str, Branch] = Field(min_length=1)
+    branches: dict[Name, Branch] = Field(min_length=1)
     fusion: Fusion
     fine_tuning: FineTuning
     assessment: Assessment
@@ -190,7 +192,21 @@ class Profile(Frozen):
                         f"branches.{first} and prepared.{name} differ in corpus.recipe.{field}, so a model would be "
                         f"measured on documents that it was trained on; make them equal"
                     )
+        self._fine_tuning_holds_out_as_much(split[first])
         return self
+
+    def _fine_tuning_holds_out_as_much(self, split: Mapping[str, Any]) -> None:
+        tuned = self.fine_tuning.corpus.recipe
+        if all(source.kind == "instructions" for source in tuned.sources):
+            return
+        # A document is held out by its hash, which is below the larger fraction whenever it is below the smaller one.
+        if tuned.seed != split["seed"] or tuned.heldout_fraction < split["heldout_fraction"]:
+            raise ValueError(
+                f"fine_tuning.corpus.recipe has text besides the instructions and another split than the branches "
+                f"(seed {tuned.seed}, heldout_fraction {tuned.heldout_fraction:g}, against {split['seed']} and "
+                f"{split['heldout_fraction']:g}), so the result would be measured on documents that it was trained on; "
+                f"take the branches' seed and at least their fraction"
+            )
 
     @model_validator(mode="after")
     def _stores_are_named_and_weighed(self) -> Self:
@@ -366,6 +382,9 @@ def shrink(value: Any) -> Any:
 
 
 def _shrunk(key: str, item: Any) -> Any:
+    if key == "evaluations":
+        # Sets to decontaminate against: naming them is no amount of work.
+        return item
     if key == "heldout_fraction":
         return max(_HELDOUT_FRACTION, item)
     if key in _AMOUNTS and isinstance(item, int) and item > _AMOUNTS[key]:

@@ -33,6 +33,8 @@ StageLabel = Annotated[
     ),
 ]
 
+StageKey = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", description="The stage is refused where it has another.")]
+
 StoreUri = Annotated[str, Field(pattern=r"^(s3://[a-z0-9][a-z0-9.-]+[a-z0-9](/[\w.=@+-]+)*/?|(file://)?[^:]+)$")]
 
 

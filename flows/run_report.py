@@ -1,4 +1,4 @@
-"""The report of a run: Markdown and one HTML page on this machine, and the page beside the published model."""
+"""The report of a run as Markdown and as one HTML page: on this machine, and beside the published model."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from pathlib import Path
 
 from flows.profiles import Profile
 from tasks.artifacts.artifact import Artifact
-from tasks.artifacts.errors import BadInputError
+from tasks.artifacts.errors import BadInputError, MediusError
 from tasks.artifacts.store import Store
+from tasks.publish.page.contents import Report, read_report
+from tasks.publish.page.markdown import render_markdown
 from tasks.publish.page.material import stage_records
 from tasks.publish.page.page import render_page
-from tasks.publish.report import write_report
 from tasks.runtime.declare import Step
 from tasks.runtime.state import step_state
 
@@ -28,13 +29,11 @@ def write_reports(profile: Profile, steps: Sequence[Step], store: Store, page: P
         BadInputError: one of them cannot be written.
     """
     text, page = FOLDER / f"{profile.name}.md", page or FOLDER / f"{profile.name}.html"
-    states = [step_state(step, store) for step in steps]
-    rows = [(state.step.label, state.step.stage.name, state.step.directory, state.state) for state in states]
-    html = render_page(stage_records(states, store), store, profile.name, profile.expected or None)
+    report = _report(profile, steps, store)
     try:
-        write_report(store, rows, text, profile.name, profile.expected or None)
-        page.parent.mkdir(parents=True, exist_ok=True)
-        page.write_text(html, encoding="utf-8")
+        for target, content in ((text, render_markdown(report)), (page, render_page(report))):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(content, encoding="utf-8")
     except OSError as error:
         raise BadInputError(
             f"{error.filename} cannot be written ({error.strerror}); name another file with --html, or make room there"
@@ -43,28 +42,37 @@ def write_reports(profile: Profile, steps: Sequence[Step], store: Store, page: P
 
 
 def report_line(profile: Profile, steps: Sequence[Step], store: Store) -> str:
-    """Where the page is, or why it is not: hours of work do not fail by a report that finds no room."""
+    """Where the page is, or why it is not: a finished run never fails by its report."""
     try:
         return str(write_reports(profile, steps, store)[1])
-    except BadInputError as error:
-        return f"not written: {error}"
+    except Exception as error:
+        reason = " ".join(str(error).split()) if isinstance(error, MediusError) else repr(error)
+        return f"not written: {reason} (the run is finished; medius report {profile.name} writes it)"
 
 
 def keep_page(profile: Profile, steps: Sequence[Step], store: Store) -> str:
-    """Puts the page beside the published model's files, and returns its URI.
+    """Puts the report in both forms beside the published model's files, and returns the URI of the page.
 
     Times and sizes are in it, so it is no object of the artifact and no part of its digest, as verdicts are not.
     """
-    published = next(step for step in steps if step.stage.name == "publish")
-    page = render_page(
-        stage_records([step_state(step, store) for step in steps], store), store, profile.name, profile.expected or None
-    )
-    path = Artifact(store, published.directory).path(f"report/{profile.name}.html")
-    # A run that had nothing to do writes nothing.
-    if not store.exists(path) or store.get(path) != page.encode():
-        store.put(path, page.encode())
+    published = Artifact(store, next(step for step in steps if step.stage.name == "publish").directory)
+    report = _report(profile, steps, store)
+    _keep(store, published.path(f"report/{profile.name}.md"), render_markdown(report))
+    path = published.path(f"report/{profile.name}.html")
+    _keep(store, path, render_page(report))
     file = store.local_path(path)
     return file.resolve().as_uri() if file is not None else store.locate(path)
+
+
+def _report(profile: Profile, steps: Sequence[Step], store: Store) -> Report:
+    records = stage_records([step_state(step, store) for step in steps], store)
+    return read_report(records, store, profile.name, profile.expected or None)
+
+
+def _keep(store: Store, path: str, text: str) -> None:
+    # A run that had nothing to do writes nothing.
+    if not store.exists(path) or store.get(path) != text.encode():
+        store.put(path, text.encode())
 
 
 def show_page_in_prefect(profile: Profile, steps: Sequence[Step], store: Store) -> None:

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import socket
+
 from prefect import flow
 
+from flows.dag import build
 from flows.opened import gather, open_run
-from flows.pipeline import build
 from flows.profiles import load_profile
-from flows.run_options import RUN, ProfileName, RunOptions, StageLabel
+from flows.run_options import RUN, ProfileName, RunOptions, StageKey, StageLabel
 from tasks.artifacts.errors import BadInputError
+from tasks.artifacts.runs import RunKind
 from tasks.runtime.prefect_task import submit_stage
 
 
 @flow(name="single-stage", flow_run_name="{profile}/{stage}", retries=0, persist_result=False)
-def single_stage(stage: StageLabel, profile: ProfileName = "tiny", options: RunOptions = RUN) -> str:
+def single_stage(
+    stage: StageLabel, profile: ProfileName = "tiny", options: RunOptions = RUN, key: StageKey | None = None
+) -> str:
     """Runs one stage whose inputs are finished; returns its artifact's URI.
 
     Args:
         stage: a label as `medius plan` shows it, such as distill-llama.
         profile: the name of a file in configs/, or a path.
         options: what differs from the profile; a stage of a changed recipe has other keys.
+        key: the one that the stage must have here; a run that dispatches gives it.
     """
     loaded = load_profile(profile, options.overrides, options.store, smoke=options.smoke)
     steps = build(loaded)
@@ -28,6 +34,14 @@ def single_stage(stage: StageLabel, profile: ProfileName = "tiny", options: RunO
         raise BadInputError(
             f"{profile} has no stage {stage!r}; its stages are {', '.join(step.label for step in steps)}"
         )
-    with open_run(loaded, steps) as context:
+    if key is not None and chosen[0].key != key:
+        host = socket.gethostname()
+        raise BadInputError(
+            f"{stage} of {profile} has the key {chosen[0].key[:16]} on {host}, and the run that asks for it wants "
+            f"{key[:16]}; bring checkout, packages and the files that the profile names to one state on both "
+            f"machines"
+        )
+    kind = RunKind(smoke=options.smoke, until=stage, overrides=options.overrides)
+    with open_run(loaded, steps, kind=kind, unjudged=steps if options.smoke else ()) as context:
         [reference] = gather([submit_stage(chosen[0], context, [])])
     return str(reference.uri)

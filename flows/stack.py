@@ -1,20 +1,18 @@
 """`medius up` and `medius down`: the production stack on one machine, without containers.
 
 .medius/up/state.json    the processes, with their start times
-           environment   what a shell needs to reach the servers; holds the secret key, mode 0600
+           environment, s3-secret, prefect-password      see stack_environment.py
            logs/  s3/  prefect/    logs and data; both stay when the stack goes down
 """
 
 from __future__ import annotations
 
 import fcntl
-import os
 import shlex
 import subprocess
-import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,8 +21,9 @@ from rich.console import Console
 
 from flows import stack_processes as processes
 from flows import stack_services as services
+from flows.stack_environment import client_environment, keep_password, service_environment
+from flows.stack_module import last_lines, run_module
 from flows.stack_processes import StackProcess
-from flows.stack_runs import close_runs
 from flows.stack_services import POOLS, Ports
 from tasks.artifacts.errors import BadInputError, MediusError
 from tasks.artifacts.frozen import Frozen
@@ -36,6 +35,8 @@ START_SECONDS = 300
 STOP_SECONDS = 90
 """A stage may take 60 to save its checkpoint (stop_grace_seconds)."""
 SERVER_STOP_SECONDS = 30
+DEPLOY_SECONDS = 600
+MARK_SECONDS = 180
 SERVERS = ("prefect", "s3")
 _AGAIN = "mend the cause and start it again"
 
@@ -75,6 +76,7 @@ class Stack:
                     f"the stack runs with Prefect at port {state.ports.prefect} and S3 at {state.ports.s3}; "
                     f'"medius down" first, then start it at others'
                 )
+            keep_password(self.folder, running="prefect" in living)
             self._write(state := state.model_copy(update={"ports": ports, "processes": tuple(living.values())}))
             try:
                 self._start(state)
@@ -85,8 +87,7 @@ class Stack:
             self._tell(ports, already=set(living))
 
     def _start(self, state: StackState) -> None:
-        client = self._client_environment(state.ports)
-        environment = services.service_environment(client, (self.folder / "prefect").resolve(), state.token)
+        environment = self._service_environment(state)
         living = state.living()
         ports = state.ports
         if "s3" not in living:
@@ -100,9 +101,10 @@ class Stack:
         prefect = self._service(state, "prefect", services.prefect_command(ports), environment)
         self._wait(s3, "s3", lambda: services.answers(ports.s3, "/", 403))
         self._wait(prefect, "prefect", lambda: services.answers(ports.prefect, "/api/health", 200))
-        if not any(name.startswith("worker-") for name in living):
-            close_runs(environment)
         self._deploy(environment)
+        # Where a worker lives, a run that it has just taken may have no process yet.
+        idle = not any(name.startswith("worker-") for name in living)
+        self._mark_dead(environment, *(["--settled", "0"] if idle else []), "--every-record")
         for pool in POOLS:
             self._service(state, f"worker-{pool}", services.worker_command(pool), environment)
 
@@ -131,23 +133,27 @@ class Stack:
         if ended or not came:
             how = f"ended with exit code {ended[0]}" if ended else f"did not answer in {START_SECONDS} s"
             log = (self.folder / "logs" / f"{name}.log").resolve()
-            raise MediusError(f"{name} {how}: {_end_of(log.read_text(errors='replace'))} (log: {log}); {_AGAIN}")
+            raise MediusError(f"{name} {how}: {last_lines(log.read_text(errors='replace'))} (log: {log}); {_AGAIN}")
 
     def _deploy(self, environment: Mapping[str, str]) -> None:
         """Makes the pools and the deployments of infra/prefect.yaml, or brings them to what the file says."""
         log = (self.folder / "logs" / "deploy.log").resolve()
-        # In a process of its own: Prefect reads its settings once, when it is imported.
-        result = subprocess.run(
-            [sys.executable, "-m", "flows.stack_deploy", str(CHECKOUT / "infra" / "prefect.yaml"), *POOLS],
-            env=dict(environment),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        log.write_text(result.stdout + result.stderr)
-        if result.returncode != 0:
-            raise MediusError(
-                f"infra/prefect.yaml could not be deployed: {_end_of(log.read_text())} (log: {log}); {_AGAIN}"
+        file = str(CHECKOUT / "infra" / "prefect.yaml")
+        ran = run_module("flows.stack_deploy", file, *POOLS, environment=environment, seconds=DEPLOY_SECONDS)
+        log.write_text(ran.out + ran.err)
+        if ran.fault is not None:
+            raise MediusError(f"infra/prefect.yaml could not be deployed: {ran.fault} (log: {log}); {_AGAIN}")
+
+    def _mark_dead(self, environment: Mapping[str, str], *options: str) -> None:
+        """Tells the server and the store which runs have no process any more; what it marks is printed."""
+        ran = run_module("flows.dead_runs", *options, environment=environment, seconds=MARK_SECONDS)
+        for line in ran.out.splitlines():
+            self.console.print(line, soft_wrap=True, markup=False)
+        if ran.fault is not None:
+            self.console.print(
+                f'runs that ended without a word could not be marked: {ran.fault}; the next "medius up" tries again',
+                soft_wrap=True,
+                markup=False,
             )
 
     def down(self, seconds: float = STOP_SECONDS) -> None:
@@ -173,9 +179,8 @@ class Stack:
             runs = "1 flow run" if num_runs == 1 else f"{num_runs} flow runs"
             self.console.print(f"stopped {runs}; what was finished is kept, and a new run goes on from there")
         if any(process.name == "prefect" for process in servers):
-            # One that is killed, or ends half started, can say nothing; neither can we if the server hangs.
-            with suppress(OSError):
-                close_runs(self._client_environment(state.ports))
+            # One that is killed, or ends half started, can say nothing itself.
+            self._mark_dead(self._service_environment(state), "--settled", "0")
         for process in servers:
             processes.end_tree(state.token, process.pid, SERVER_STOP_SECONDS)
             self.console.print(f"stopped {process.name} (process {process.pid})")
@@ -191,21 +196,14 @@ class Stack:
         self.console.print(f"S3             {ports.endpoint}, store {services.STORE}")
         self.console.print(
             f"environment    source {shlex.quote(str(environment))}\n"
-            f"               sets {', '.join(self._client_environment(ports))}",
+            f"               sets {', '.join(client_environment(self.folder, ports))}",
             soft_wrap=True,
         )
         self.console.print("then           prefect deployment run distillation/micro --watch", soft_wrap=True)
 
-    def _client_environment(self, ports: Ports) -> dict[str, str]:
-        """Makes the file that a shell sources; the secret key in it lives as long as the data."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        secret, file = self.folder / "s3-secret", self.folder / "environment"
-        if not secret.exists():
-            _write_private(secret, services.new_secret())
-        variables = services.client_environment(ports, secret.read_text())
-        lines = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in variables.items())
-        _write_private(file, lines)
-        return variables
+    def _service_environment(self, state: StackState) -> dict[str, str]:
+        client = client_environment(self.folder, state.ports)
+        return service_environment(client, (self.folder / "prefect").resolve(), state.token)
 
     def _state(self) -> StackState | None:
         file = self.folder / "state.json"
@@ -234,14 +232,3 @@ class Stack:
                     f'another "medius up" or "medius down" is at work in {self.folder}; wait for it'
                 ) from None
             yield
-
-
-def _end_of(text: str) -> str:
-    """The last lines of a log as one: what broke is often wrapped."""
-    return " ".join(" ".join(text.strip().splitlines()[-3:]).split()) or "it printed nothing"
-
-
-def _write_private(file: Path, text: str) -> None:
-    file.unlink(missing_ok=True)
-    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as opened:
-        opened.write(text)

@@ -62,7 +62,16 @@ def start(
 
 def marked(token: str) -> dict[int, dict[str, str]]:
     """Environment by number of every living process that carries the mark of a stack."""
-    wanted = f"{MARK}={token}".encode()
+    return _with_variable(f"{MARK}={token}".encode())
+
+
+def living_runs() -> set[str]:
+    """Ids of the flow runs that have a living process on this host, as far as this user can see."""
+    return {environment[_RUN] for environment in _with_variable(f"{_RUN}=".encode()).values()}
+
+
+def _with_variable(start: bytes) -> dict[int, dict[str, str]]:
+    """Environment by number of every living process with a variable that begins so."""
     found = {}
     for folder in Path("/proc").iterdir():
         if not folder.name.isdigit():
@@ -70,7 +79,10 @@ def marked(token: str) -> dict[int, dict[str, str]]:
         # Processes of other users cannot be read; those that end meanwhile need not be.
         with suppress(OSError):
             variables = (folder / "environ").read_bytes().split(b"\0")
-            if wanted in variables and process_started(int(folder.name)) is not None:
+            if (
+                any(variable.startswith(start) for variable in variables)
+                and process_started(int(folder.name)) is not None
+            ):
                 pairs = (variable.decode(errors="replace").partition("=") for variable in variables)
                 found[int(folder.name)] = {name: value for name, _, value in pairs}
     return found

@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import http.client
-import os
-import secrets
 import shutil
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import Field, ValidationError
 
-from flows.addresses import STORE_VARIABLE
-from flows.stack_processes import MARK
 from tasks.artifacts.errors import BadInputError
 from tasks.artifacts.frozen import Frozen
 
+
+class Pool(Frozen):
+    """A work pool of infra/prefect.yaml."""
+
+    purpose: str
+    limit: int | None = None
+    """How many flow runs of it may run at once on this machine; None for any number."""
+
+
 POOLS = {
-    "medius": "recipes and maintenance",
-    "cpu": "single stages that need no GPU",
-    "gpu": "single stages on GPUs",
+    "medius": Pool(purpose="recipes and the upkeep of the store"),
+    "cpu": Pool(purpose="single stages that need no GPU, and the look for dead runs"),
+    # Two trainings on the same GPUs would each run out of memory.
+    "gpu": Pool(purpose="single stages on GPUs", limit=1),
 }
-"""The work pools of infra/prefect.yaml. Recipes wait for single stages, so they never take those pools' places."""
+"""The work pools of infra/prefect.yaml. Recipes run in one and single stages in the others, so that a recipe never takes
+the place of a stage."""
 BUCKET = "medius"
 STORE = f"s3://{BUCKET}/store"
 HOST = "127.0.0.1"
@@ -89,44 +96,6 @@ def chosen_ports(prefect: int, s3: int) -> Ports:
     return ports
 
 
-def client_environment(ports: Ports, secret: str) -> dict[str, str]:
-    """What a user's shell, a worker and a flow run need to reach both servers."""
-    environment = {
-        "PREFECT_API_URL": ports.api,
-        "AWS_ENDPOINT_URL": ports.endpoint,
-        "AWS_ACCESS_KEY_ID": BUCKET,
-        "AWS_SECRET_ACCESS_KEY": secret,
-        "AWS_DEFAULT_REGION": "us-east-1",
-        STORE_VARIABLE: STORE,
-    }
-    if (authority := os.environ.get("PREFECT_SERVER_API_AUTH_STRING")) is not None:
-        environment["PREFECT_API_AUTH_STRING"] = authority
-    return environment
-
-
-def new_secret() -> str:
-    """A secret key for the S3 server."""
-    return secrets.token_urlsafe(30)
-
-
-def service_environment(client: Mapping[str, str], home: Path, token: str) -> dict[str, str]:
-    """What all of a stack's processes get; settings of a Prefect elsewhere do not reach them."""
-    own = {name: value for name, value in os.environ.items() if name not in {"PREFECT_PROFILE", "AWS_PROFILE"}}
-    return {
-        **own,
-        **client,
-        MARK: token,
-        "PREFECT_HOME": str(home),
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "DO_NOT_TRACK": "1",
-        "PYTHONUNBUFFERED": "1",
-        # A killed flow process is noticed by missed heartbeats.
-        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": own.get("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "30"),
-        # Otherwise the dashboard looks for the server at port 4200.
-        "PREFECT_SERVER_UI_API_URL": client["PREFECT_API_URL"],
-    }
-
-
 def s3_command(folder: Path, ports: Ports) -> list[str]:
     """SeaweedFS over a folder. It takes its credentials from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.
 
@@ -154,10 +123,16 @@ def prefect_command(ports: Ports) -> list[str]:
 
 def worker_command(pool: str) -> list[str]:
     """A worker that runs each flow run of a pool as a process on this machine."""
+    limit = POOLS[pool].limit
     return [
         sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", "process",
-        "--name", f"{pool}-{socket.gethostname()}",
+        "--name", worker_name(pool), *([] if limit is None else ["--limit", str(limit)]),
     ]  # fmt: skip
+
+
+def worker_name(pool: str) -> str:
+    """What this machine's worker for a pool is called; the flow runs that it takes bear it in a label."""
+    return f"{pool}-{socket.gethostname()}"
 
 
 def answers(port: int, path: str, status: int) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from threading import Lock
 from types import TracebackType
 from typing import Self
@@ -19,13 +20,14 @@ _LINE_SECONDS = 10
 class Terminal:
     """Receives the events of all workers, from any thread."""
 
-    def __init__(self) -> None:
-        self.console = Console(stderr=True, highlight=False)
+    def __init__(self, console: Console | None = None) -> None:
+        """By default it writes to standard error."""
+        self.console = console or Console(stderr=True, highlight=False)
         self._live = self.console.is_terminal
         self._progress = Progress(
-            TextColumn("{task.description:24}"),
+            TextColumn("{task.description:24}", markup=False),
             BarColumn(),
-            TextColumn("{task.percentage:>3.0f}% {task.fields[rate]}"),
+            TextColumn("{task.percentage:>3.0f}% {task.fields[rate]}", markup=False),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=self.console,
@@ -37,10 +39,10 @@ class Terminal:
         self._lock = Lock()
 
     def watch(self, step: Step, event: Event) -> None:
-        """Shows one event."""
-        with self._lock:
+        """Shows one event. What only informs must not end a stage: a terminal that is gone costs the lines."""
+        with self._lock, suppress(Exception):
             if event.kind == "log":
-                self.console.print(f"{step.label:24} {event.message}")
+                self.console.print(f"{step.label:24} {event.message}", markup=False)
             elif event.kind == "progress" and event.total:
                 self._advance(step, event)
 
@@ -54,7 +56,8 @@ class Terminal:
             self._progress.update(self._bars[step.label], completed=done, total=total, rate=shown, visible=done < total)
         elif time.monotonic() >= self._last_line.get(step.label, 0):
             self._last_line[step.label] = time.monotonic() + _LINE_SECONDS
-            self.console.print(f"{step.label:24} {done:,.0f} of {total:,.0f} {event.unit} {shown}".rstrip())
+            line = f"{step.label:24} {done:,.0f} of {total:,.0f} {event.unit} {shown}".rstrip()
+            self.console.print(line, markup=False)
 
     def __enter__(self) -> Self:
         self._progress.start()

@@ -3,21 +3,42 @@
 from __future__ import annotations
 
 import json
-import uuid
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import ValidationError
 
+from tasks.artifacts.disk import receiving, sweep
 from tasks.artifacts.errors import CorruptArtifactError, ObjectExistsError, ObjectMissingError
 from tasks.artifacts.fingerprint import file_sha256
 from tasks.artifacts.frozen import Frozen
 from tasks.artifacts.manifest import MAIN_SHARD, Manifest, ObjectRecord, ShardReceipt
 from tasks.artifacts.store import Store
 
+RecordT = TypeVar("RecordT", bound=Frozen)
+
 
 def encode_record(record: Frozen) -> bytes:
     """A record as readable JSON."""
     return json.dumps(record.model_dump(mode="json"), indent=1, sort_keys=True, ensure_ascii=False).encode() + b"\n"
+
+
+def decode_record(kind: type[RecordT], data: bytes, uri: str) -> RecordT:
+    """A record as it was encoded.
+
+    Raises:
+        CorruptArtifactError: it cannot be read.
+    """
+    try:
+        return kind.model_validate_json(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        how = "is torn" if first["type"] == "json_invalid" else "was written by another version of medius"
+        raise CorruptArtifactError(
+            f"{uri} cannot be read, as it {how}: {f'{where}: ' if where else ''}{first['msg']}; use the version that "
+            f"wrote it, or move it away and run again"
+        ) from error
 
 
 class Artifact:
@@ -41,19 +62,13 @@ class Artifact:
             data = self.store.get(self.path("manifest.json"))
         except ObjectMissingError:
             return None
-        try:
-            return Manifest.model_validate_json(data)
-        except ValidationError as error:
-            raise CorruptArtifactError(
-                f"{self.uri}/manifest.json cannot be read ({error.errors()[0]['msg']}); move the folder away and run "
-                f"again to rebuild it"
-            ) from error
+        return decode_record(Manifest, data, f"{self.uri}/manifest.json")
 
     def receipts(self) -> dict[str, ShardReceipt]:
         """The finished shards by name."""
         found = {}
         for entry in self.store.list(self.path("shards")):
-            receipt = ShardReceipt.model_validate_json(self.store.get(entry.path))
+            receipt = decode_record(ShardReceipt, self.store.get(entry.path), self.store.locate(entry.path))
             found[receipt.shard] = receipt
         return found
 
@@ -63,7 +78,7 @@ class Artifact:
         try:
             self.store.create(path, encode_record(receipt))
         except ObjectExistsError:
-            return ShardReceipt.model_validate_json(self.store.get(path))
+            return decode_record(ShardReceipt, self.store.get(path), self.store.locate(path))
         return receipt
 
     def covered_objects(self, receipts: dict[str, ShardReceipt]) -> tuple[ObjectRecord, ...]:
@@ -104,28 +119,25 @@ class Artifact:
         Raises:
             CorruptArtifactError: an object is missing, or has another size or checksum than the manifest says.
         """
+        sweep(target)
         for entry in manifest.objects:
             file = target / entry.name
             if file.exists() and file.stat().st_size == entry.size:
                 continue
-            file.parent.mkdir(parents=True, exist_ok=True)
             # Two stages may fetch one input at the same time: each works under a name of its own until it is whole.
-            temporary = file.with_name(f".tmp-{uuid.uuid4().hex}")
-            source = self.store.local_path(self.path(entry.path))
-            if source is not None:
-                if not source.is_file() or source.stat().st_size != entry.size:
-                    raise CorruptArtifactError(self._damage(entry, "is missing or has another size"))
-                temporary.symlink_to(source)
-                temporary.replace(file)
-                continue
-            try:
-                self.store.download(self.path(entry.path), temporary)
-            except ObjectMissingError as error:
-                raise CorruptArtifactError(self._damage(entry, "is missing")) from error
-            if file_sha256(temporary) != entry.sha256:
-                temporary.unlink()
-                raise CorruptArtifactError(self._damage(entry, "has another checksum than its manifest says"))
-            temporary.replace(file)
+            with receiving(file) as temporary:
+                source = self.store.local_path(self.path(entry.path))
+                if source is not None:
+                    if not source.is_file() or source.stat().st_size != entry.size:
+                        raise CorruptArtifactError(self._damage(entry, "is missing or has another size"))
+                    temporary.symlink_to(source)
+                    continue
+                try:
+                    self.store.download(self.path(entry.path), temporary)
+                except ObjectMissingError as error:
+                    raise CorruptArtifactError(self._damage(entry, "is missing")) from error
+                if file_sha256(temporary) != entry.sha256:
+                    raise CorruptArtifactError(self._damage(entry, "has another checksum than its manifest says"))
         return target
 
     def _damage(self, entry: ObjectRecord, what: str) -> str:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 
@@ -22,9 +23,16 @@ class BadInputError(MediusError):
 
 
 class GateFailedError(MediusError):
-    """A stage's result is committed, but it would waste the next stage's work."""
+    """A stage's result is committed, but it would waste the next stage's work.
+
+    `results` are all gates of the stage that was judged, those that it passed included; an input's are not repeated.
+    """
 
     exit_code = 3
+
+    def __init__(self, message: str, results: Sequence[object] = ()) -> None:
+        super().__init__(message)
+        self.results = tuple(results)
 
 
 class InterruptedRunError(MediusError):
@@ -35,6 +43,10 @@ class InterruptedRunError(MediusError):
 
 class StoreError(MediusError):
     """The object store refused or lost something."""
+
+
+class StoreMissingError(BadInputError, StoreError):
+    """There is no such bucket."""
 
 
 class ObjectMissingError(StoreError):

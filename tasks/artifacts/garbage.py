@@ -1,13 +1,15 @@
-"""What of a store nothing needs any more, and its removal.
+"""What of a store nothing needs any more.
 
-Kept is what a root leads to (a profile, a ref, a retained run, and the inputs of any of these), what a lease holds, and
-what is younger than a grace period. A kept artifact that is finished still has garbage: attempts that lost a race, and
-checkpoints. One that is not finished keeps its receipts' objects and its checkpoints, from which a run goes on.
+Kept is what a root leads to (a profile, a retained run, and the inputs of any of these), what a lease holds, and what
+is younger than a grace period. A kept artifact that is finished still has garbage: attempts that lost a race,
+checkpoints, and logs past their time. One that is not finished keeps its receipts' objects and its checkpoints, from
+which a run goes on. removal.py takes garbage away.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from pydantic import ValidationError
@@ -19,6 +21,11 @@ from tasks.artifacts.manifest import Manifest
 from tasks.artifacts.store import ObjectInfo, Store
 
 DAY = 86_400.0
+ARTIFACTS = "artifacts"
+_PROBES = "probe"
+_LEAST_PARTS = 3
+_KEYED = re.compile(r".+-[0-9a-f]{16}")
+"""Every artifact's folder: artifacts/<stage>/<label>-<key16>."""
 
 
 @dataclass(frozen=True)
@@ -30,19 +37,27 @@ class Garbage:
     paths: tuple[str, ...]
     size: int
     """Bytes."""
+    whole: bool = False
+    """Whether all of the folder goes, which a run that names it may not see."""
 
 
-def find_garbage(store: Store, roots: Iterable[str], grace_seconds: float) -> Iterator[Garbage]:
+def find_garbage(
+    store: Store,
+    roots: Iterable[str],
+    grace_seconds: float,
+    *,
+    log_seconds: float | None = None,
+    tell: Callable[[str], None] = lambda _sentence: None,
+) -> Iterator[Garbage]:
     """Looks at every artifact of the store, reading lists, manifests, receipts and leases only.
 
     Args:
         roots: folders of artifacts to keep, as `Step.directory`; their inputs are kept with them.
+        log_seconds: workers' logs of kept artifacts stay this long; None keeps them.
+        tell: called with a sentence on each folder that is left alone because it is no artifact's.
     """
     now = store.now()
-    folders: dict[str, list[ObjectInfo]] = {}
-    for entry in store.list("artifacts"):
-        parts = entry.path.split("/")
-        folders.setdefault("/".join(parts[:3]), []).append(entry)
+    folders = _by_folder(store.list(ARTIFACTS))
     manifests = {
         folder: _manifest(store, folder)
         for folder, entries in folders.items()
@@ -50,45 +65,55 @@ def find_garbage(store: Store, roots: Iterable[str], grace_seconds: float) -> It
     }
     kept = _with_inputs(set(roots), manifests)
     for folder, entries in sorted(folders.items()):
-        if max(entry.modified for entry in entries) + grace_seconds > now or is_leased(store, entries):
+        if _KEYED.fullmatch(folder.rpartition("/")[2]) is None:
+            tell(
+                f"{store.locate(folder)} was left alone: its name does not end with 16 digits of a key, as an "
+                f"artifact's does; move it out of {ARTIFACTS}/"
+            )
+            continue
+        if is_young(entries, grace_seconds, now) or is_leased(store, folder, entries):
             continue
         manifest = manifests.get(folder)
         if folder not in kept:
+            if any(other.startswith(f"{folder}/") for other in kept):
+                tell(f"{store.locate(folder)} was left alone: an artifact that is kept stands in it")
+                continue
             reason = (
                 "no profile or retained run has it" if folder in manifests else "begun, and given up by its profile"
             )
-            yield _garbage(folder, reason, entries)
-        elif folder in manifests:
+            yield _garbage(folder, reason, entries, whole=True)
+            continue
+        if folder in manifests:
             # One that cannot be read is a case for people.
             if manifest is not None:
                 needed = {f"{folder}/{entry.path}" for entry in manifest.objects}
                 yield from _some(folder, "attempts and checkpoints behind a finished artifact", entries, needed, True)
         else:
-            receipts = Artifact(store, folder).receipts().values()
+            try:
+                receipts = Artifact(store, folder).receipts().values()
+            except CorruptArtifactError as error:
+                tell(f"{store.locate(folder)} was left alone: {error}")
+                continue
             needed = {f"{folder}/{entry.path}" for receipt in receipts for entry in receipt.objects}
             yield from _some(folder, "attempts that ended before their receipt", entries, needed, False)
-    probes = [entry for entry in store.list("probe") if entry.modified + grace_seconds <= now]
+        if log_seconds is not None:
+            logs = [entry for entry in entries if entry.path.startswith(f"{folder}/logs/")]
+            if old := [entry for entry in logs if entry.modified + log_seconds <= now]:
+                yield _garbage(folder, "logs past their time", old)
+    probes = [entry for entry in store.list(_PROBES) if entry.modified + grace_seconds <= now]
     if probes:
-        yield _garbage("probe", "left by a proof of the store", probes)
+        yield _garbage(_PROBES, "left by a proof of the store", probes)
 
 
-def remove(store: Store, garbage: Garbage, grace_seconds: float) -> bool:
-    """Removes garbage, the manifest first: what has one is always whole. False, and nothing is removed, where a run
-    came back to the folder since it was looked at.
-    """
-    entries = list(store.list(garbage.folder))
-    now = store.now()
-    if any(entry.modified + grace_seconds > now for entry in entries) or is_leased(store, entries):
-        return False
-    for path in sorted(garbage.paths, key=lambda path: (not path.endswith("/manifest.json"), "/shards/" not in path)):
-        store.delete(path)
-    return True
+def is_young(entries: Iterable[ObjectInfo], grace_seconds: float, now: float) -> bool:
+    """Whether one of these objects was written within the grace period."""
+    return any(entry.modified + grace_seconds > now for entry in entries)
 
 
-def is_leased(store: Store, entries: Iterable[ObjectInfo]) -> bool:
-    """Whether a living run holds a lease among these objects of one artifact."""
+def is_leased(store: Store, folder: str, entries: Iterable[ObjectInfo]) -> bool:
+    """Whether a living run holds a lease among these objects of one artifact's folder."""
     for entry in entries:
-        relative = entry.path.split("/", 3)[-1]
+        relative = entry.path.removeprefix(f"{folder}/")
         if relative != "lease.json" and not relative.startswith("leases/"):
             continue
         try:
@@ -102,6 +127,26 @@ def is_leased(store: Store, entries: Iterable[ObjectInfo]) -> bool:
         if there.modified + record.ttl_seconds > store.now() and not holder_is_dead(record):
             return True
     return False
+
+
+def folder_of(path: str) -> str:
+    """The folder of the artifact that an object below artifacts/ belongs to.
+
+    The outermost one whose name ends with a key, not a number of parts of the path: a label may have come with a slash.
+    Where there is none, the first three parts, whose name then says that they are no artifact's.
+    """
+    parts = path.split("/")
+    for depth in range(_LEAST_PARTS, len(parts)):
+        if _KEYED.fullmatch(parts[depth - 1]):
+            return "/".join(parts[:depth])
+    return "/".join(parts[:_LEAST_PARTS])
+
+
+def _by_folder(entries: Iterable[ObjectInfo]) -> dict[str, list[ObjectInfo]]:
+    folders: dict[str, list[ObjectInfo]] = {}
+    for entry in entries:
+        folders.setdefault(folder_of(entry.path), []).append(entry)
+    return folders
 
 
 def _manifest(store: Store, folder: str) -> Manifest | None:
@@ -134,5 +179,5 @@ def _some(
         yield _garbage(folder, reason, idle)
 
 
-def _garbage(folder: str, reason: str, entries: list[ObjectInfo]) -> Garbage:
-    return Garbage(folder, reason, tuple(entry.path for entry in entries), sum(entry.size for entry in entries))
+def _garbage(folder: str, reason: str, entries: list[ObjectInfo], *, whole: bool = False) -> Garbage:
+    return Garbage(folder, reason, tuple(entry.path for entry in entries), sum(entry.size for entry in entries), whole)

@@ -8,8 +8,6 @@ this host that is no longer alive is replaced at once.
 
 from __future__ import annotations
 
-import os
-import socket
 import threading
 import time
 import uuid
@@ -17,7 +15,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-from tasks.artifacts.artifact import encode_record
+from tasks.artifacts.artifact import decode_record, encode_record
 from tasks.artifacts.errors import (
     LeaseHeldError,
     LeaseLostError,
@@ -26,28 +24,21 @@ from tasks.artifacts.errors import (
     ObjectMissingError,
     StoreError,
 )
-from tasks.artifacts.frozen import Frozen
-from tasks.artifacts.process_identity import boot_id, pid_namespace, process_started
-from tasks.artifacts.store import Store
+from tasks.artifacts.process_identity import ProcessIdentity, own_process
+from tasks.artifacts.store import Store, Versioned
 
 
-class LeaseRecord(Frozen):
+class LeaseRecord(ProcessIdentity):
     """Who holds an artifact, and until how long after the object's modification time."""
 
     owner: str
-    host: str
-    boot: str
-    process: int
-    process_started: str
-    namespace: str = ""
     ttl_seconds: float
     renewals: int = 0
 
 
 def holder_is_dead(record: LeaseRecord) -> bool:
     """Whether the holder ran on this host and boot and is gone. A holder elsewhere is never called dead."""
-    here = (record.host, record.boot, record.namespace) == (socket.gethostname(), boot_id(), pid_namespace())
-    return here and process_started(record.process) != record.process_started
+    return record.is_gone()
 
 
 class Lease:
@@ -62,16 +53,7 @@ class Lease:
         self.path = path
         self.on_lost = on_lost
         self.lost = False
-        process = os.getpid()
-        self.record = LeaseRecord(
-            owner=uuid.uuid4().hex,
-            host=socket.gethostname(),
-            boot=boot_id(),
-            process=process,
-            process_started=process_started(process) or "",
-            namespace=pid_namespace(),
-            ttl_seconds=ttl_seconds,
-        )
+        self.record = LeaseRecord(owner=uuid.uuid4().hex, ttl_seconds=ttl_seconds, **own_process().model_dump())
         self._etag = ""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._renew, name=f"lease {path}", daemon=True)
@@ -103,7 +85,7 @@ class Lease:
             there = self.store.read(self.path)
         except ObjectMissingError:
             return "a run that just released it"
-        record = LeaseRecord.model_validate_json(there.data)
+        record = self._decode(there)
         left = there.modified + record.ttl_seconds - self.store.now()
         if left > 0 and not holder_is_dead(record):
             return f"process {record.process} on {record.host} (expires in {left:.0f} s unless renewed)"
@@ -133,15 +115,19 @@ class Lease:
         """Whether the version that stands there is a renewal of ours whose response was lost."""
         try:
             there = self.store.read(self.path)
+            owner = self._decode(there).owner
         except ObjectMissingError:
             return False
         except StoreError:
             # Nothing is known; the next renewal asks again.
             return True
-        if LeaseRecord.model_validate_json(there.data).owner != self.record.owner:
+        if owner != self.record.owner:
             return False
         self._etag = there.etag
         return True
+
+    def _decode(self, there: Versioned) -> LeaseRecord:
+        return decode_record(LeaseRecord, there.data, self.store.locate(self.path))
 
     def require_held(self) -> None:
         """Raises LeaseLostError if another run took over."""
@@ -164,7 +150,7 @@ class Lease:
             return
         try:
             there = self.store.read(self.path)
-            if LeaseRecord.model_validate_json(there.data).owner == self.record.owner:
+            if self._decode(there).owner == self.record.owner:
                 self.store.delete(self.path)
         except StoreError:
             # Expiry frees it.

@@ -6,24 +6,27 @@ Compare-and-swap holds an flock on a sibling file while it reads, compares and r
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import shutil
+import stat
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from tasks.artifacts.errors import ObjectChangedError, ObjectExistsError, ObjectMissingError, StoreError
+from tasks.artifacts.disk import TEMPORARY, disk_error, disk_errors, receiving
+from tasks.artifacts.errors import ObjectChangedError, ObjectExistsError, ObjectMissingError
 from tasks.artifacts.fingerprint import sha256_hex
-from tasks.artifacts.store import ObjectInfo, Store, Versioned, checked
+from tasks.artifacts.store import ObjectInfo, Store, UnfinishedUpload, Versioned, checked
 
 if TYPE_CHECKING:
     import zarr.abc.store
 
-_HIDDEN = ".tmp-"
+T = TypeVar("T")
+
+_LOCK = f"{TEMPORARY}lock-"
 
 
 class LocalStore(Store):
@@ -38,21 +41,15 @@ class LocalStore(Store):
 
     @contextmanager
     def _temporary(self, target: Path) -> Iterator[Path]:
-        temporary = target.parent / f"{_HIDDEN}{uuid.uuid4().hex}"
+        temporary = target.parent / f"{TEMPORARY}{uuid.uuid4().hex}"
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            yield temporary
-        except OSError as error:
-            if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-                raise StoreError(
-                    f"the disk of {self.uri} is full (while writing {target.name}); free some space and run the same "
-                    f"command again: what was committed is kept"
-                ) from error
-            if error.errno in {errno.EACCES, errno.EROFS, errno.ENOTDIR}:
-                raise StoreError(f"cannot write {target}: {error.strerror}; choose another store") from error
-            raise
+            with disk_errors(str(target), self.uri):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                yield temporary
         finally:
-            temporary.unlink(missing_ok=True)
+            # It must not hide what ended the block.
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
     def _write(self, temporary: Path, data: bytes) -> None:
         with temporary.open("wb") as file:
@@ -60,18 +57,23 @@ class LocalStore(Store):
             file.flush()
             os.fsync(file.fileno())
 
-    def get(self, path: str) -> bytes:
+    @contextmanager
+    def _reading(self, path: str) -> Iterator[None]:
         try:
-            return self._path(path).read_bytes()
-        except (FileNotFoundError, NotADirectoryError) as error:
+            yield
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
             raise ObjectMissingError(f"{self.locate(path)} does not exist") from error
+        except OSError as error:
+            raise disk_error(error, self.locate(path), self.uri) from error
+
+    def get(self, path: str) -> bytes:
+        with self._reading(path):
+            return self._path(path).read_bytes()
 
     def read(self, path: str) -> Versioned:
         data = self.get(path)
-        try:
+        with self._reading(path):
             modified = self._path(path).stat().st_mtime
-        except FileNotFoundError as error:
-            raise ObjectMissingError(f"{self.locate(path)} does not exist") from error
         return Versioned(data, sha256_hex(data), modified)
 
     def put(self, path: str, data: bytes) -> None:
@@ -99,7 +101,7 @@ class LocalStore(Store):
 
     def replace(self, path: str, data: bytes, etag: str) -> str:
         target = self._path(path)
-        lock = target.parent / f"{_HIDDEN}lock-{target.name}"
+        lock = target.parent / f"{_LOCK}{target.name}"
         with self._temporary(target) as temporary:
             self._write(temporary, data)
             with lock.open("w") as handle:
@@ -110,22 +112,23 @@ class LocalStore(Store):
         return sha256_hex(data)
 
     def exists(self, path: str) -> bool:
-        return self._path(path).is_file()
+        with disk_errors(self.locate(path), self.uri):
+            return self._path(path).is_file()
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        base = self._path(prefix)
-        for file in sorted(base.rglob("*")):
-            if file.name.startswith(_HIDDEN):
+        with disk_errors(self.locate(prefix), self.uri):
+            found = sorted(self._path(prefix).rglob("*"))
+        for file in found:
+            if file.name.startswith(TEMPORARY):
                 continue
-            try:
-                stat = file.stat()
-            except FileNotFoundError:
-                continue
-            if file.is_file():
-                yield ObjectInfo(file.relative_to(self.root).as_posix(), stat.st_size, stat.st_mtime)
+            with disk_errors(str(file), self.uri), suppress(FileNotFoundError):
+                status = file.stat()
+                if stat.S_ISREG(status.st_mode):
+                    yield ObjectInfo(file.relative_to(self.root).as_posix(), status.st_size, status.st_mtime)
 
     def delete(self, path: str) -> None:
-        self._path(path).unlink(missing_ok=True)
+        with disk_errors(self.locate(path), self.uri):
+            self._path(path).unlink(missing_ok=True)
 
     def upload(self, source: Path, path: str) -> None:
         target = self._path(path)
@@ -136,26 +139,39 @@ class LocalStore(Store):
             temporary.replace(target)
 
     def download(self, path: str, target: Path) -> None:
-        source = self._path(path)
-        if not source.is_file():
+        if not self.exists(path):
             raise ObjectMissingError(f"{self.locate(path)} does not exist")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f"{_HIDDEN}{uuid.uuid4().hex}")
-        shutil.copyfile(source, temporary)
-        temporary.replace(target)
+        with receiving(target) as temporary:
+            shutil.copyfile(self._path(path), temporary)
 
     def now(self) -> float:
         # The file system's clock, which on a network mount is not this machine's.
-        self.root.mkdir(parents=True, exist_ok=True)
-        probe = self.root / f"{_HIDDEN}{uuid.uuid4().hex}"
-        probe.touch()
-        try:
-            return probe.stat().st_mtime
-        finally:
-            probe.unlink(missing_ok=True)
+        probe = self.root / f"{TEMPORARY}{uuid.uuid4().hex}"
+        with disk_errors(str(probe), self.uri):
+            self.root.mkdir(parents=True, exist_ok=True)
+            probe.touch()
+            try:
+                return probe.stat().st_mtime
+            finally:
+                probe.unlink(missing_ok=True)
+
+    def reading(self, path: str, action: Callable[[], T]) -> T:
+        with self._reading(path):
+            return action()
 
     def local_path(self, path: str) -> Path:
         return self._path(path)
+
+    def unfinished_uploads(self) -> Iterator[UnfinishedUpload]:
+        for file in sorted(self.root.rglob(f"{TEMPORARY}*")):
+            # A lock guards its object's overwrites for as long as there is the object.
+            if file.name.startswith(_LOCK) and file.with_name(file.name.removeprefix(_LOCK)).exists():
+                continue
+            with suppress(FileNotFoundError):
+                yield UnfinishedUpload(file.relative_to(self.root).as_posix(), file.stat().st_mtime)
+
+    def abort_upload(self, upload: UnfinishedUpload) -> None:
+        self._path(upload.path).unlink(missing_ok=True)
 
     def zarr_store(self, path: str) -> zarr.abc.store.Store:
         from zarr.storage import LocalStore as ZarrLocalStore

@@ -62,6 +62,9 @@ class Provenance(Frozen):
     seconds: float
     attempts: int
     flow_run: str | None
+    pool: str | None = None
+    """Prefect's work pool, and the worker of it, that the flow run was of; None outside of them."""
+    pool_worker: str | None = None
     git_sha: str | None
     git_dirty: bool | None
     hardware: dict[str, Any]

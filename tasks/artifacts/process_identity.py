@@ -5,8 +5,11 @@ From /proc of Linux. A process is the same one if host, boot, namespace, number 
 
 from __future__ import annotations
 
+import os
 import socket
 from pathlib import Path
+
+from tasks.artifacts.frozen import Frozen
 
 
 def boot_id() -> str:
@@ -28,3 +31,33 @@ def process_started(process: int) -> str | None:
     except (FileNotFoundError, ProcessLookupError):
         return None
     return None if fields[0] == "Z" else fields[19]
+
+
+class ProcessIdentity(Frozen):
+    """One process among all of all hosts."""
+
+    host: str
+    boot: str
+    process: int
+    process_started: str
+    namespace: str = ""
+
+    def is_here(self) -> bool:
+        """Whether it is, or was, one of this host and boot, so that it can be told whether it lives."""
+        return (self.host, self.boot, self.namespace) == (socket.gethostname(), boot_id(), pid_namespace())
+
+    def is_gone(self) -> bool:
+        """Whether it is known to have ended. One elsewhere is never called gone."""
+        return self.is_here() and process_started(self.process) != self.process_started
+
+
+def own_process() -> ProcessIdentity:
+    """The process that asks."""
+    process = os.getpid()
+    return ProcessIdentity(
+        host=socket.gethostname(),
+        boot=boot_id(),
+        process=process,
+        process_started=process_started(process) or "",
+        namespace=pid_namespace(),
+    )

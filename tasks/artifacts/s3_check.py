@@ -12,13 +12,14 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any
 
 from tasks.artifacts.errors import BadInputError, StoreError
 from tasks.artifacts.s3_store import ConditionFailedError, S3Store
+from tasks.artifacts.s3_strangers import BAD_REQUEST, is_denied, status, strangers
 
 NUM_WRITERS = 6
 """Writers that race for one object."""
@@ -78,10 +79,11 @@ class S3Check:
     def _path(self, name: str) -> str:
         return f"{self._folder}/{name}"
 
-    def _request(self, method: str, name: str, **arguments: Any) -> Any:
-        """One request for the object `name`; returns the parsed response."""
+    def _request(self, method: str, name: str, client: Any = None, **arguments: Any) -> Any:
+        """One request for the object `name`, by the store's own client or another; returns the parsed response."""
         store, key = self.store, self.store.key(self._path(name))
-        return store.call(self._path(name), lambda: store.fs.call_s3(method, Bucket=store.bucket, Key=key, **arguments))
+        fs = store.fs if client is None else client
+        return store.call(self._path(name), lambda: fs.call_s3(method, Bucket=store.bucket, Key=key, **arguments))
 
     def _write_and_read(self) -> str:
         data = secrets.token_bytes(1000)
@@ -144,8 +146,9 @@ class S3Check:
         self._request("put_object", "summed", Body=right, ChecksumSHA256=digest)
         try:
             self._request("put_object", "summed", Body=wrong, ChecksumSHA256=digest)
-        except StoreError:
-            pass
+        except StoreError as error:
+            if status(error) != BAD_REQUEST:
+                raise
         else:
             raise _BrokenPromiseError(
                 "bytes with another SHA-256 than the request says were taken, so damage on the way would be stored"
@@ -170,39 +173,48 @@ class S3Check:
 
     def _multipart(self) -> str:
         parts = [secrets.token_bytes(PART_BYTES), secrets.token_bytes(1000)]
-        upload = self._request("create_multipart_upload", "large")["UploadId"]
-        done = []
-        for number, part in enumerate(parts, 1):
-            sent = self._request("upload_part", "large", UploadId=upload, PartNumber=number, Body=part)
-            done.append({"PartNumber": number, "ETag": sent["ETag"]})
-        if self.store.exists(self._path("large")):
-            raise _BrokenPromiseError("an object in parts is there before it is complete, so half of it could be read")
-        self._request("complete_multipart_upload", "large", UploadId=upload, MultipartUpload={"Parts": done})
+        with self._upload("large") as upload:
+            done = []
+            for number, part in enumerate(parts, 1):
+                sent = self._request("upload_part", "large", UploadId=upload, PartNumber=number, Body=part)
+                done.append({"PartNumber": number, "ETag": sent["ETag"]})
+            if self.store.exists(self._path("large")):
+                raise _BrokenPromiseError("an object in parts is there before it is complete: half of it could be read")
+            self._request("complete_multipart_upload", "large", UploadId=upload, MultipartUpload={"Parts": done})
         if self.store.get(self._path("large")) != b"".join(parts):
             raise _BrokenPromiseError("an object in parts is read back with other bytes")
-        aborted = self._request("create_multipart_upload", "aborted")["UploadId"]
-        self._request("abort_multipart_upload", "aborted", UploadId=aborted)
+        with self._upload("aborted") as upload:
+            self._request("abort_multipart_upload", "aborted", UploadId=upload)
         if self.store.exists(self._path("aborted")):
             raise _BrokenPromiseError("an upload that was given up left an object")
         return f"{len(parts)} parts; nothing is seen before the last"
 
-    def _wrong_credentials(self) -> str:
-        import s3fs
-
-        key = self.store.key(self._path("object"))
-        wrong = s3fs.S3FileSystem(
-            key=f"probe-{uuid.uuid4().hex[:8]}",
-            secret=uuid.uuid4().hex,
-            skip_instance_cache=True,
-            use_listings_cache=False,
-        )
+    @contextmanager
+    def _upload(self, name: str) -> Iterator[str]:
+        """An upload in parts, whose room is free again however the block ends: nothing lists what is left of one."""
+        upload = str(self._request("create_multipart_upload", name)["UploadId"])
         try:
-            self.store.call(
-                self._path("object"), lambda: wrong.call_s3("get_object", Bucket=self.store.bucket, Key=key)
-            )
-        except StoreError:
-            return "a request with other keys is refused"
-        raise _BrokenPromiseError("a request with keys that nobody has was served, so anybody can read and write")
+            yield upload
+        except BaseException:
+            with suppress(StoreError):
+                self._request("abort_multipart_upload", name, UploadId=upload)
+            raise
+
+    def _wrong_credentials(self) -> str:
+        requests: list[tuple[str, str, str, dict[str, Any]]] = [
+            ("read", "get_object", "object", {}),
+            ("write", "put_object", "strange", {"Body": b"strange"}),
+        ]
+        for who, client in strangers().items():
+            for verb, method, name, arguments in requests:
+                try:
+                    self._request(method, name, client, **arguments)
+                except StoreError as error:
+                    if not is_denied(error):
+                        raise
+                else:
+                    raise _BrokenPromiseError(f"a {verb} with {who} was served, so anybody can {verb}")
+        return "reads and writes with an unknown key, another secret or no key are refused"
 
     def _clock(self) -> str:
         def action() -> Any:
@@ -233,7 +245,5 @@ class S3Check:
 def _finding(name: str, check: Callable[[], str]) -> Finding:
     try:
         return Finding(name, True, check())
-    except _BrokenPromiseError as error:
-        return Finding(name, False, str(error))
-    except StoreError as error:
+    except (_BrokenPromiseError, StoreError) as error:
         return Finding(name, False, str(error))

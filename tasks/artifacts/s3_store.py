@@ -7,20 +7,22 @@ are never in a profile, a manifest or a log.
 from __future__ import annotations
 
 import errno
-import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from tasks.artifacts.disk import FULL, REFUSED, disk_error, receiving
 from tasks.artifacts.errors import (
     ObjectChangedError,
     ObjectExistsError,
     ObjectMissingError,
     StoreError,
+    StoreMissingError,
     TransientStoreError,
 )
-from tasks.artifacts.store import ObjectInfo, Store, Versioned, checked
+from tasks.artifacts.store import ObjectInfo, Store, UnfinishedUpload, Versioned, checked
 
 if TYPE_CHECKING:
     import zarr.abc.store
@@ -30,7 +32,15 @@ T = TypeVar("T")
 _TRANSIENT = {errno.EBUSY, errno.EREMOTEIO, errno.ECONNREFUSED, errno.ECONNRESET, errno.ETIMEDOUT, errno.EIO}
 
 
+_CONDITIONS = {"PreconditionFailed", "412", "ConditionalRequestConflict"}
 _CREATE_TRIES = 5
+
+
+def _code(error: BaseException) -> str | None:
+    """The code of the server's answer behind an error; None where it gave none."""
+    response = getattr(error.__cause__, "response", None) or {}
+    code = response.get("Error", {}).get("Code")
+    return None if code is None else str(code)
 
 
 class ConditionFailedError(Exception):
@@ -73,19 +83,28 @@ class S3Store(Store):
                 f"no credentials for {where}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and AWS_ENDPOINT_URL "
                 f"where the server is not AWS)"
             ) from error
-        except FileNotFoundError as error:
-            raise ObjectMissingError(f"{where} does not exist") from error
-        except PermissionError as error:
-            raise StoreError(f"access to {where} was denied ({error}); check the credentials and the policy") from error
-        except FileExistsError as error:
-            raise ConditionFailedError from error
         except (BotoCoreError, ClientError, OSError, TimeoutError) as error:
-            response = getattr(error.__cause__, "response", None) or {}
-            if response.get("Error", {}).get("Code") in {"PreconditionFailed", "412", "ConditionalRequestConflict"}:
+            if isinstance(error, FileExistsError) or _code(error) in _CONDITIONS:
                 raise ConditionFailedError from error
-            if isinstance(error, BotoCoreError | ClientError | TimeoutError) or error.errno in _TRANSIENT:
-                raise TransientStoreError(f"{where}: the object store does not answer ({error})") from error
-            raise StoreError(f"{where}: {error}") from error
+            lasting = isinstance(error, OSError) and error.errno not in _TRANSIENT
+            if lasting and not isinstance(error, ClientError | TimeoutError):
+                raise self._refusal(where, error) from error
+            raise TransientStoreError(f"{where}: the object store does not answer ({error})") from error
+
+    def _refusal(self, where: str, error: OSError) -> StoreError:
+        """What a definite answer of the server means. To s3fs several of them are one class; the code tells."""
+        match _code(error):
+            case "NoSuchBucket":
+                return StoreMissingError(
+                    f"there is no bucket {self.bucket} for {where}; create it, or correct its name and AWS_ENDPOINT_URL"
+                )
+            case "IncompleteBody" | "BadDigest" | "NoSuchUpload" as code:
+                return TransientStoreError(f"{where}: the bytes were damaged or lost on the way ({code}: {error})")
+        if isinstance(error, FileNotFoundError):
+            return ObjectMissingError(f"{where} does not exist")
+        if isinstance(error, PermissionError):
+            return StoreError(f"access to {where} was denied ({error}); check the credentials and the policy")
+        return StoreError(f"{where}: {error}")
 
     def _put(self, path: str, data: bytes, **condition: str) -> str:
         def action() -> Any:
@@ -163,10 +182,18 @@ class S3Store(Store):
         self.call(path, lambda: self.fs.put_file(str(source), f"{self.bucket}/{self.key(path)}"))
 
     def download(self, path: str, target: Path) -> None:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".tmp-{uuid.uuid4().hex}")
-        self.call(path, lambda: self.fs.get_file(f"{self.bucket}/{self.key(path)}", str(temporary)))
-        temporary.replace(target)
+        with receiving(target) as temporary:
+
+            def action() -> None:
+                try:
+                    self.fs.get_file(f"{self.bucket}/{self.key(path)}", str(temporary))
+                except OSError as error:
+                    # Without an answer of the server it is this machine's disk that says so.
+                    if _code(error) is None and error.errno in FULL | REFUSED:
+                        raise disk_error(error, str(target.parent), str(target.parent)) from error
+                    raise
+
+            self.call(path, action)
 
     def now(self) -> float:
         def action() -> Any:
@@ -180,6 +207,30 @@ class S3Store(Store):
 
     def reading(self, path: str, action: Callable[[], T]) -> T:
         return self.call(path, action)
+
+    def unfinished_uploads(self) -> Iterator[UnfinishedUpload]:
+        prefix, marker = f"{self.prefix}/" if self.prefix else "", {"KeyMarker": "", "UploadIdMarker": ""}
+        while True:
+
+            def action(marker: dict[str, str] = marker) -> Any:
+                return self.fs.call_s3("list_multipart_uploads", Bucket=self.bucket, Prefix=prefix, **marker)
+
+            page = self.call("", action)
+            for found in page.get("Uploads", ()):
+                path = found["Key"].removeprefix(prefix)
+                yield UnfinishedUpload(path, found["Initiated"].timestamp(), found["UploadId"])
+            if not page.get("IsTruncated"):
+                return
+            marker = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
+
+    def abort_upload(self, upload: UnfinishedUpload) -> None:
+        def action() -> None:
+            key = self.key(upload.path)
+            # Its writer may have finished it, or given it up, since it was listed.
+            with suppress(FileNotFoundError):
+                self.fs.call_s3("abort_multipart_upload", Bucket=self.bucket, Key=key, UploadId=upload.upload)
+
+        self.call(upload.path, action)
 
     def zarr_store(self, path: str) -> zarr.abc.store.Store:
         from zarr.storage import FsspecStore

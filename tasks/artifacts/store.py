@@ -39,6 +39,17 @@ class Versioned:
     modified: float
 
 
+@dataclass(frozen=True)
+class UnfinishedUpload:
+    """Bytes that a writer sent and never made an object of. They take room, and no list of objects shows them."""
+
+    path: str
+    started: float
+    """The server's clock, seconds since the epoch."""
+    upload: str = ""
+    """The server's name of it, where the path alone does not tell."""
+
+
 class Store(ABC):
     """Objects under one root. Every method raises a `StoreError` that names the full URI."""
 
@@ -100,6 +111,14 @@ class Store(ABC):
     @abstractmethod
     def zarr_store(self, path: str) -> zarr.abc.store.Store:
         """A read-only zarr store over the folder `path`."""
+
+    @abstractmethod
+    def unfinished_uploads(self) -> Iterator[UnfinishedUpload]:
+        """All of the store, those of living writers included."""
+
+    @abstractmethod
+    def abort_upload(self, upload: UnfinishedUpload) -> None:
+        """Frees its room; one that is gone by now is no error."""
 
     def reading(self, path: str, action: Callable[[], T]) -> T:
         """What `action` returns, which reads below `path` through `zarr_store`; its outages become a `StoreError`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from tasks.artifacts.frozen import Frozen
 
@@ -19,6 +19,21 @@ class ExerciseTasks(Frozen):
     split: Literal["dev", "test"] = "test"
     difficulty: int | None = None
 
+    @property
+    def entries(self) -> tuple[str, ...]:
+        """What is measured and told apart: each kind by itself."""
+        return tuple(exercise_entry(kind) for kind in self.kinds)
+
+
+def exercise_entry(kind: str) -> str:
+    """What the harness calls the exercises of a kind."""
+    return f"exercise_{kind}"
+
+
+def _as_written(version: object) -> object:
+    # YAML reads a version without quotes as a number.
+    return str(version) if isinstance(version, int | float) and not isinstance(version, bool) else version
+
 
 class HarnessTasks(Frozen):
     """A task or group that the harness ships; its data come from the hub."""
@@ -32,6 +47,18 @@ class HarnessTasks(Frozen):
     num_fewshot: int | None = Field(None, ge=0)
     limit: int | None = Field(None, ge=2)
     """Only the first items of each task."""
+    version: Annotated[str | None, BeforeValidator(_as_written)] = None
+    """The harness's version of the task, or of each task of the group; another one is refused."""
+    data_sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
+    """Of the documents, as `harness.data` in the results.json of an evaluation has it; other data are refused."""
+    cluster: str | None = Field(None, min_length=1)
+    """A field of the documents. Those with an equal value are one question asked several times, not several independent
+    ones, and standard errors are made accordingly: "Record ID" of leaderboard_gpqa, whose sets contain each other."""
+
+    @property
+    def entries(self) -> tuple[str, ...]:
+        """What is measured and told apart: the group as one."""
+        return (self.name,)
 
 
 EvaluationTasks = Annotated[ExerciseTasks | HarnessTasks, Field(discriminator="type")]

@@ -12,7 +12,7 @@ from typing import Any
 from datasets import Dataset
 from lm_eval.api.task import ConfigurableTask
 
-from tasks.benchmarks.declare import ExerciseTasks
+from tasks.benchmarks.declare import ExerciseTasks, exercise_entry
 from tasks.exercises import Exercise, generate, is_correct
 
 VERSION = 1
@@ -35,7 +35,7 @@ def exercise_tasks(tasks: ExerciseTasks, max_new_tokens: int) -> list[Configurab
         items = generate(kind, tasks.split, tasks.items_per_kind, tasks.seed, tasks.difficulty)
         rows = [asdict(item) for item in items]
         config = {
-            "task": f"exercise_{kind}",
+            "task": exercise_entry(kind),
             "custom_dataset": lambda rows=rows, **_: {"test": Dataset.from_list(rows)},
             "test_split": "test",
             "output_type": "generate_until",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,11 +11,18 @@ from typing import Any
 
 from tasks.artifacts.errors import BadInputError
 
+NLTK_DATA = "nltk_data"
+"""The folder of a mirror with what NLTK would download, laid out as NLTK has it: tokenizers/punkt_tab/…"""
 
-def confine_hub(scratch: Path, *, offline: bool) -> None:
+
+def confine_hub(scratch: Path, *, offline: bool, mirror: str | None = None) -> None:
     """Keeps what the Hugging Face libraries write in the scratch folder; they read these variables when imported.
 
     Weights and the login token stay where this machine has them: 28 GB are not fetched for each evaluation.
+
+    Args:
+        offline: nothing at all is asked of the hub.
+        mirror: if given, no data are asked of it.
     """
     home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
     os.environ.setdefault("HF_HUB_CACHE", str(home / "hub"))
@@ -24,7 +32,9 @@ def confine_hub(scratch: Path, *, offline: bool) -> None:
     os.environ["HF_MODULES_CACHE"] = str(scratch / "huggingface" / "modules")
     os.environ["TQDM_DISABLE"] = "1"
     if offline:
-        os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    if offline or mirror is not None:
+        os.environ["HF_DATASETS_OFFLINE"] = os.environ["HF_EVALUATE_OFFLINE"] = "1"
 
 
 @contextmanager
@@ -32,6 +42,7 @@ def data_sets_from(mirror: str | None) -> Iterator[None]:
     """In this block a data set OWNER/NAME is read from `mirror`/OWNER/NAME, where there is such a folder.
 
     The folder is laid out as the data set's repository: its data files, and README.md with the configurations.
+    From then on NLTK reads `mirror`/nltk_data first.
 
     Raises:
         BadInputError: there is no folder `mirror`.
@@ -39,12 +50,13 @@ def data_sets_from(mirror: str | None) -> Iterator[None]:
     if mirror is None:
         yield
         return
-    folder = Path(mirror).expanduser()
+    folder = Path(mirror).expanduser().absolute()
     if not folder.is_dir():
         raise BadInputError(
             f"the folder of mirrored data sets {mirror} does not exist; correct `mirror` in the stage's runtime, or "
             f"leave it out to read from the hub"
         )
+    _read_nltk_data_from(str(folder / NLTK_DATA))
     import datasets
 
     # The harness knows no folder of mirrors, and calls this function of the module.
@@ -59,3 +71,11 @@ def data_sets_from(mirror: str | None) -> Iterator[None]:
         yield
     finally:
         datasets.load_dataset = real
+
+
+def _read_nltk_data_from(folder: str) -> None:
+    # The variable is read when NLTK is imported, which takes seconds, and few tasks of the harness do it.
+    given = os.environ.get("NLTK_DATA", "").split(os.pathsep)
+    os.environ["NLTK_DATA"] = os.pathsep.join(dict.fromkeys([folder, *filter(None, given)]))
+    if (nltk := sys.modules.get("nltk")) is not None and folder not in nltk.data.path:
+        nltk.data.path.insert(0, folder)

@@ -3,33 +3,46 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache, partial
 
 import datasets
-from lm_eval.api.metrics import mean
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks import TaskManager
 
 from tasks.artifacts.errors import BadInputError
-from tasks.benchmarks.declare import ExerciseTasks, HarnessTasks
+from tasks.artifacts.fingerprint import content_digest
+from tasks.benchmarks.checks import (
+    check_data,
+    check_documents,
+    check_metric,
+    check_scoring,
+    check_version,
+    documents_sha256,
+)
+from tasks.benchmarks.declare import ExerciseTasks, HarnessTasks, exercise_entry
 from tasks.benchmarks.exercise_tasks import METRIC, exercise_tasks
 from tasks.benchmarks.hub import data_sets_from
+from tasks.benchmarks.random_state import fixed_random_state
 
 logging.getLogger("lm_eval").setLevel(logging.ERROR)
 
 
 @dataclass(frozen=True)
 class LoadedTasks:
-    """The harness tasks of one entry of the recipe."""
+    """What is measured and told apart: a kind of exercises, or a task or group of the harness."""
 
+    name: str
+    """One of the `entries` of what the recipe lists."""
     tasks: dict[str, ConfigurableTask]
     metric: str
-    filter: str
-    limit: int | None
-    name: str | None = None
-    """The recipe's name of the task or group; None for exercises, where every task is an entry of its own."""
+    filter: str = "none"
+    limit: int | None = None
+    cluster: str | None = None
+    """The field of the documents by which they are clustered."""
+    data_sha256: Mapping[str, str] = field(default_factory=dict)
+    """Of each task's documents."""
 
 
 def load_tasks(
@@ -38,23 +51,49 @@ def load_tasks(
     """All tasks of the entries, with their data; `mirror` is a folder with copies of the hub's data sets.
 
     Raises:
-        BadInputError: an unknown task, data that cannot be read, or a metric that is not a mean over items.
+        BadInputError: an unknown task, data that cannot be read or are not those of the recipe, a metric that is not a
+            mean over items, or a task that is in two entries.
     """
-    loaded = []
+    loaded: list[LoadedTasks] = []
     for entry in entries:
         if isinstance(entry, ExerciseTasks):
             made = exercise_tasks(entry, max_new_tokens)
-            loaded.append(LoadedTasks({task.task_name: task for task in made}, METRIC, "none", None))
-            continue
-        tasks = harness_tasks(entry.name, mirror)
-        for name, task in tasks.items():
-            check_metric(name, task, entry.metric)
-            if entry.num_fewshot is not None:
-                task.set_config(key="num_fewshot", value=entry.num_fewshot)
-            elif task.get_config("num_fewshot") is None:
-                task.set_config(key="num_fewshot", value=0)
-        loaded.append(LoadedTasks(tasks, entry.metric, entry.filter, entry.limit, entry.name))
+            for kind, task in zip(entry.kinds, made, strict=True):
+                name = exercise_entry(kind)
+                loaded.append(LoadedTasks(name, {name: task}, METRIC, data_sha256={name: documents_sha256(task)}))
+        else:
+            loaded.append(_load_entry(entry, mirror))
+    owners: dict[str, str] = {}
+    for each in loaded:
+        for name in each.tasks:
+            if name in owners:
+                raise BadInputError(
+                    f"the task {name} is both in {owners[name]} and in {each.name} of evaluate.recipe.tasks, and its "
+                    f"items would count twice; take one of the two out"
+                )
+            owners[name] = each.name
     return loaded
+
+
+def _load_entry(entry: HarnessTasks, mirror: str | None) -> LoadedTasks:
+    tasks = harness_tasks(entry.name, mirror)
+    for name, task in tasks.items():
+        check_version(name, task, entry)
+        check_metric(name, task, entry.metric)
+        check_documents(name, task, entry)
+        check_scoring(name, task)
+        if entry.num_fewshot is not None:
+            task.set_config(key="num_fewshot", value=entry.num_fewshot)
+        elif task.get_config("num_fewshot") is None:
+            task.set_config(key="num_fewshot", value=0)
+    hashes = {name: documents_sha256(task) for name, task in tasks.items()}
+    check_data(entry, data_digest(hashes))
+    return LoadedTasks(entry.name, tasks, entry.metric, entry.filter, entry.limit, entry.cluster, hashes)
+
+
+def data_digest(hashes: Mapping[str, str]) -> str:
+    """Hex sha256 of an entry's data out of that of each of its tasks."""
+    return content_digest(hashes.items())
 
 
 @cache
@@ -64,7 +103,7 @@ def _manager() -> TaskManager:
 
 
 def harness_tasks(name: str, mirror: str | None = None) -> dict[str, ConfigurableTask]:
-    """The tasks of a task, group or tag of the harness by name, with their data.
+    """The tasks of a task, group or tag of the harness by name, with their data: the same documents at each launch.
 
     Raises:
         BadInputError: there is no such task, or its data cannot be read.
@@ -73,23 +112,32 @@ def harness_tasks(name: str, mirror: str | None = None) -> dict[str, Configurabl
     if name not in manager.all_tasks:
         raise BadInputError(f"the harness has no task or group {name!r}; list the names with: lm-eval ls tasks")
     try:
-        with data_sets_from(mirror):
+        with data_sets_from(mirror), fixed_random_state():
             tasks: dict[str, ConfigurableTask] = manager.load(name)["tasks"]
-    except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
+            for task in tasks.values():
+                _keep_documents(task)
+    except (datasets.exceptions.DatasetsError, OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
+        advice = (
+            f"put a whole copy of it into {mirror}, the `mirror` of the stage's runtime, which is read in the place of "
+            f"the hub"
+            if mirror is not None
+            else "check that this machine reaches the hub and may read the set, or name a folder with copies of the "
+            "data sets as `mirror` in the stage's runtime"
+        )
         raise BadInputError(
-            f"the data of the evaluation set {name} cannot be read ({type(error).__name__}: {reason}); check that this "
-            f"machine reaches the hub and may read the set, or name a folder with copies of the data sets as `mirror` "
-            f"in the stage's runtime"
+            f"the data of the evaluation set {name} cannot be read ({type(error).__name__}: {reason}); {advice}"
         ) from error
     return tasks
 
 
-def check_metric(name: str, task: ConfigurableTask, metric: str) -> None:
-    """Raises BadInputError if the task has no such metric that is a mean over items."""
-    usable = sorted(key for key, aggregation in task.aggregation().items() if aggregation is mean)
-    if metric not in usable:
-        raise BadInputError(
-            f"task {name} has no metric {metric!r} that is a mean over items; choose one of: "
-            f"{', '.join(usable) or 'none, so leave the task out'}"
-        )
+def _keep_documents(task: ConfigurableTask) -> None:
+    """A task makes its documents anew whenever it is asked for them, and one that shuffles would ask one question and
+    judge the answer by another."""
+    documents = task.eval_docs
+    for split in ("test_docs", "validation_docs"):
+        setattr(task, split, partial(_same, documents))
+
+
+def _same(documents: datasets.Dataset) -> datasets.Dataset:
+    return documents

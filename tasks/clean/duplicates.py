@@ -15,18 +15,24 @@ RECALL = 0.99
 """Of the pairs just at the threshold, the share that the bands bring together; of pairs above it, more."""
 
 
-def exact_judge() -> Judge:
-    """Conversations equal to an earlier one under `plain`, roles and system prompt included."""
-    seen: dict[str, str] = {}
+class ExactDuplicates:
+    """Conversations equal under `plain` to an earlier one that stays, roles and system prompt included."""
 
-    def judge(row: Row) -> Why | None:
-        key = sha256_hex(canonical_json([[turn.role, plain(turn.content)] for turn in row.turns]))
-        if key in seen:
-            return {"of": seen[key]}
-        seen[key] = row.id
-        return None
+    def __init__(self) -> None:
+        self._kept: dict[str, str] = {}
 
-    return judge
+    def judge(self, row: Row) -> Why | None:
+        """Which row that was kept it equals, if any."""
+        of = self._kept.get(_key(row))
+        return {"of": of} if of is not None else None
+
+    def keep(self, row: Row) -> None:
+        """Takes in a row that stays: past every step, so that nothing goes for the sake of a row that goes itself."""
+        self._kept[_key(row)] = row.id
+
+
+def _key(row: Row) -> str:
+    return sha256_hex(canonical_json([[turn.role, plain(turn.content)] for turn in row.turns]))
 
 
 def near_judge(settings: NearDuplicates) -> Judge:

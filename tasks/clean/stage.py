@@ -18,12 +18,12 @@ from tasks.benchmarks.declare import ExerciseTasks, HarnessTasks
 from tasks.runtime.declare import GateResult, Gates, Runtime, Stage, StageConfig, at_least, at_most
 
 STEPS = (
-    "exact_duplicates",
     "length",
     "refusals",
     "truncated",
     "language",
     "decontamination",
+    "exact_duplicates",
     "near_duplicates",
 )
 """Fields of the recipe, in the order in which rows pass them."""
@@ -109,8 +109,8 @@ class CleanRuntime(Runtime):
     """Where evaluation sets are read."""
 
     mirror: str | None = None
-    """A folder with copies of the hub's data sets, each at OWNER/NAME in its repository's layout; they are read first.
-    """
+    """A folder with copies of the hub's data sets, each at OWNER/NAME in its repository's layout. The hub is not asked
+    for data then."""
 
 
 class CleanGates(Gates):
@@ -162,4 +162,4 @@ def judge(metrics: Mapping[str, Any], gates: CleanGates) -> list[GateResult]:
     ]
 
 
-STAGE = Stage(name="clean", version=1, config=CleanConfig, judge=judge)
+STAGE = Stage(name="clean", version=2, config=CleanConfig, judge=judge)

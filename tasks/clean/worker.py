@@ -12,7 +12,7 @@ from typing import Any
 from tasks.artifacts.errors import BadInputError
 from tasks.benchmarks.hub import confine_hub
 from tasks.clean.decontamination import EvaluationIndex
-from tasks.clean.duplicates import exact_judge, near_judge
+from tasks.clean.duplicates import ExactDuplicates, near_judge
 from tasks.clean.evaluation_texts import items_of
 from tasks.clean.filters import Judge, cut_off, language_judge, length_judge, refused
 from tasks.clean.rows import Row, read_rows
@@ -29,12 +29,14 @@ def run(job: Job) -> None:
     runtime = CleanRuntime.model_validate(job.runtime)
     # Matplotlib and the Hugging Face libraries read these when they are imported.
     os.environ.setdefault("MPLCONFIGDIR", str(job.scratch / "matplotlib"))
-    confine_hub(job.scratch, offline=not any(isinstance(each, HarnessSet) for each in recipe.evaluations))
+    from_hub = runtime.mirror is None and any(isinstance(each, HarnessSet) for each in recipe.evaluations)
+    confine_hub(job.scratch, offline=not from_hub, mirror=runtime.mirror)
     from tasks.clean.funnel import FunnelStep, plot_funnel
 
     source = job.input("instructions")
     index = _index(job, recipe, runtime.mirror)
-    judges = _judges(recipe, index)
+    exact = ExactDuplicates()
+    judges = _judges(recipe, index, exact)
     steps = {name: FunnelStep(name) for name in judges}
     output = job.new_directory("output")
     offered = rows = 0
@@ -42,6 +44,7 @@ def run(job: Job) -> None:
         for row in _with_progress(job, read_rows(source.bytes(FILE), f"{FILE} of {source.artifact.uri}")):
             offered += 1
             if all(steps[name].keeps(row, judge) for name, judge in judges.items()):
+                exact.keep(row)
                 file.write(row.line + b"\n")
                 rows += 1
     summary: dict[str, Any] = {
@@ -59,15 +62,15 @@ def run(job: Job) -> None:
     job.complete(output, {**summary, "removed": {name: step.removed for name, step in steps.items()}})
 
 
-def _judges(recipe: CleanRecipe, index: EvaluationIndex | None) -> dict[str, Judge]:
+def _judges(recipe: CleanRecipe, index: EvaluationIndex | None, exact: ExactDuplicates) -> dict[str, Judge]:
     """The steps that are on, in their order."""
     judges: dict[str, Judge | None] = {
-        "exact_duplicates": exact_judge() if recipe.exact_duplicates is not None else None,
         "length": length_judge(recipe.length) if recipe.length is not None else None,
         "refusals": refused if recipe.refusals is not None else None,
         "truncated": cut_off if recipe.truncated is not None else None,
         "language": language_judge(recipe.language) if recipe.language is not None else None,
         "decontamination": index.judge if index is not None else None,
+        "exact_duplicates": exact.judge if recipe.exact_duplicates is not None else None,
         "near_duplicates": near_judge(recipe.near_duplicates) if recipe.near_duplicates is not None else None,
     }
     return {name: judge for name in STEPS if (judge := judges[name]) is not None}

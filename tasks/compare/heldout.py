@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tasks.artifacts.errors import BadInputError
-from tasks.logits.rows import Row, read_rows
+from tasks.logits.heldout import HELDOUT_FILE, heldout_texts
+from tasks.logits.rows import Row
 
-HELDOUT_FILE = "heldout.parquet"
+__all__ = ["HELDOUT_FILE", "texts_to_choose_on"]
 
 
 def texts_to_choose_on(file: Path, skip_documents: int, max_documents: int | None, where: str) -> Sequence[Row]:
@@ -21,18 +22,16 @@ def texts_to_choose_on(file: Path, skip_documents: int, max_documents: int | Non
     Raises:
         BadInputError: fewer than two are left.
     """
-    rows = [row for row in read_rows(file) if row.kind == "text" and row.text]
-    documents = list(dict.fromkeys(row.document for row in rows))
-    kept = set(documents[skip_documents:][:max_documents])
-    if len(kept) < 2:
+    texts = heldout_texts(file, skip=skip_documents, maximum=max_documents)
+    if texts.chosen < 2:
         raise BadInputError(
-            f"{where} holds out {len(documents)} texts, and the first {skip_documents} are the evaluation's: "
-            f"{len(kept)} are left to choose on, and a standard error needs two; "
+            f"{where} holds out {texts.held_out} texts, and the first {skip_documents} are the evaluation's: "
+            f"{texts.chosen} are left to choose on, and a standard error needs two; "
             + (
-                f"lower assessment.evaluate.recipe.max_documents to about {len(documents) // 2}, or raise "
-                if len(documents) >= 4
+                f"lower assessment.evaluate.recipe.max_documents to about {texts.held_out // 2}, or raise "
+                if texts.held_out >= 4
                 else "raise "
             )
             + "the corpora's heldout_fraction"
         )
-    return [row for row in rows if row.document in kept]
+    return texts.rows

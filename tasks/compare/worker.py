@@ -5,12 +5,10 @@ from __future__ import annotations
 import gc
 import json
 import math
-import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
-from typing import Any
 
 import torch
 
@@ -24,13 +22,13 @@ from tasks.compare.stage import CompareRecipe, CompareRuntime
 from tasks.compare.template_tests import template_fault
 from tasks.logits.rows import Row
 from tasks.modeling.bits_per_byte import TEXTS
+from tasks.modeling.compared_models import check_models
 from tasks.modeling.document_bits import DocumentBits, document_bits
 from tasks.modeling.model_files import load_causal_lm, resolve_device
 from tasks.modeling.stopping import stopped_prompts
 from tasks.modeling.tokenizer_files import load_tokenizer, tokenizer_digest
 from tasks.worker.job import InputArtifact, Job, worker_main
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _FILE = "measured.json"
 
 
@@ -44,7 +42,9 @@ def run(job: Job) -> None:
     """results.json, and models/<name>.json with the items of each model."""
     recipe, runtime = CompareRecipe.model_validate(job.recipe), CompareRuntime.model_validate(job.runtime)
     models = job.inputs("model")
-    _check_names(recipe, models)
+    if len(models) < 2:
+        raise BadInputError(f"compare has the models {sorted(models)}, and two are needed; add inputs model.<name>")
+    check_models("compare", "reference", [recipe.reference], models)
     receipts = job.receipts()
     missing = [name for name in models if _shard(name) not in receipts]
     if missing:
@@ -76,19 +76,6 @@ def run(job: Job) -> None:
 
 def _shard(name: str) -> str:
     return f"model-{name}"
-
-
-def _check_names(recipe: CompareRecipe, models: Mapping[str, Any]) -> None:
-    if len(models) < 2:
-        raise BadInputError(f"compare has the models {sorted(models)}, and two are needed; add inputs model.<name>")
-    if recipe.reference not in models:
-        raise BadInputError(
-            f"compare.recipe.reference is {recipe.reference!r}, which is not among its models "
-            f"{', '.join(sorted(models))}; name one of them"
-        )
-    for name in models:
-        if not _NAME.fullmatch(name):
-            raise BadInputError(f"the model name {name!r} becomes a file name; use letters, digits and . _ -")
 
 
 class _Bench:

@@ -10,7 +10,7 @@ from tasks.logits.reader import LogitReader
 from tasks.training.loop import Training, local_directory, vocabulary_of
 from tasks.training.losses import LossWeights
 from tasks.training.processes import join
-from tasks.training.rows import MixedRows, RowSource, TemperedRows
+from tasks.training.rows import CorpusRows, MixedRows, RowSource, TemperedRows
 from tasks.training.settings import TrainingRuntime
 from tasks.worker.job import Job, worker_main
 
@@ -19,7 +19,11 @@ def run(job: Job) -> None:
     """Distils the student of the input "student" from the store of the input "logits", or those of "logits.<name>".
 
     Of several stores the held-out splits are judged as one: every target of every store counts alike, whatever weight
-    its store has in the training.
+    its store has in the training. A store may have no held-out rows where another one has some.
+
+    Raises:
+        BadInputError: the mixture does not fit the stores, or one of these has no rows to train on, another vocabulary
+            than the student, or no teacher that fits the loss.
     """
     recipe = DistillRecipe.model_validate(job.recipe)
     runtime = TrainingRuntime.model_validate(job.runtime)
@@ -27,8 +31,15 @@ def run(job: Job) -> None:
     if (fault := mixture_fault(recipe.mixture, stores)) is not None:
         raise BadInputError(f"{job.spec.label}: {fault}")
     readers = {name: LogitReader(job.store, entry.record.directory, entry.manifest) for name, entry in stores.items()}
-    train = _together({name: training_rows(reader, recipe.loss) for name, reader in readers.items()})
-    heldout = _together({name: reader.rows("heldout") for name, reader in readers.items()})
+    train = {name: training_rows(reader, recipe.loss) for name, reader in readers.items()}
+    if empty := [name for name, rows in train.items() if not len(rows)]:
+        raise BadInputError(
+            f"{job.spec.label}: the training split of {', '.join(empty)} has no rows; give the corpus more documents"
+            + (", or leave that store out of inputs and mixture" if len(train) > 1 else "")
+        )
+    heldout = {name: rows for name, reader in readers.items() if len(rows := reader.rows("heldout"))}
+    if heldout and (without := sorted(readers.keys() - heldout.keys())):
+        job.log(f"judged without {', '.join(without)}, which has no held-out rows")
     processes = join(runtime, job.scratch)
     student = local_directory(job.input("student"), processes)
     digest, num_real = vocabulary_of(student)
@@ -41,8 +52,8 @@ def run(job: Job) -> None:
         processes,
         model_directory=student,
         num_real=num_real,
-        train=train,
-        heldout=heldout,
+        train=_together(train),
+        heldout=_together(heldout),
         mixture=recipe.mixture,
         weights=LossWeights(**recipe.loss.model_dump()),
         measures_kl=True,
@@ -50,7 +61,8 @@ def run(job: Job) -> None:
 
 
 def _together(sources: Mapping[str, RowSource]) -> RowSource:
-    return MixedRows(sources) if len(sources) > 1 else next(iter(sources.values()))
+    """Of none: no rows, which a training refuses by the split's name."""
+    return MixedRows(sources) if len(sources) > 1 else next(iter(sources.values()), CorpusRows([]))
 
 
 def training_rows(reader: LogitReader, loss: LossRecipe) -> RowSource:

@@ -80,6 +80,9 @@ class DumpLogitsRuntime(Runtime):
     tensor_parallel: int = Field(1, ge=1)
     """Processes that hold one teacher together, by transformers' own plan; `num_processes` is a multiple of it."""
 
+    replicas: int = Field(1, ge=1)
+    """Flow runs of `pool` that make the dump together, each as launcher and num_processes say. Without a pool, or in a
+    run that came of no deployment, there is one."""
     tokens_per_batch: int = Field(8192, ge=1)
     """Tokens of one forward pass, padding included. A longer row is a batch of its own."""
     head_chunk_tokens: int = Field(512, ge=1)
@@ -94,6 +97,12 @@ class DumpLogitsRuntime(Runtime):
                 f"tensor_parallel {self.tensor_parallel} needs launcher torchrun and num_processes a multiple of it, "
                 f"not {self.launcher} with {self.num_processes}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _replicas_have_a_pool(self) -> DumpLogitsRuntime:
+        if self.replicas > 1 and self.pool is None:
+            raise ValueError(f"replicas is {self.replicas}, but pool names no work pool to run them on; set pool")
         return self
 
 

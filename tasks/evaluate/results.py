@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -25,17 +25,17 @@ def build_results(measured: Mapping[str, Measured], recipe: EvaluateRecipe) -> d
     """Everything that results.json holds.
 
     `paired[a][b]` is a minus b, over the same items and documents: b is the reference for every a, and every other
-    model for the candidate.
+    model for the candidate. It has the accuracy over all items, that of each entry of the recipe, and bits per byte.
 
     Raises:
-        BadInputError: two models were run by different versions of the harness or its tasks.
+        BadInputError: two models were run by different versions of the harness or its tasks, or on different data.
     """
     _check_one_harness(measured)
     models = {name: _summary(each, recipe) for name, each in measured.items()}
     paired: dict[str, dict[str, Any]] = {}
     for name in measured:
         against = [other for other in measured if other != name] if name == recipe.candidate else [recipe.reference]
-        pairs = {other: _pair(measured[name], measured[other]) for other in against if other != name}
+        pairs = {other: _pair((name, other), measured[name], measured[other]) for other in against if other != name}
         if pairs:
             paired[name] = pairs
     return {
@@ -71,9 +71,9 @@ def gate_metrics(results: Mapping[str, Any]) -> dict[str, Any]:
 def _summary(measured: Measured, recipe: EvaluateRecipe) -> dict[str, Any]:
     metrics = {task: about["metric"] for task, about in measured.about["harness"]["tasks"].items()}
     summary: dict[str, Any] = {
-        "accuracy": mean_with_error([item["outcome"] for item in measured.items]),
+        "accuracy": _mean(measured.items),
         "tasks": {
-            task: {"metric": metrics[task], **mean_with_error([item["outcome"] for item in items])}
+            task: {"metric": metrics[task], **_mean(list(items))}
             for task, items in groupby(measured.items, key=lambda item: item["task"])
         },
         "entries": _entries(measured.items, metrics),
@@ -90,25 +90,61 @@ def _summary(measured: Measured, recipe: EvaluateRecipe) -> dict[str, Any]:
 
 def _entries(items: Sequence[Mapping[str, Any]], metrics: Mapping[str, str]) -> dict[str, Any]:
     """The mean over all items of each entry of the recipe: a group's, over its tasks in proportion to their items."""
+    return {entry: {"metric": metrics[own[0]["task"]], **_mean(own)} for entry, own in _by_entry(items).items()}
+
+
+def _by_entry(items: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
     pooled: dict[str, list[Mapping[str, Any]]] = {}
     for item in items:
         pooled.setdefault(item["entry"], []).append(item)
-    return {
-        entry: {"metric": metrics[own[0]["task"]], **mean_with_error([item["outcome"] for item in own])}
-        for entry, own in pooled.items()
-    }
+    return pooled
 
 
-def _pair(one: Measured, other: Measured) -> dict[str, Any]:
+def _mean(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    return mean_with_error(_outcomes(items), _clusters(items))
+
+
+def _outcomes(items: Sequence[Mapping[str, Any]]) -> list[float]:
+    return [item["outcome"] for item in items]
+
+
+def _clusters(items: Sequence[Mapping[str, Any]]) -> list[Hashable] | None:
+    """What is one question, item by item; None where each is one of its own."""
+    if all(item.get("cluster") is None for item in items):
+        return None
+    return [item["cluster"] if item.get("cluster") is not None else (item["task"], item["item"]) for item in items]
+
+
+def _pair(names: tuple[str, str], one: Measured, other: Measured) -> dict[str, Any]:
+    """Differences over all items, over those of each entry, and in bits per byte.
+
+    Raises:
+        BadInputError: an item was made of different documents.
+    """
     keys = [[(item["task"], item["item"]) for item in each.items] for each in (one, other)]
     rows = [[document["document"] for document in each.documents] for each in (one, other)]
     assert keys[0] == keys[1], "models of one comparison answer the same items"
     assert rows[0] == rows[1], "models of one comparison read the same documents"
-    pair = {"accuracy": paired_mean([item["outcome"] for item in one.items], [item["outcome"] for item in other.items])}
+    for item, against in zip(one.items, other.items, strict=True):
+        if item.get("document") != against.get("document"):
+            raise BadInputError(
+                f"{names[0]} and {names[1]} were asked different questions as item {item['item']} of task "
+                f"{item['task']}, since its data or their order changed between two launches; delete the receipts "
+                f"shards/model-*-{item['entry']}.json of this evaluation and run again"
+            )
+    against_by_entry = _by_entry(other.items)
+    pair = {
+        "accuracy": _paired(one.items, other.items),
+        "entries": {entry: _paired(own, against_by_entry[entry]) for entry, own in _by_entry(one.items).items()},
+    }
     if one.documents:
         bits, sizes = _bits_and_bytes(one)
         pair["bits_per_byte"] = paired_ratio(bits, _bits_and_bytes(other)[0], sizes)
     return pair
+
+
+def _paired(one: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    return paired_mean(_outcomes(one), _outcomes(other), _clusters(one))
 
 
 def _bits_and_bytes(measured: Measured) -> tuple[list[float], list[int]]:
@@ -122,7 +158,9 @@ def _check_one_harness(measured: Mapping[str, Measured]) -> None:
     (first, reference), *others = ((name, each.about["harness"]) for name, each in measured.items())
     for name, harness in others:
         if harness != reference:
+            changed = [task for task, about in harness["tasks"].items() if about != reference["tasks"].get(task)]
             raise BadInputError(
-                f"{first} and {name} were evaluated by different versions of the harness or its tasks, which do not "
-                f"compare; delete the receipts shards/model-*.json of this evaluation and run again"
+                f"{first} and {name} were evaluated by different versions of the harness or its tasks, or on different "
+                f"data{f' ({changed[0]})' if changed else ''}, which do not compare; delete the receipts "
+                f"shards/model-*.json of this evaluation and run again"
             )

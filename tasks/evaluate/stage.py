@@ -42,6 +42,11 @@ class EvaluateRecipe(Frozen):
     window_tokens: int = Field(2048, ge=2)
     """Longest window for bits per byte; a model with a shorter context uses its own."""
 
+    @property
+    def entries(self) -> list[str]:
+        """What is measured of each model, one by one: kinds of exercises, tasks and groups of the harness."""
+        return [entry for task in self.tasks for entry in task.entries]
+
     @field_validator("template_date")
     @classmethod
     def _iso_date(cls, text: str) -> str:
@@ -67,8 +72,8 @@ class EvaluateRuntime(Runtime):
 
     batch_size: int = Field(64, ge=1)
     mirror: str | None = None
-    """A folder with copies of the hub's data sets, each at OWNER/NAME in its repository's layout; they are read first.
-    """
+    """A folder with copies of the hub's data sets, each at OWNER/NAME in its repository's layout, and of NLTK's data at
+    nltk_data. The hub is not asked for data then."""
 
 
 class EvaluateGates(Gates):
@@ -113,4 +118,4 @@ def _judge(metrics: Mapping[str, Any], gates: EvaluateGates) -> list[GateResult]
     ]
 
 
-STAGE = Stage(name="evaluate", version=3, config=EvaluateConfig, judge=_judge)
+STAGE = Stage(name="evaluate", version=4, config=EvaluateConfig, judge=_judge)

@@ -32,6 +32,8 @@ from tasks.runtime.declare import GateResult, Gates, Runtime, Stage, StageConfig
 from tasks.runtime.text_gates import judge_ratios, judge_stops
 
 BASE = "base"
+FUSED = "fused"
+"""What the result is called beside the models that it was made of."""
 
 _TASK_VECTORS = ("int8_mask", "normalize", "rescale", "lambda")
 MERGE_PARAMETERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -88,7 +90,8 @@ class FuseRecipe(Frozen):
 
     merge_method: Literal[MERGE_METHODS]  # type: ignore[valid-type]
     models: dict[str, Branch] = Field(min_length=1)
-    """By branch name, in the order in which the method takes them; `base` may be among them."""
+    """By branch name; `base` may be among them. Their order means nothing and is in no key: what a method such as slerp
+    starts from is its base_model."""
     base_model: str | None = BASE
     """`base`, a branch's name, or None for a method without a base such as linear."""
     parameters: dict[str, Setting] = Field(default_factory=dict)
@@ -107,6 +110,8 @@ class FuseRecipe(Frozen):
         for name in self.models:
             if not re.fullmatch(r"[a-z0-9][a-z0-9_.-]*", name):
                 raise ValueError(f"models has the name {name!r}; use lower-case letters, digits, and _ . - between")
+            if name == FUSED:
+                raise ValueError(f"models has the name {name!r}, which is the result's; use another one")
         for field in ("base_model", "chat_from"):
             name = getattr(self, field)
             if name not in (None, BASE, *self.models):
@@ -134,10 +139,16 @@ class FuseRecipe(Frozen):
         return tuple(name for name in self.models if name != BASE)
 
     def mergekit_config(self) -> dict[str, Any]:
-        """The recipe as a mergekit configuration, with models by name."""
+        """The recipe as a mergekit configuration, with models by name.
+
+        Models are in the order of their names. All methods tell the base from the others by base_model and give weights
+        and the like to a model by its name, but dare and della draw what they drop for one model after the other: two
+        recipes that differ in nothing but an order would have one key and two results.
+        """
         dumped = self.model_dump(mode="json", exclude_none=True, exclude={"models", "chat_from", "seed"})
         models = [
-            {"model": name, **branch.model_dump(mode="json", exclude_none=True)} for name, branch in self.models.items()
+            {"model": name, **branch.model_dump(mode="json", exclude_none=True)}
+            for name, branch in sorted(self.models.items())
         ]
         return {**dumped, "models": models}
 
@@ -189,4 +200,4 @@ def judge(metrics: Mapping[str, Any], gates: FuseGates) -> list[GateResult]:
     ]
 
 
-STAGE = Stage(name="fuse", version=1, config=FuseConfig, judge=judge)
+STAGE = Stage(name="fuse", version=2, config=FuseConfig, judge=judge)

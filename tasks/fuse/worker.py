@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from mergekit.io.tasks import LoaderCache
 from mergekit.merge import run_merge
 from mergekit.options import MergeOptions
 from safetensors import safe_open
+from transformers import AutoConfig
 
 from tasks.artifacts.errors import BadInputError
+from tasks.fuse.alike import check_alike
 from tasks.fuse.quality import measure_fusion
 from tasks.fuse.stage import BASE, FuseRecipe, FuseRuntime
 from tasks.modeling.model_files import (
@@ -29,7 +32,6 @@ from tasks.modeling.model_files import (
     weights_directory,
     write_config,
 )
-from tasks.modeling.tokenizer_files import load_tokenizer, real_vocab_size, tokenizer_digest
 from tasks.worker.job import Job, worker_main
 
 MAX_SHARD_BYTES = 5 * 10**9
@@ -40,14 +42,14 @@ def run(job: Job) -> None:
     started = time.monotonic()
     recipe, runtime = FuseRecipe.model_validate(job.recipe), FuseRuntime.model_validate(job.runtime)
     directories = _input_directories(job, recipe)
-    _check_alike(directories)
+    check_alike(directories, job.log)
     configuration = MergeConfiguration.model_validate(recipe.mergekit_config())
 
     # mergekit gives "@" and "+" in a path a meaning: models are links named as in the recipe, in the current folder.
     staging = job.new_directory("merge")
     for name, directory in directories.items():
         (staging / name).symlink_to(weights_directory(directory).resolve(), target_is_directory=True)
-    job.progress(0, 3, "steps")
+    _begin(job, 0)
     # It also keeps open files by the name of the model, for the life of the process.
     LoaderCache.loaders.clear()
     with contextlib.chdir(staging):
@@ -67,18 +69,21 @@ def run(job: Job) -> None:
     LoaderCache.loaders.clear()
 
     out = staging / "out"
-    _write_configs(out, directories[recipe.chat_from])
+    _write_configs(out, recipe, directories)
     copy_tokenizer_files(directories[recipe.chat_from], out)
-    (out / "merge_config.yml").write_text(yaml.safe_dump(recipe.mergekit_config(), sort_keys=False), encoding="utf-8")
-    job.progress(1, 3, "steps")
-    num_parameters, distances = _distances(out, {name: staging / name for name in directories})
-    job.progress(2, 3, "steps")
+    # Sorted, since the order of settings is in no key.
+    (out / "merge_config.yml").write_text(yaml.safe_dump(recipe.mergekit_config(), sort_keys=True), encoding="utf-8")
+    _begin(job, 1)
+    leave = partial(_leave_if_asked, job)
+    num_parameters, distances = _distances(out, {name: staging / name for name in directories}, leave)
+    _begin(job, 2)
     quality = measure_fusion(
         out,
         directories[BASE],
         {name: directories[name] for name in recipe.branches},
         directories[recipe.chat_from],
         resolve_device(runtime.device),
+        before_model=leave,
     )
     job.complete(
         out,
@@ -105,38 +110,16 @@ def _input_directories(job: Job, recipe: FuseRecipe) -> dict[str, Path]:
     }
 
 
-def _check_alike(directories: dict[str, Path]) -> None:
-    """Refuses models of other tensors or with rows of other tokens: mergekit would mix those or cut them to size."""
-    found = {}
-    for name, directory in directories.items():
-        tokenizer = load_tokenizer(directory)
-        rows = num_rows(weights_directory(directory))
-        if rows < real_vocab_size(tokenizer):
-            raise BadInputError(f"{name} has {rows} rows and a tokenizer with {real_vocab_size(tokenizer)} ids")
-        found[name] = (tokenizer_digest(tokenizer), rows)
-    digest, rows = found[BASE]
-    tensors = {name: _tensor_files(weights_directory(directory)).keys() for name, directory in directories.items()}
-    for name, (other_digest, other_rows) in found.items():
-        if other_digest != digest:
-            raise BadInputError(
-                f"{BASE} and {name} have different tokenizers ({digest[:12]} and {other_digest[:12]}); bring both into "
-                f"one vocabulary (surgeon, mode: revert) before they are fused"
-            )
-        if other_rows != rows:
-            raise BadInputError(
-                f"{BASE} has {rows} embedding rows and {name} {other_rows}; make the rows equal before they are fused "
-                f"(the padding of the one that a surgery made)"
-            )
-        if tensors[name] != tensors[BASE]:
-            raise BadInputError(
-                f"only one of {BASE} and {name} has {sorted(tensors[name] ^ tensors[BASE])[0]}; fuse models of one "
-                f"architecture, all with tied heads or none"
-            )
+def _write_configs(out: Path, recipe: FuseRecipe, directories: dict[str, Path]) -> None:
+    """config.json of the merge base, and generation_config.json, both with the token ids of the model that chats.
 
-
-def _write_configs(out: Path, chat: Path) -> None:
-    """config.json of the merge and generation_config.json, both with the token ids of the model that chats."""
-    source = weights_directory(chat)
+    mergekit's own config.json is that of the base too; without a base it would be any model's, a chance one.
+    """
+    base = weights_directory(directories[recipe.base_model or BASE])
+    described = AutoConfig.from_pretrained(base, trust_remote_code=False)
+    described.dtype = recipe.out_dtype
+    described.save_pretrained(out)
+    source = weights_directory(directories[recipe.chat_from])
     chat_config = read_json(source / "config.json")
     ids = {name: chat_config[name] for name in TOKEN_ID_FIELDS if chat_config.get(name) is not None}
     config = {name: value for name, value in read_json(out / "config.json").items() if name not in TOKEN_ID_FIELDS}
@@ -147,8 +130,21 @@ def _write_configs(out: Path, chat: Path) -> None:
     write_config(out / "generation_config.json", {**ids, **given})
 
 
-def _distances(out: Path, models: dict[str, Path]) -> tuple[int, dict[str, float]]:
-    """Number of parameters, and ‖merged − model‖ / ‖model‖ over all tensors, for each model."""
+def _begin(job: Job, step: int) -> None:
+    """Begins a step, unless a stop was asked for. Nothing of an unfinished merge is kept: a next launch starts anew."""
+    _leave_if_asked(job)
+    job.progress(step, 3, "steps")
+
+
+def _leave_if_asked(job: Job) -> None:
+    if job.stop_requested:
+        job.preempted()
+
+
+def _distances(
+    out: Path, models: dict[str, Path], after_tensor: Callable[[], None]
+) -> tuple[int, dict[str, float | None]]:
+    """Number of parameters, and ‖merged − model‖ / ‖model‖ over all tensors, for each model; None if not finite."""
     num_parameters = 0
     squares = {name: [0.0, 0.0] for name in models}
     files = {name: _tensor_files(directory) for name, directory in models.items()}
@@ -159,7 +155,9 @@ def _distances(out: Path, models: dict[str, Path]) -> tuple[int, dict[str, float
                 tensor = file.get_tensor(tensor_name).float()
             squares[name][0] += float((merged.float() - tensor).square().sum(dtype=torch.float64))
             squares[name][1] += float(tensor.square().sum(dtype=torch.float64))
-    return num_parameters, {name: math.sqrt(moved / norm) for name, (moved, norm) in squares.items()}
+        after_tensor()
+    distances = {name: math.sqrt(moved / norm) for name, (moved, norm) in squares.items()}
+    return num_parameters, {name: value if math.isfinite(value) else None for name, value in distances.items()}
 
 
 def _tensor_files(directory: Path) -> dict[str, Path]:

@@ -81,6 +81,25 @@ def bits_per_byte(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) ->
         BadInputError: the tokenizer has neither BOS nor end token, the model has fewer rows than the tokenizer has ids,
             or its logits are not finite.
     """
+    result = {}
+    for kind, bits in bits_per_byte_of_result(model, tokenizer).items():
+        if bits is None:
+            raise BadInputError(
+                f"the model gives logits that are not finite on {kind.replace('_', '-')} text; look for NaN in its "
+                f"weights, or for a dtype that they overflow"
+            )
+        result[kind] = bits
+    return result
+
+
+def bits_per_byte_of_result(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> dict[str, float | None]:
+    """The same of a model that a stage has just made: None for a kind on which its logits are not finite.
+
+    The stage can then commit what it made, and its gate fails.
+
+    Raises:
+        BadInputError: the tokenizer has neither BOS nor end token, or the model fewer rows than the tokenizer has ids.
+    """
     num_real = real_vocab_size(tokenizer)
     num_rows = vocabulary_weights(model)[0].shape[0]
     if num_rows < num_real:
@@ -88,7 +107,7 @@ def bits_per_byte(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) ->
             f"the model has {num_rows} embedding rows and its tokenizer {num_real} ids; give it its own tokenizer"
         )
     start = start_token(model, tokenizer)
-    result = {}
+    result: dict[str, float | None] = {}
     for kind, texts in TEXTS.items():
         nats = 0.0
         for text in texts:
@@ -96,10 +115,6 @@ def bits_per_byte(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) ->
             with torch.inference_mode():
                 logits_PV = model(ids_T[None]).logits[0, :-1, :num_real].float()
             nats += float(torch.nn.functional.cross_entropy(logits_PV, ids_T[1:], reduction="sum"))
-        if not math.isfinite(nats):
-            raise BadInputError(
-                f"the model gives logits that are not finite on {kind.replace('_', '-')} text; look for NaN in its "
-                f"weights, or for a dtype that they overflow"
-            )
-        result[kind] = nats / math.log(2) / sum(len(text.encode()) for text in texts)
+        num_bytes = sum(len(text.encode()) for text in texts)
+        result[kind] = nats / math.log(2) / num_bytes if math.isfinite(nats) else None
     return result

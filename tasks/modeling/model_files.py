@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from tasks.artifacts.errors import BadInputError
+from tasks.modeling.hub import referenced
 from tasks.modeling.tokenizer_files import TOKENIZER_FILES, load_tokenizer, reloads_exactly, save_tokenizer
 
 MAX_SHARD_SIZE = "5GB"
@@ -22,18 +24,12 @@ TOKEN_ID_FIELDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def weights_directory(directory: Path) -> Path:
-    """The directory that has the weights: itself, or the hub's snapshot that its reference.json names."""
-    reference = directory / "reference.json"
-    if not reference.is_file():
-        return directory
-    from huggingface_hub import snapshot_download
+    """The directory that has the weights: itself, or the hub's snapshot that its reference.json names.
 
-    target = json.loads(reference.read_text(encoding="utf-8"))
-    return Path(
-        snapshot_download(
-            target["repo"], revision=target["revision"], allow_patterns=["*.safetensors", "*.json", "*.jinja", "*.txt"]
-        )
-    )
+    Raises:
+        BadInputError, TransientStoreError: as tasks/modeling/hub.py.
+    """
+    return referenced(directory, ["*.safetensors", "*.json", "*.jinja", "*.txt"])
 
 
 def load_causal_lm(
@@ -43,24 +39,82 @@ def load_causal_lm(
     device: str | torch.device = "cpu",
     attn_implementation: str = "sdpa",
 ) -> PreTrainedModel:
-    """The model in eval mode. Runs no code from the directory.
+    """The model in eval mode, with every weight from the directory. Runs no code from there.
+
+    No row of its embedding is `padding_idx`: torch gives that one no gradient, and where an end token stands in for
+    padding it is a row to be learnt.
 
     Raises:
-        BadInputError: there is no config.json, or weights come as pickles.
+        BadInputError: there is no config.json, or the weights are not those that it asks for: one is missing, has
+            another shape, or is not of this architecture.
     """
     source = weights_directory(directory)
-    if not (source / "config.json").is_file():
-        raise BadInputError(f"{source} has no config.json, so it is no model directory")
+    _require_config(source)
     device = torch.device(device)
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         source,
         device_map=None if device.type == "cpu" else {"": device},
         dtype=dtype,
         attn_implementation=attn_implementation,
         use_safetensors=True,
         trust_remote_code=False,
+        # Told below, with the directory; by itself this is a report on stderr, or an exception without names.
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
     )
+    model: PreTrainedModel = loaded[0]
+    _check_loaded(model, loaded[1], source)
+    embedding = model.get_input_embeddings()
+    if isinstance(embedding, torch.nn.Embedding):
+        embedding.padding_idx = None
     model.eval()
+    return model
+
+
+def _require_config(directory: Path) -> None:
+    if not (directory / "config.json").is_file():
+        raise BadInputError(f"{directory} has no config.json, so it is no model directory; give one of a model")
+
+
+def _check_loaded(model: PreTrainedModel, found: Mapping[str, Any], source: Path) -> None:
+    """Refuses weights of which transformers made up some, or left some out. A tied head counts as there, and what the
+    architecture ignores by design as not there."""
+    missing, unexpected = sorted(found["missing_keys"]), sorted(found["unexpected_keys"])
+    if getattr(model, "hf_quantizer", None) is not None:
+        # What stands beside a quantised weight, such as a scale, is the quantiser's affair.
+        parameters = dict(model.named_parameters())
+        missing, unexpected = [name for name in missing if name in parameters], []
+    for name, stored, expected in sorted(found["mismatched_keys"]):
+        raise BadInputError(
+            f"the weights in {source} have {name} in the shape {list(stored)} where their config.json asks for "
+            f"{list(expected)}; give the config.json and the weights of one model"
+        )
+    if missing:
+        raise BadInputError(
+            f"the weights in {source} lack {missing[0]}{_more(missing)}, which their config.json asks for and which "
+            f"would be random; complete the download, or give the config.json that belongs to them"
+        )
+    if unexpected:
+        raise BadInputError(
+            f"the weights in {source} have {unexpected[0]}{_more(unexpected)}, which {type(model).__name__} does not "
+            f"use; give the config.json that belongs to them, or remove what is no part of the model"
+        )
+
+
+def _more(names: Sequence[str]) -> str:
+    return f" and {len(names) - 1} more" if len(names) > 1 else ""
+
+
+def empty_causal_lm(directory: Path) -> PreTrainedModel:
+    """What config.json of `directory` describes, on the meta device: names and shapes without any weights.
+
+    Raises:
+        BadInputError: there is no config.json.
+    """
+    _require_config(directory)
+    config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     return model
 
 

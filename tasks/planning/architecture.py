@@ -111,7 +111,7 @@ def _dtype(config: Mapping[str, Any]) -> str:
 
 def _quantised(config: Mapping[str, Any], head_dim: int) -> int:
     settings = config.get("quantization_config")
-    if settings is None or "fp8" not in str(settings.get("quant_method", "")):
+    if not isinstance(settings, Mapping) or "fp8" not in str(settings.get("quant_method", "")):
         return 0
     skipped: Sequence[str] = settings.get("modules_to_not_convert") or settings.get("ignore") or ()
     hidden, inner, heads = config["hidden_size"], config["intermediate_size"], config["num_attention_heads"]

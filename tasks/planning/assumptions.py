@@ -31,6 +31,10 @@ class Assumptions(Frozen):
     """Of a data set of instructions that is taken whole."""
     corpus_bytes_per_token: float = Field(2.8, gt=0)
     """Of a stored corpus."""
+    imported_bytes_per_token: float = Field(150, gt=0)
+    """Of a published set of logits."""
+    imported_row_tokens: float = Field(1000, gt=0)
+    """Of a document of such a set."""
     adaptive_entries: float = Field(47, gt=0)
     """Entries that a position keeps at probability 0.001; 44 to 51 were measured on a small teacher."""
     invented_fraction: float = Field(0.15, ge=0, le=1)
@@ -43,6 +47,10 @@ class Assumptions(Frozen):
     surgeon_utilisation: float = Field(0.20, gt=0, le=1)
     cpu_utilisation: float = Field(0.50, gt=0, le=1)
     """Of a core's peak, in place of all of these."""
+    memory_utilisation: float = Field(0.40, gt=0, le=1)
+    """Of the memory's bandwidth, where answers are written: transformers starts every kernel from Python."""
+    link_utilisation: float = Field(0.70, gt=0, le=1)
+    """Of the bandwidth to other devices, in the node or beyond it."""
     padding: float = Field(0.04, ge=0, lt=1)
     """Part of the tokens of a forward pass that is padding."""
     corpus_tokens_per_second: float = Field(150_000, gt=0)

@@ -54,24 +54,33 @@ def model_shape(config: Mapping[str, Any]) -> ModelShape:
         BadInputError: an architecture whose FLOPs this file does not know, or a size is missing.
     """
     kind = config.get("model_type")
-    if kind not in GATED_TYPES:
+    if not isinstance(kind, str) or kind not in GATED_TYPES:
         raise BadInputError(
             f"the FLOPs of model_type {kind!r} are not known; known are {', '.join(sorted(GATED_TYPES))} "
             f"(tasks/planning/flops.py)"
         )
-    try:
-        hidden, inner, vocab = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
-        layers, heads = config["num_hidden_layers"], config["num_attention_heads"]
-    except KeyError as error:
-        raise BadInputError(f"the config of a {kind} model has no {error}; its FLOPs cannot be counted") from error
-    head_dim = config.get("head_dim") or hidden // heads
-    kv_heads = config.get("num_key_value_heads") or heads
+    hidden, inner, vocab = (_size(config, name) for name in ("hidden_size", "intermediate_size", "vocab_size"))
+    layers, heads = (_size(config, name) for name in ("num_hidden_layers", "num_attention_heads"))
+    head_dim = _size(config, "head_dim", hidden // heads)
+    kv_heads = _size(config, "num_key_value_heads", heads)
     attention = hidden * head_dim * (2 * heads + 2 * kv_heads)
     return ModelShape(
         layer_weights=layers * (attention + 3 * hidden * inner),
         head_weights=hidden * vocab,
         attention_width=layers * heads * head_dim,
     )
+
+
+def _size(config: Mapping[str, Any], name: str, default: int | None = None) -> int:
+    """`default` stands for what is missing or null."""
+    value, kind = config.get(name) or default, config["model_type"]
+    if value is None:
+        raise BadInputError(f"the config of a {kind} model has no {name!r}; its FLOPs cannot be counted")
+    if not isinstance(value, int) or value < 1:
+        raise BadInputError(
+            f"the config of a {kind} model has {name} {value!r}, no positive whole number; its FLOPs cannot be counted"
+        )
+    return value
 
 
 def causal_pairs(lengths: list[int]) -> int:

@@ -58,13 +58,16 @@ def dump_memory(
     )
 
 
-def evaluation_memory(model: Architecture, dtype: str, *, batch: int, prompt: float, window: float) -> ForwardMemory:
+def evaluation_memory(
+    model: Architecture, dtype: str, *, batch: int, prompt: float, window: float, windows: int
+) -> ForwardMemory:
     """Of one device in its worst moment: reading prompts with lm-eval, or windows of text for their bits.
 
     Args:
-        batch: prompts or windows at one time.
+        batch: prompts at one time.
         prompt: tokens of the longest prompt with its answer.
-        window: tokens of a window of text; 0: there are none.
+        window: tokens of the longest window of text; 0: there are none.
+        windows: of this length at one time.
     """
     size = BYTES[dtype]
     prompts = ForwardMemory(
@@ -73,9 +76,9 @@ def evaluation_memory(model: Architecture, dtype: str, *, batch: int, prompt: fl
         head=2 * size * batch * prompt * model.rows,
         cache=2 * size * model.num_layers * model.kv_width * batch * prompt,
     )
-    windows = ForwardMemory(
+    texts = ForwardMemory(
         weights=model.bytes(dtype),
-        activations=forward_activations(model, dtype, tokens=batch * window),
-        head=(size * batch + 8) * window * model.rows,
+        activations=forward_activations(model, dtype, tokens=windows * window),
+        head=(size * windows + 8) * window * model.rows,
     )
-    return max(prompts, windows, key=lambda memory: memory.peak)
+    return max(prompts, texts, key=lambda memory: memory.peak)

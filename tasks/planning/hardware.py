@@ -52,6 +52,10 @@ class Hardware(Frozen):
                 return self.peak_flops[name]
         return max(self.peak_flops.values())
 
+    def devices_of(self, threads: int) -> int:
+        """How many of these a process with `threads` threads takes: a core a thread, or one accelerator."""
+        return 1 if self.accelerator else threads
+
 
 def hardware_table() -> dict[str, Hardware]:
     """All devices by name: the user's own first.
@@ -69,17 +73,22 @@ def _table(path: Path) -> dict[str, Hardware]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         assert isinstance(content, dict)
-        return {str(name): Hardware(name=str(name), **_fields(entry)) for name, entry in content.items()}
     except (OSError, yaml.YAMLError, UnicodeDecodeError, AssertionError) as error:
         raise BadInputError(f"{path} is no table of hardware; write one as {TABLE} is") from error
+    return {str(name): _entry(path, str(name), fields) for name, fields in content.items()}
+
+
+def _entry(path: Path, name: str, fields: Any) -> Hardware:
+    if not isinstance(fields, dict):
+        raise BadInputError(f"{path}: {name} is no block of keys; write it as {TABLE} does")
+    if "name" in fields:
+        raise BadInputError(f"{path}: {name} has a key name, but is called by the key that it stands under; remove it")
+    try:
+        return Hardware.model_validate({**fields, "name": name})
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
+        where = ".".join((name, *(str(part) for part in first["loc"])))
         raise BadInputError(f"{path}: {where}: {first['msg']}; write it as {TABLE} does") from error
-
-
-def _fields(entry: Any) -> dict[str, Any]:
-    return entry if isinstance(entry, dict) else {}
 
 
 def hardware_named(name: str) -> Hardware:

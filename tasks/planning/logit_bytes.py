@@ -52,11 +52,20 @@ def entries_of(support: dict[str, Any], adaptive_entries: float) -> float:
     if support["kind"] == "top_k":
         return float(support["num_kept"])
     if support["kind"] == "adaptive":
-        # Measured on SmolLM2: the entries fall with about the 0.7th power of the probability.
-        scale = (0.001 / support["min_probability"]) ** 0.7 if support["min_probability"] else 1.0
+        if by_mass_alone(support):
+            return float(support["max_kept"])
+        # Measured on SmolLM2: the entries fall with about the 0.7th power of the probability. Of a mass besides, which
+        # can only keep fewer, nothing is known.
+        scale = (0.001 / support["min_probability"]) ** 0.7
         return min(float(support["max_kept"]), max(float(support["min_kept"]), adaptive_entries * scale))
     # Of n draws about n ** 0.7 differ: 15 to 17 of 50.
     return float(support["num_draws"]) ** 0.7
+
+
+def by_mass_alone(support: dict[str, Any]) -> bool:
+    """Whether a support keeps entries up to a mass whatever their probability. How many these are depends on how flat
+    the teacher's distributions are, so they are counted as `max_kept`, the most there can be."""
+    return support["kind"] == "adaptive" and not support["min_probability"]
 
 
 def store_size(

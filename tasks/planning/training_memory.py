@@ -15,8 +15,8 @@ weights, to the node's memory. On top stands the larger of two moments:
                the weights' type, the embedding's; the hidden states' gradient; stages 2 and 3 a bucket of gradients and
                its float32 copy for the sum over processes; stage 3 the weights that are gathered at one time
                (stage3_max_live_parameters, at least head and one layer)
-    step       AdamW's own temporaries (two of its largest group's length) and, in stages 1 and 2, one more copy of the
-               gradients that this device steps with
+    step       AdamW's own temporaries (two of its largest group's length: the layers' matrices, or embedding and head)
+               and, in stages 1 and 2, one more copy of the gradients that this device steps with
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def training_memory(
     Args:
         model: with the rows that it is trained with.
         dtype: the recipe's precision.
-        tokens: of one forward pass, padding included.
+        tokens: of the largest forward pass, padding included.
         row_tokens: the longest packed row.
         checkpointing: whether layers are computed again in the backward pass.
     """
@@ -101,7 +101,7 @@ def training_memory(
     optimiser = states * count / sharding.part(1)
     weights = size * count / sharding.part(3)
     gradients = 4 * count / sharding.part(2)
-    largest_group = max(model.shape.layer_weights, model.end)
+    largest_group = max(model.shape.layer_weights, model.ends)
     step = 2 * 4 * largest_group / sharding.part(1) + (4 * count / sharding.devices if stage in (1, 2) else 0)
     # A tied head's gradient is the embedding's; float32 needs no copy in another type.
     head = (

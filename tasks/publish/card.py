@@ -5,74 +5,76 @@ Nothing volatile is in it, so that a card is a function of the recipe, the model
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from tasks.publish.lineage import Ancestor, is_twin
+from tasks.publish.deployment import deployment_text
+from tasks.publish.layout import Layout
+from tasks.publish.lineage import Ancestor, made
+from tasks.publish.sources import LicensedSource
 from tasks.publish.stage import PublishRecipe
+from tasks.publish.steps import instructions_text, steps_text, teachers
 from tasks.publish.tables import Table, headline, lineage_table, nearness_table, results_table, tasks_table
-
-_STEPS = {
-    "corpus": "Documents were tokenised once and split into training and held-out ones by their content",
-    "dump_logits": "A teacher's next-token distributions were stored: some entries of each, and the mass of the others",
-    "import_logits": "A teacher's next-token distributions were taken from a published set",
-    "reshape": "A model was written as another architecture, or with some of its layers",
-    "transplant": "A model was moved into another vocabulary",
-    "distill": "The student was trained on the stored distributions",
-    "revert": "The trained student was moved back into its own vocabulary",
-    "fuse": "The branches, all in one vocabulary, were merged",
-    "evolve": "Instructions were evolved",
-    "clean": "The instructions were cleaned",
-    "sft": "The result was trained on instructions",
-}
-_PREPARATION = "train-"
-"""How the label of a training begins that made a model before the recipe (`prepared` of a profile)."""
+from tasks.publish.terms import Terms
 
 
-def build_card(
-    recipe: PublishRecipe, results: Mapping[str, Any], lineage: Sequence[Ancestor], model: Path
-) -> ModelCard:
-    """The card of the model in the folder `model`, whose measured numbers are in `results`.
+@dataclass(frozen=True)
+class Told:
+    """What a card is derived from."""
 
-    `lineage` holds the model's ancestors alone, or with those of the evaluation: the steps told are those in it.
-    """
-    data = _metadata(recipe, results)
+    recipe: PublishRecipe
+    layout: Layout
+    results: Mapping[str, Any]
+    """results.json of the evaluation."""
+    lineage: Sequence[Ancestor]
+    """The model's ancestors, itself the last."""
+    compared: Sequence[Ancestor]
+    """These, and those of the evaluation."""
+    sources: Sequence[LicensedSource]
+    terms: Terms
+    marker: str
+    """A line by which the card is known again."""
+
+
+def build_card(told: Told) -> ModelCard:
+    """The card of a model."""
+    recipe = told.recipe
     sections = [
-        ("Overview", _overview(recipe)),
-        ("Distillation steps", _steps(recipe, lineage)),
-        ("Evaluation", _evaluation(recipe, results)),
+        ("Overview", _overview(told)),
+        ("Distillation steps", steps_text(told.lineage, recipe.merge_method)),
+        ("Evaluation", _evaluation(recipe, told.results)),
         ("Use cases", _use_cases(recipe)),
-        ("Deployment", _deployment(recipe)),
-        ("Technical specification", _specification(model).markdown()),
-        ("Lineage", _lineage(lineage)),
-        ("Licence and notices", _licence(recipe)),
+        ("Deployment options", deployment_text(recipe, told.layout)),
+        ("Technical specifications", _specification(told.layout).markdown()),
+        ("Lineage", _lineage(told.compared)),
+        ("Licence and notices", _licence(told)),
     ]
     body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections)
-    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n# {recipe.title}\n\n{body}\n")
+    return ModelCard(f"---\n{_metadata(told).to_yaml()}\n---\n\n# {recipe.title}\n\n{body}\n\n{told.marker}\n")
 
 
-def notice_text(recipe: PublishRecipe) -> str:
-    """The file NOTICE, which the Llama and Qwen licences ask for; empty if no licence does."""
-    return "".join(f"{notice}\n" for notice in recipe.terms.notices)
+def notice_text(terms: Terms) -> str:
+    """The file NOTICE; empty if no licence asks for one."""
+    lines = (*terms.displays, *terms.notices)
+    return "".join(f"{line}\n" for line in lines)
 
 
-def _metadata(recipe: PublishRecipe, results: Mapping[str, Any]) -> ModelCardData:
-    candidate = results["models"][results["candidate"]]
+def _metadata(told: Told) -> ModelCardData:
+    candidate = told.results["models"][told.results["candidate"]]
     measured = [
         EvalResult(
             task_type="text-generation",
-            dataset_type=task,
-            dataset_name=task,
+            dataset_type=entry,
+            dataset_name=entry,
             metric_type=about["metric"],
             metric_name=about["metric"],
             metric_value=about["value"],
             metric_args={"stderr": about["stderr"], "n": about["n"]},
         )
-        for task, about in candidate["tasks"].items()
+        for entry, about in candidate["entries"].items()
     ]
     if "bits_per_byte" in candidate:
         bits = candidate["bits_per_byte"]
@@ -87,66 +89,39 @@ def _metadata(recipe: PublishRecipe, results: Mapping[str, Any]) -> ModelCardDat
                 metric_args={"stderr": bits["stderr"], "n": bits["documents"]},
             )
         )
-    terms = recipe.terms
+    terms = told.terms
     return ModelCardData(
-        base_model=list(recipe.base_model),
-        datasets=[source.name for source in recipe.datasets if "/" in source.name] or None,
+        base_model=_students(told),
+        datasets=[source.hub for source in told.sources if source.kind == "data" and source.hub] or None,
         eval_results=measured,
-        language=list(recipe.language),
+        language=list(told.recipe.language),
         library_name="transformers",
         license=terms.license,
         license_name=terms.license_name,
-        license_link=terms.license_link if terms.license_name else None,
-        model_name=recipe.title,
+        license_link=(terms.license_link or None) if terms.license_name else None,
+        model_name=told.recipe.title,
         pipeline_tag="text-generation",
         tags=["mergekit", "merge", "distillation"],
     )
 
 
-def _overview(recipe: PublishRecipe) -> str:
-    teachers = " and ".join(teacher.name for teacher in recipe.teachers)
-    made = f"{recipe.title} started from {recipe.student.name}"
-    made += f" and was distilled from the stored logits of {teachers}." if teachers else "."
-    if recipe.generated_data:
-        made += (
-            " Its instructions are exercises generated from rules, with answers checked by the same rules; no evolved "
-            "instruction set of another project was used."
-        )
-    notices = [notice.partition(".")[0] for notice in recipe.terms.notices]
-    return "\n\n".join(filter(None, [recipe.overview, made, " · ".join(f"**{notice}**" for notice in notices)]))
+def _students(told: Told) -> list[str]:
+    """The models whose weights it began as: of the hub where that is known."""
+    return [source.hub or source.name for source in told.sources if "student" in source.parts]
 
 
-def _steps(recipe: PublishRecipe, lineage: Sequence[Ancestor]) -> str:
-    lines: list[str] = []
-    for ancestor in lineage:
-        manifest = ancestor.manifest
-        stage = manifest.recipe.get("mode", "transplant") if manifest.stage == "surgeon" else manifest.stage
-        if stage not in _STEPS:
-            continue
-        sentence = _STEPS[stage]
-        if is_twin(manifest):
-            sentence = "A twin for comparison was trained on the same tokens without a teacher"
-        if stage == "sft" and manifest.label.startswith(_PREPARATION):
-            sentence = "A model was trained on text before the recipe"
-        if stage == "fuse":
-            sentence += f" ({recipe.merge_method})"
-        if stage == "clean":
-            sentence += f": {cleaning_text(manifest.metrics)}"
-        lines.append(f"{len(lines) + 1}. {sentence} (`{manifest.label}`).")
-    return "\n".join(lines) if lines else f"Merge: {recipe.merge_method}."
-
-
-def cleaning_text(metrics: Mapping[str, Any]) -> str:
-    """What the stage `clean` counted, and with which evaluations the rows were not compared, in one sentence."""
-    taken = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in metrics["removed"].items())
-    text = f"of {metrics['offered']:,} rows {metrics['rows']:,} are left"
-    text += f" (removed: {taken})" if taken else " (no step was on)"
-    if "decontamination" not in metrics["removed"]:
-        return f"{text}; they were compared with no evaluation"
-    read = ", ".join(f"{name} ({about['items']:,} items)" for name, about in metrics["evaluations"].items())
-    text += f"; compared with the evaluations {read}" if read else "; compared with no evaluation"
-    left_out = "; ".join(f"{name}: {reason}" for name, reason in metrics["not_decontaminated"].items())
-    return f"{text}; not compared with {left_out}" if left_out else text
+def _overview(told: Told) -> str:
+    known = made(told.lineage)
+    taught = " and ".join(teachers(known))
+    text = f"{told.recipe.title} has its weights from {' and '.join(_students(told))}"
+    text += f" and was distilled from the stored logits of {taught}." if taught else "."
+    evolved = [each.manifest for each in told.lineage if each.manifest.stage == "evolve"]
+    for manifest in evolved:
+        text += f" {instructions_text(manifest.recipe['source'], manifest.metrics)}."
+    if evolved and all(manifest.recipe["source"]["kind"] == "exercises" for manifest in evolved):
+        text += " No evolved instruction set of another project was used."
+    displays = " · ".join(f"**{display}**" for display in told.terms.displays)
+    return "\n\n".join(filter(None, [told.recipe.overview, text, displays]))
 
 
 def _evaluation(recipe: PublishRecipe, results: Mapping[str, Any]) -> str:
@@ -172,26 +147,11 @@ def _use_cases(recipe: PublishRecipe) -> str:
     return "\n".join(f"- {use}" for use in recipe.use_cases)
 
 
-def _deployment(recipe: PublishRecipe) -> str:
-    return f"""```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained("{recipe.repo_name}")
-model = AutoModelForCausalLM.from_pretrained("{recipe.repo_name}", dtype="auto", device_map="auto")
-messages = [{{"role": "user", "content": "Sort: 3 1 2"}}]
-inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-output = model.generate(**inputs.to(model.device), max_new_tokens=64)
-print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
-```"""
-
-
-def _specification(model: Path) -> Table:
-    config = json.loads((model / "config.json").read_bytes())
-    parameters, dtypes = _weights(model)
+def _specification(layout: Layout) -> Table:
     rows = [
-        ("architecture", ", ".join(config.get("architectures") or [config["model_type"]])),
-        ("parameters", f"{parameters:,}"),
-        ("weights", ", ".join(dtypes)),
+        ("architecture", layout.architecture),
+        ("parameters", f"{layout.num_parameters:,}"),
+        ("weights", ", ".join(layout.dtypes)),
     ]
     for name, key in (
         ("layers", "num_hidden_layers"),
@@ -201,40 +161,22 @@ def _specification(model: Path) -> Table:
         ("embedding rows", "vocab_size"),
         ("context", "max_position_embeddings"),
     ):
-        if key in config:
-            rows.append((name, f"{config[key]:,}"))
+        if key in layout.config:
+            rows.append((name, f"{layout.config[key]:,}"))
     return Table(("property", "value"), tuple(rows))
 
 
-def _weights(model: Path) -> tuple[int, list[str]]:
-    """Number of stored weights and their types, from the headers of the safetensors files."""
-    parameters, dtypes = 0, set()
-    for file in sorted(model.glob("*.safetensors")):
-        with file.open("rb") as stream:
-            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-        for name, tensor in header.items():
-            if name != "__metadata__":
-                size = 1
-                for length in tensor["shape"]:
-                    size *= length
-                parameters += size
-                dtypes.add(tensor["dtype"])
-    return parameters, sorted(dtypes)
-
-
-def _lineage(lineage: Sequence[Ancestor]) -> str:
+def _lineage(compared: Sequence[Ancestor]) -> str:
     return (
         "Every step that this model and its evaluation were made of. A key names a recipe, a digest the bytes that "
-        f"came of it.\n\n{lineage_table(lineage).markdown()}"
+        f"came of it.\n\n{lineage_table(compared).markdown()}"
     )
 
 
-def _licence(recipe: PublishRecipe) -> str:
-    terms = recipe.terms
-    name = terms.license_name or terms.license
-    parts = [f"{name}, {terms.license_link}: the strictest licence among what this model was made of."]
-    sources = [("student", recipe.student), *(("teacher", each) for each in recipe.teachers)]
-    sources += [("data", each) for each in recipe.datasets]
-    rows = tuple((what, source.name, source.license) for what, source in sources)
-    parts.append(Table(("part", "name", "licence"), rows).markdown())
+def _licence(told: Told) -> str:
+    terms = told.terms
+    name = ", ".join(filter(None, [terms.license_name or terms.license, terms.license_link]))
+    parts = [f"{name}: the strictest licence among what this model was made of."]
+    rows = tuple((source.used_as, source.name, source.license) for source in told.sources)
+    parts.append(Table(("used as", "name", "licence"), rows).markdown())
     return "\n\n".join([*parts, *terms.notices])

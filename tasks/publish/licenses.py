@@ -1,126 +1,117 @@
-"""Which licence a distilled model must carry, derived from what it was made of: never a fixed one.
+"""The licences whose terms are known here, and what each asks of a model that was made with something under it.
 
-The strictest licence among teachers, student and data names the model's own; the notices of all of them go with it.
-A licence that is not in the table is refused, since its terms cannot be known here. This is bookkeeping, not advice.
+Bookkeeping, not advice. A licence that is not in the table is refused, since its terms cannot be known.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
 
-from tasks.artifacts.errors import BadInputError
-
-
-class Licensed(Protocol):
-    """A teacher, a student or a data set."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def license(self) -> str: ...
+OWN = "own"
+"""Of whoever publishes, who owes nobody anything for it."""
 
 
 @dataclass(frozen=True)
 class License:
-    """What one licence asks of a model made with it."""
+    """What one licence asks of a model made with a model, its outputs, or a data set under it."""
 
     strictness: int
+    """The model carries the licence that is highest; the notices of all of them go with it."""
     link: str
+    display: str = ""
+    """Must stand where people see it: in the card's overview."""
     notice: str = ""
-    """Must stand in the card and in the file NOTICE."""
+    """Must go along, in the card and in the file NOTICE; `{name}` is what is under this licence."""
     name_prefix: str = ""
     """Must begin the model's name."""
     on_hub: bool = True
     """Whether the hub knows this identifier; else the card says `other` and names it."""
+    limits_use: bool = False
+    """Whether it forbids some uses of the model, which a share-alike licence does not allow."""
+    share_alike: bool = False
+    """Whether the model must be under this very licence, with no limit added."""
+    own_models_only: bool = False
+    """Whether it may improve no model but those under this licence."""
+    forbids: str = ""
+    """Why nothing that was made with it can be published at all."""
 
 
-def _llama(version: str, path: str) -> License:
+def _llama(version: str, path: str, *, name: str, display: str, prefix: str, own_models_only: bool = False) -> License:
     return License(
-        strictness=5,
+        strictness=9,
         link=f"https://www.llama.com/{path}/license/",
+        display=display,
         notice=(
-            f"Built with Llama. Llama {version} is licensed under the Llama {version} Community License, Copyright © "
-            f"Meta Platforms, Inc. All Rights Reserved. Use must comply with its Acceptable Use Policy "
-            f"(https://www.llama.com/{path}/use-policy/). Above 700 million monthly users Meta must be asked."
+            f"{name} is licensed under the {name} Community License, Copyright © Meta Platforms, Inc. All Rights "
+            f"Reserved. Use must comply with its Acceptable Use Policy (https://www.llama.com/{path}/use-policy/) and "
+            f"the licence (https://www.llama.com/{path}/license/), a copy of which goes with the model. Above 700 "
+            f"million monthly users Meta must be asked. Made with {{name}} (Llama {version})."
         ),
-        name_prefix="Llama",
+        name_prefix=prefix,
+        limits_use=True,
+        own_models_only=own_models_only,
     )
 
 
+def _llama_since_3_1(version: str) -> License:
+    path = f"llama{version.replace('.', '_')}"
+    return _llama(version, path, name=f"Llama {version}", display="Built with Llama", prefix="Llama")
+
+
+def _creative_commons(terms: str, strictness: int, **asked: bool) -> License:
+    link = f"https://creativecommons.org/licenses/{terms}/4.0/"
+    notice = f"Made with {{name}}, which is under CC {terms.upper()} 4.0 ({link}); its authors are to be credited."
+    return License(strictness, link, notice=notice, **asked)  # type: ignore[arg-type]
+
+
+_NO_DERIVATIVES = "nothing that was made of it may be passed on"
+
 LICENSES: dict[str, License] = {
+    OWN: License(-1, "", on_hub=False),
     "cc0-1.0": License(0, "https://creativecommons.org/publicdomain/zero/1.0/"),
     "mit": License(1, "https://opensource.org/license/mit"),
     "bsd-3-clause": License(2, "https://opensource.org/license/bsd-3-clause"),
-    "psf-2.0": License(0, "https://docs.python.org/3/license.html", on_hub=False),
-    "apache-2.0": License(3, "https://www.apache.org/licenses/LICENSE-2.0"),
-    "odc-by": License(0, "https://opendatacommons.org/licenses/by/1-0/"),
-    "cc-by-4.0": License(0, "https://creativecommons.org/licenses/by/4.0/"),
+    "psf-2.0": License(2, "https://docs.python.org/3/license.html", on_hub=False),
+    "odc-by": License(
+        strictness=3,
+        link="https://opendatacommons.org/licenses/by/1-0/",
+        notice="Contains information from {name}, which is made available under the ODC Attribution License "
+        "(https://opendatacommons.org/licenses/by/1-0/).",
+    ),
+    "cc-by-4.0": _creative_commons("by", 4),
+    "apache-2.0": License(5, "https://www.apache.org/licenses/LICENSE-2.0"),
+    "cc-by-sa-4.0": _creative_commons("by-sa", 6, share_alike=True),
     "qwen": License(
-        strictness=4,
+        strictness=7,
         link="https://huggingface.co/Qwen/Qwen2.5-72B-Instruct/blob/main/LICENSE",
+        display="Improved using Qwen",
         notice=(
-            "Improved using Qwen. Qwen is licensed under the Qwen LICENSE AGREEMENT, Copyright (c) Alibaba Cloud. All "
-            "Rights Reserved. Above 100 million monthly users Alibaba Cloud must be asked."
+            "Qwen is licensed under the Qwen LICENSE AGREEMENT, Copyright (c) Alibaba Cloud. All Rights Reserved. "
+            "Above 100 million monthly users Alibaba Cloud must be asked. Made with {name}."
         ),
         on_hub=False,
+        limits_use=True,
     ),
-    "llama3": _llama("3", "llama3"),
-    "llama3.1": _llama("3.1", "llama3_1"),
-    "llama3.2": _llama("3.2", "llama3_2"),
-    "llama3.3": _llama("3.3", "llama3_3"),
+    "llama2": _llama("2", "llama2", name="Llama 2", display="", prefix="", own_models_only=True),
+    "llama3": _llama(
+        "3", "llama3", name="Meta Llama 3", display="Built with Meta Llama 3", prefix="Llama 3", own_models_only=True
+    ),
+    "llama3.1": _llama_since_3_1("3.1"),
+    "llama3.2": _llama_since_3_1("3.2"),
+    "llama3.3": _llama_since_3_1("3.3"),
+    "qwen-research": License(
+        strictness=10,
+        link="https://huggingface.co/Qwen/Qwen2.5-3B-Instruct/blob/main/LICENSE",
+        display="Improved using Qwen",
+        notice=(
+            "Qwen is licensed under the Qwen RESEARCH LICENSE AGREEMENT, Copyright (c) Alibaba Cloud. All Rights "
+            "Reserved. For research and evaluation only, not for commercial use. Made with {name}."
+        ),
+        on_hub=False,
+        limits_use=True,
+    ),
+    "cc-by-nc-4.0": _creative_commons("by-nc", 11, limits_use=True),
+    "cc-by-nc-sa-4.0": _creative_commons("by-nc-sa", 12, limits_use=True, share_alike=True),
+    "cc-by-nd-4.0": License(13, "https://creativecommons.org/licenses/by-nd/4.0/", forbids=_NO_DERIVATIVES),
+    "cc-by-nc-nd-4.0": License(13, "https://creativecommons.org/licenses/by-nc-nd/4.0/", forbids=_NO_DERIVATIVES),
 }
-
-
-@dataclass(frozen=True)
-class Terms:
-    """What the published model carries."""
-
-    license: str
-    """For the card's metadata: an identifier of the hub, or `other`."""
-    license_name: str | None
-    license_link: str
-    notices: tuple[str, ...]
-    name_prefix: str
-
-
-def derive_terms(parts: Iterable[Licensed]) -> Terms:
-    """The terms of a model made of these parts; the strictest wins, and of equally strict ones the later name.
-
-    Raises:
-        BadInputError: a licence is not in the table, or two of them want different beginnings of the name.
-    """
-    found: dict[str, License] = {}
-    for part in parts:
-        if part.license not in LICENSES:
-            raise BadInputError(
-                f"{part.name} has the licence {part.license!r}, whose terms are not known here; publish without it, or "
-                f"add its terms to tasks/publish/licenses.py (known: {', '.join(LICENSES)})"
-            )
-        found[part.license] = LICENSES[part.license]
-    if not found:
-        raise BadInputError("a model made of nothing has no licence; name its student and teachers")
-    strictest = max(found, key=lambda name: (found[name].strictness, name))
-    prefixes = {terms.name_prefix for terms in found.values() if terms.name_prefix}
-    if len(prefixes) > 1:
-        raise BadInputError(f"the licences want the model's name to begin with each of {sorted(prefixes)}")
-    chosen = found[strictest]
-    return Terms(
-        license=strictest if chosen.on_hub else "other",
-        license_name=None if chosen.on_hub else strictest,
-        license_link=chosen.link,
-        notices=tuple(found[name].notice for name in sorted(found) if found[name].notice),
-        name_prefix=next(iter(prefixes), ""),
-    )
-
-
-def check_name(repo_name: str, terms: Terms) -> None:
-    """Raises BadInputError if the model's name does not begin as its licence asks."""
-    name = repo_name.rpartition("/")[2]
-    if not name.startswith(terms.name_prefix):
-        raise BadInputError(
-            f"a model trained on outputs of {terms.name_prefix} must have a name that starts with "
-            f'"{terms.name_prefix}"; call it {terms.name_prefix}-{name} in publish.recipe.repo_name'
-        )

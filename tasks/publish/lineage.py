@@ -1,14 +1,16 @@
-"""What an artifact was made of, read from the manifests that its inputs lead to."""
+"""What an artifact was made of: read from the manifests that its inputs lead to, or planned before it is made."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.errors import ObjectMissingError, StaleInputError
 from tasks.artifacts.manifest import InputRecord, Manifest
 from tasks.artifacts.store import Store
+from tasks.runtime.declare import Step
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,57 @@ def ancestors(store: Store, records: Iterable[InputRecord]) -> list[Ancestor]:
     for record in records:
         visit(record)
     return list(found.values())
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a lineage says of one of its members whether it is finished or not. `inputs` holds keys by role."""
+
+    key: str
+    stage: str
+    label: str
+    recipe: Mapping[str, Any]
+    inputs: Mapping[str, str]
+
+
+def made(lineage: Iterable[Ancestor]) -> dict[str, Made]:
+    """Finished artifacts by key, in their order."""
+    return {
+        manifest.key: Made(
+            key=manifest.key,
+            stage=manifest.stage,
+            label=manifest.label,
+            recipe=manifest.recipe,
+            inputs={role: record.key for role, record in sorted(manifest.inputs.items())},
+        )
+        for manifest in (ancestor.manifest for ancestor in lineage)
+    }
+
+
+def planned(step: Step) -> dict[str, Made]:
+    """A step and all that it will be made of by key, inputs before what uses them."""
+    found: dict[str, Made] = {}
+
+    def visit(each: Step) -> None:
+        if each.key in found:
+            return
+        for role in sorted(each.inputs):
+            visit(each.inputs[role])
+        found[each.key] = Made(
+            key=each.key,
+            stage=each.stage.name,
+            label=each.label,
+            recipe=each.config.recipe.model_dump(mode="json"),
+            inputs={role: source.key for role, source in sorted(each.inputs.items())},
+        )
+
+    visit(step)
+    return found
+
+
+def marker(model: Manifest) -> str:
+    """A line of the card of a model that no other model's card has, invisible where Markdown is shown."""
+    return f"<!-- medius: the model with the digest {model.digest} -->"
 
 
 def is_twin(manifest: Manifest) -> bool:

@@ -1,80 +1,59 @@
 """The stage `publish`: the final model as a Hugging Face directory with a card that states only what was measured.
 
-Inputs: `model`, and `evaluation`, an evaluation whose candidate is that very model.
+Inputs: `model`, and `evaluation`, an evaluation whose candidate is that very model. What the model was made of, and so
+under which licence it can be published, is read off its lineage, before anything runs and again when it is published.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from tasks.artifacts.errors import BadInputError
 from tasks.artifacts.frozen import Frozen
-from tasks.publish.licenses import Terms, check_name, derive_terms
-from tasks.runtime.declare import Runtime, Stage, StageConfig
-
-
-class Source(Frozen):
-    """A model or a data set that went into the published one."""
-
-    name: str = Field(min_length=1)
-    license: str = Field(min_length=1)
-
-
-class Teacher(Source):
-    """A model whose outputs the published one was trained on."""
-
-    family: Literal["llama", "qwen", "apache", "other"]
-
-    @model_validator(mode="after")
-    def _agrees(self) -> Teacher:
-        is_llama = self.license.startswith("llama")
-        if is_llama != (self.family == "llama"):
-            raise ValueError(
-                f"{self.name} is of the family {self.family!r} and has the licence {self.license!r}; models of the "
-                f"family llama, and only they, carry a Llama licence"
-            )
-        return self
+from tasks.publish.lineage import Made, planned
+from tasks.publish.sources import LicensedSource, Licenses, licensed_sources
+from tasks.publish.terms import Terms, check_names, derive_terms
+from tasks.runtime.declare import Runtime, Stage, StageConfig, Step
 
 
 class PublishRecipe(Frozen):
-    """What the card says; all numbers in it come from the evaluation."""
+    """What the card says besides what is derived."""
 
     repo_name: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
     title: str = Field(min_length=1)
     overview: str = ""
     """One or two sentences in front of the derived ones."""
     language: tuple[str, ...] = Field(("en",), min_length=1)
-    base_model: tuple[str, ...] = Field(min_length=1)
-    """Hub ids, or names of models that are on no hub."""
-    teachers: tuple[Teacher, ...] = ()
-    student: Source
-    datasets: tuple[Source, ...] = ()
-    generated_data: bool
-    """Whether instructions were generated from rules, so that the card must not claim evolved instruction data."""
+    licenses: Licenses = Licenses()
+    """Of the models and data in the lineage whose licence is not known here."""
     merge_method: str = Field(min_length=1)
-    """Such as "TIES, density 0.66"."""
+    """What the card calls the fusion, such as "TIES"; its parameters follow from the lineage."""
     use_cases: tuple[str, ...] = ()
-    expected: dict[str, float] | None = None
-    """Published value of each task, to be set beside the measured ones."""
+    expected: dict[str, float] = Field(default_factory=dict)
+    """Published value of each task, to be set beside the measured ones: those of the profile, see
+    `PublishConfig.expecting`."""
     target: Literal["store", "directory", "hub"] = "store"
     """Where besides the store the files go."""
 
     @model_validator(mode="after")
-    def _allowed(self) -> PublishRecipe:
-        try:
-            check_name(self.repo_name, self.terms)
-        except BadInputError as error:
-            raise ValueError(str(error)) from error
+    def _has_owner(self) -> Self:
         if self.target == "hub" and "/" not in self.repo_name:
             raise ValueError(f"target hub needs an owner: repo_name OWNER/{self.repo_name}")
         return self
 
-    @property
-    def terms(self) -> Terms:
-        """The licence that follows from student, teachers and data."""
-        return derive_terms((self.student, *self.teachers, *self.datasets))
+    def terms_of(self, lineage: Mapping[str, Made], model: str) -> tuple[list[LicensedSource], Terms]:
+        """What the member `model` of a lineage was made of, and the licence that follows.
+
+        Raises:
+            BadInputError: a licence is not known, two of them conflict, or one wants another name of the model.
+        """
+        sources = licensed_sources(lineage, model, self.licenses)
+        terms = derive_terms(sources)
+        check_names(self.repo_name, self.title, terms)
+        return sources, terms
 
 
 class PublishRuntime(Runtime):
@@ -91,10 +70,24 @@ class PublishConfig(StageConfig):
     runtime: PublishRuntime = PublishRuntime()
 
     @model_validator(mode="after")
-    def _has_directory(self) -> PublishConfig:
+    def _has_directory(self) -> Self:
         if self.recipe.target == "directory" and self.runtime.directory is None:
             raise ValueError("publish.recipe.target is directory: set publish.runtime.directory to the folder")
         return self
 
+    def expecting(self, expected: Mapping[str, float]) -> Self:
+        """Itself with the values that the profile expects.
 
-STAGE = Stage(name="publish", version=1, config=PublishConfig)
+        Raises:
+            BadInputError: the recipe expects values of its own.
+        """
+        if self.recipe.expected:
+            raise BadInputError("publish.recipe.expected is taken from `expected` of the profile; move it there")
+        return self.model_copy(update={"recipe": self.recipe.model_copy(update={"expected": dict(expected)})})
+
+    def check(self, model: Step) -> None:
+        """Whether this model can be published once it is made; raises as `PublishRecipe.terms_of`."""
+        self.recipe.terms_of(planned(model), model.key)
+
+
+STAGE = Stage(name="publish", version=2, config=PublishConfig)

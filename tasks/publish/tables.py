@@ -6,6 +6,7 @@ byte and accuracy. KL to a teacher stands with the model that was measured in th
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from tasks.publish.lineage import Ancestor
 
 MISSING = "–"
+_TAG = re.compile(r"<(?=[A-Za-z/!?])")
 BEFORE_REVERSION = "*"
 """Marks a KL that was measured while the model still had its teacher's vocabulary."""
 
@@ -25,9 +27,15 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
 
     def markdown(self) -> str:
-        """A pipe table."""
-        lines = [self.columns, tuple("---" for _ in self.columns), *self.rows]
-        return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+        """A pipe table. Whatever is in a cell stays in it."""
+        names, *rows = [[plain(cell).replace("|", "\\|") for cell in line] for line in (self.columns, *self.rows)]
+        lines = [names, ["---"] * len(names), *rows]
+        return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def plain(text: str) -> str:
+    """One line of Markdown in which nothing is HTML."""
+    return _TAG.sub(r"\\<", " ".join(text.splitlines()))
 
 
 def number(value: float | None, digits: int = 4) -> str:

@@ -7,8 +7,10 @@ from pathlib import Path
 
 from tasks.artifacts.errors import BadInputError
 from tasks.artifacts.fingerprint import tree_sha256
-from tasks.publish.card import build_card, notice_text
-from tasks.publish.lineage import ancestors
+from tasks.publish.card import Told, build_card, notice_text
+from tasks.publish.hub import push
+from tasks.publish.layout import read_layout
+from tasks.publish.lineage import ancestors, made, marker
 from tasks.publish.stage import PublishRecipe, PublishRuntime
 from tasks.worker.job import InputArtifact, Job, worker_main
 
@@ -29,25 +31,36 @@ def run(job: Job) -> None:
             f"{model.artifact.uri}; evaluate the model that is to be published"
         )
     target = _target_directory(recipe, runtime)
-    lineage = ancestors(job.store, [model.record, evaluation.record])
+    lineage = ancestors(job.store, [model.record])
+    sources, terms = recipe.terms_of(made(lineage), model.record.key)
     directory = _lay_out(job, model)
-    build_card(recipe, results, lineage, directory).save(directory / "README.md")
-    if notice := notice_text(recipe):
+    told = Told(
+        recipe=recipe,
+        layout=read_layout(directory, model.artifact.uri),
+        results=results,
+        lineage=lineage,
+        compared=ancestors(job.store, [model.record, evaluation.record]),
+        sources=sources,
+        terms=terms,
+        marker=marker(model.manifest),
+    )
+    build_card(told).save(directory / "README.md")
+    if notice := notice_text(terms):
         (directory / "NOTICE").write_text(notice, encoding="utf-8")
     job.progress(1, 2, "steps")
     # The target comes before the receipt: an upload that failed is tried again, and a repeated one changes nothing.
     if target is not None:
         _copy(directory, target)
     if recipe.target == "hub":
-        _push(directory, recipe, runtime)
+        push(directory, recipe.repo_name, private=runtime.private, marker=told.marker, title=recipe.title)
     own = results["models"][candidate]
     job.complete(
         directory,
         {
             "repo_name": recipe.repo_name,
-            "license": recipe.terms.license_name or recipe.terms.license,
+            "license": terms.license_name or terms.license,
             "target": recipe.target,
-            "num_ancestors": len(lineage),
+            "num_ancestors": len(told.compared),
             "accuracy": own["accuracy"],
             "bits_per_byte": own.get("bits_per_byte"),
         },
@@ -68,10 +81,13 @@ def _lay_out(job: Job, model: InputArtifact) -> Path:
         raise BadInputError(f"{model.artifact.uri} only refers to a model on the hub, so there is nothing to publish")
     directory = job.new_directory("publish")
     for entry in model.manifest.objects:
-        if Path(entry.name).suffix in _SUFFIXES or entry.name in _NAMES:
+        if "/" in entry.name and Path(entry.name).suffix == ".safetensors":
+            raise BadInputError(
+                f"{model.artifact.uri} has the weights {entry.name} in a folder, where nothing looks for them; export "
+                f"the model with its weights at the root"
+            )
+        if "/" not in entry.name and (Path(entry.name).suffix in _SUFFIXES or entry.name in _NAMES):
             (directory / entry.name).symlink_to((source / entry.name).resolve())
-    if not any(directory.glob("*.safetensors")):
-        raise BadInputError(f"{model.artifact.uri} has no safetensors at its root, so it is no model to publish")
     return directory
 
 
@@ -85,16 +101,6 @@ def _copy(directory: Path, target: Path) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(directory, partial)
     partial.rename(target)
-
-
-def _push(directory: Path, recipe: PublishRecipe, runtime: PublishRuntime) -> None:
-    from huggingface_hub import HfApi
-
-    api = HfApi()
-    api.create_repo(recipe.repo_name, private=runtime.private, exist_ok=True)
-    api.upload_folder(
-        repo_id=recipe.repo_name, folder_path=directory, commit_message=f"Publish {recipe.title}", delete_patterns="*"
-    )
 
 
 if __name__ == "__main__":

@@ -21,6 +21,9 @@ from tasks.artifacts.frozen import Frozen
 class Runtime(Frozen):
     """How a stage is run. Nothing here may change what it produces beyond the tolerances stated by the stage."""
 
+    pool: str | None = Field(None, pattern=r"^[A-Za-z0-9][\w.-]*$")
+    """The Prefect work pool that makes the stage, by its deployment single-stage/<pool>. A run that came of no
+    deployment makes it in its own process."""
     launcher: Literal["python", "torchrun", "deepspeed"] = "python"
     num_processes: int = Field(1, ge=1)
     """On each node."""

@@ -74,6 +74,14 @@ class RunContext:
     slots: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(8))
     """How many workers may run at once on this host; a step that finds its artifact finished takes none."""
     lease_wait_seconds: float = 24 * 3600
+    elsewhere: Callable[[Step], None] | None = None
+    """Makes a step on the work pool that it names, and returns when it is finished; None: all is made here."""
+    pool: str | None = None
+    """The work pool whose worker this process is of, if any, and that worker's name."""
+    pool_worker: str | None = None
+    unjudged: frozenset[str] = frozenset()
+    """Keys of steps that this run makes to look at, not to go on with: what thresholds its own profile sets on the same
+    artifacts, and the verdicts that stand there, are none of its business."""
 
 
 @dataclass(frozen=True)
@@ -96,14 +104,14 @@ def execute(step: Step, context: RunContext) -> Outcome:
         InterruptedRunError: `context.stop` was set.
     """
     artifact = Artifact(context.store, step.directory)
-    inputs = _resolve_inputs(step, context.store)
+    inputs = _resolve_inputs(step, context)
     manifest = artifact.manifest()
     reused = manifest is not None
     if manifest is None:
         manifest, reused = _build(step, artifact, inputs, context)
         _say(step, context, "done by another run" if reused else f"done in {manifest.provenance.seconds:.0f} s")
     _require_same_inputs(artifact, manifest, inputs)
-    gates = judge(step, artifact, manifest)
+    gates = [] if step.key in context.unjudged else judge(step, artifact, manifest)
     ref = ArtifactRef(uri=artifact.uri, directory=step.directory, key=step.key, digest=manifest.digest, reused=reused)
     return Outcome(ref, manifest, gates)
 
@@ -112,16 +120,18 @@ def _say(step: Step, context: RunContext, message: str) -> None:
     context.watch(step, Event(time=time.time(), kind="log", message=message))
 
 
-def _resolve_inputs(step: Step, store: Store) -> dict[str, InputRecord]:
+def _resolve_inputs(step: Step, context: RunContext) -> dict[str, InputRecord]:
     records = {}
     for role, source in step.inputs.items():
-        artifact = Artifact(store, source.directory)
+        artifact = Artifact(context.store, source.directory)
         manifest = artifact.manifest()
         if manifest is None:
             raise BadInputError(
-                f"{step.label} needs {source.label} ({role}), which is not finished in {store.uri}; run that first"
+                f"{step.label} needs {source.label} ({role}), which is not finished in {context.store.uri}; run that "
+                f"first"
             )
-        require_passed(artifact)
+        if source.key not in context.unjudged:
+            require_passed(artifact)
         records[role] = InputRecord(key=manifest.key, digest=manifest.digest, directory=source.directory)
     return records
 
@@ -257,7 +267,10 @@ def _run_worker(
 
     def poll() -> None:
         tail.read()
-        if context.stop.is_set():
+        if lease is not None and lease.lost:
+            # The lease ends the worker itself, unless it was lost before there was one.
+            process.kill()
+        elif context.stop.is_set():
             process.stop(runtime.stop_grace_seconds)
 
     try:
@@ -283,8 +296,8 @@ def _raise_if_stopped(step: Step, context: RunContext) -> None:
 
 def _raise_for_exit(step: Step, artifact: Artifact, process: WorkerProcess, code: int) -> None:
     """Turns a worker's end into the error that says whether a retry makes sense."""
-    finished = artifact.store.exists(artifact.path(f"shards/{MAIN_SHARD}.json"))
-    if code == 0 and finished:
+    # A store that is away must not hide what the worker said.
+    if code == 0 and artifact.store.exists(artifact.path(f"shards/{MAIN_SHARD}.json")):
         return
     tail = process.log_tail()
     said, evidence = "", tail
@@ -351,6 +364,8 @@ def _commit(
                 seconds=round(seconds, 3),
                 attempts=len(attempts),
                 flow_run=context.flow_run,
+                pool=context.pool,
+                pool_worker=context.pool_worker,
                 git_sha=sha,
                 git_dirty=dirty,
                 hardware=hardware(),

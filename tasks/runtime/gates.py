@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import time
 
-from tasks.artifacts.artifact import Artifact, encode_record
+from tasks.artifacts.artifact import Artifact, decode_record, encode_record
 from tasks.artifacts.errors import BadInputError, GateFailedError, ObjectMissingError
 from tasks.artifacts.frozen import Frozen
 from tasks.artifacts.manifest import Manifest
@@ -74,7 +74,8 @@ def judge(step: Step, artifact: Artifact, manifest: Manifest) -> list[GateResult
             + " and ".join(
                 f'"medius accept {step.key[:16]} {entry.gate} --store {artifact.store.uri} --reason ..."'
                 for entry in failed
-            )
+            ),
+            results,
         )
     return results
 
@@ -90,8 +91,9 @@ def unaccepted(artifact: Artifact, verdict: Verdict) -> list[VerdictEntry]:
 
 def acceptance_reason(artifact: Artifact, gate: str, digest: str) -> str | None:
     """Why a failed gate of exactly these bytes was accepted, if it was."""
+    path = artifact.path(f"acceptances/{gate}.json")
     try:
-        record = Acceptance.model_validate_json(artifact.store.get(artifact.path(f"acceptances/{gate}.json")))
+        record = decode_record(Acceptance, artifact.store.get(path), artifact.store.locate(path))
     except ObjectMissingError:
         return None
     return record.reason if record.digest == digest else None
@@ -99,8 +101,9 @@ def acceptance_reason(artifact: Artifact, gate: str, digest: str) -> str | None:
 
 def read_verdict(artifact: Artifact) -> Verdict | None:
     """The stored verdict, if the artifact was ever judged."""
+    path = artifact.path("verdict.json")
     try:
-        return Verdict.model_validate_json(artifact.store.get(artifact.path("verdict.json")))
+        return decode_record(Verdict, artifact.store.get(path), artifact.store.locate(path))
     except ObjectMissingError:
         return None
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from tasks.artifacts.errors import BadInputError
@@ -159,7 +160,9 @@ class WorkerProcess:
         """Ends the group at once. Ranks in sessions of their own end when their standard input does, those on other
         nodes when the heartbeat does."""
         if self._heartbeat is not None:
-            self._heartbeat.stop()
+            # A file system that is away keeps no process of this host alive.
+            with suppress(OSError):
+                self._heartbeat.stop()
         if self._process.poll() is None:
             self._signal(signal.SIGKILL)
         if self._process.stdin is not None:

@@ -10,6 +10,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+SCRATCH = Path(".medius/scratch")
+"""The root of all launches of runs in this working folder."""
+
 
 @contextmanager
 def scratch_folder(root: Path, name: str, attempt: str) -> Iterator[Path]:
@@ -28,10 +31,11 @@ def scratch_folder(root: Path, name: str, attempt: str) -> Iterator[Path]:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-            # Once more: a worker that outlived its launcher by a second may have put its folder back.
-            _sweep(parent)
-            lock_file.unlink(missing_ok=True)
+            # What cannot be removed is swept later, and must not hide what ended the block.
             with suppress(OSError):
+                # Once more: a worker that outlived its launcher by a second may have put its folder back.
+                _sweep(parent)
+                lock_file.unlink(missing_ok=True)
                 # Not empty while another launch is at work in it.
                 parent.rmdir()
 

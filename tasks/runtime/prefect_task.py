@@ -6,40 +6,24 @@ reference of a few hundred bytes into the store, and a second run learns what is
 
 from __future__ import annotations
 
-import logging
-import time
-from collections.abc import Callable, Mapping
+import os
 from dataclasses import replace
 from typing import Any
-from uuid import UUID
 
 from prefect import task
-from prefect.artifacts import (
-    create_markdown_artifact,
-    create_progress_artifact,
-    create_table_artifact,
-    update_progress_artifact,
-)
 from prefect.cache_policies import NO_CACHE
-from prefect.client.orchestration import get_client
-from prefect.client.schemas.actions import ArtifactUpdate
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.context import FlowRunContext
 from prefect.logging import get_run_logger
 from prefect.states import Completed
 from prefect.tasks import Task
 
-from tasks.artifacts.errors import MediusError
-from tasks.runtime.curves import Curves
+from tasks.artifacts.artifact import Artifact
+from tasks.artifacts.errors import GateFailedError, MediusError
+from tasks.runtime.dashboard import Dashboard, describe, show_gates, shown
 from tasks.runtime.declare import GateResult, Step
-from tasks.runtime.execute import Outcome, RunContext, execute
+from tasks.runtime.execute import RunContext, execute
 from tasks.worker.spec import Event
-
-_PROGRESS_SECONDS = 5
-"""A progress update is an API call of 10–50 ms; once in five seconds keeps it below 1 % of a stage."""
-_CURVE_SECONDS = 15
-_CURVE_SHARE = 1 / 200
-"""Of the time so far between two pictures of the curves: the server keeps each of 20 kB as an event, too, and after a
-day nobody sees what fifteen seconds change. A week makes 1,300 pictures."""
 
 
 def _worth_a_retry(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
@@ -51,115 +35,6 @@ def _worth_a_retry(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> b
         # `result` raises whatever the task raised. What no worker calls transient is a defect, and would fail again.
         return False
     return False
-
-
-class _Dashboard:
-    """Mirrors a worker's events: progress and curves as Prefect artifacts, sentences into the run's log."""
-
-    def __init__(self, step: Step, logger: logging.Logger | logging.LoggerAdapter[Any]) -> None:
-        self._step = step
-        self._logger = logger
-        self._progress: UUID | None = None
-        self._next_progress = 0.0
-        self._pace: tuple[str, float, float] | None = None
-        self._curves = Curves()
-        self._curves_shown: UUID | None = None
-        self._first_metric: float | None = None
-        self._next_curves = 0.0
-
-    def __call__(self, event: Event) -> None:
-        """Shows one event."""
-        _shown(self._logger, lambda: self._show(event))
-
-    def finish(self) -> None:
-        """Shows the curves once more, with their last points."""
-        if self._curves.curves:
-            _shown(self._logger, self._draw)
-
-    def _show(self, event: Event) -> None:
-        match event.kind:
-            case "log":
-                self._logger.info("%s: %s", self._step.label, event.message)
-            case "progress" if event.total:
-                self._advance(event, event.done or 0.0, event.total)
-            case "metric":
-                self._plot(event)
-
-    def _advance(self, event: Event, done: float, total: float) -> None:
-        if self._pace is None or self._pace[0] != event.unit:
-            self._pace = (event.unit, event.time, done)
-        if time.monotonic() < self._next_progress:
-            return
-        self._next_progress = time.monotonic() + _PROGRESS_SECONDS
-        left = event.values.get(
-            "seconds_left", _seconds_left(event.time - self._pace[1], done - self._pace[2], total - done)
-        )
-        text = f"{self._step.label}: {done:,.0f} of {total:,.0f} {event.unit}{_said(event.values, left)}"
-        percent = min(100.0, 100.0 * done / total)
-        if self._progress is None:
-            self._progress = create_progress_artifact(percent, key=_slug(self._step.label), description=text)  # type: ignore[assignment]
-        else:
-            update_progress_artifact(self._progress, progress=percent, description=text)
-
-    def _plot(self, event: Event) -> None:
-        self._curves.add(event.values)
-        now = time.monotonic()
-        if self._first_metric is None:
-            self._first_metric, self._next_curves = now, now + _CURVE_SECONDS
-        if now >= self._next_curves:
-            self._next_curves = now + max(_CURVE_SECONDS, _CURVE_SHARE * (now - self._first_metric))
-            self._draw()
-
-    def _draw(self) -> None:
-        page = self._curves.markdown()
-        if self._curves_shown is None:
-            key, description = f"curves-{_slug(self._step.label)}", f"Curves of {self._step.label}"
-            self._curves_shown = create_markdown_artifact(page, key=key, description=description)  # type: ignore[assignment]
-        else:
-            get_client(sync_client=True).update_artifact(self._curves_shown, ArtifactUpdate(data=page))
-
-
-def _seconds_left(seconds: float, done: float, left: float) -> float | None:
-    return seconds / done * left if done > 0 and seconds > 0 else None
-
-
-def _said(values: Mapping[str, Any], seconds_left: float | None) -> str:
-    """What stands beside a progress, each part after a comma."""
-    parts = []
-    for name, value in values.items():
-        if not isinstance(value, int | float) or name == "seconds_left":
-            continue
-        match name:
-            case "tokens_per_second":
-                parts.append(f"{value:,.0f} tokens/s")
-            case "mfu":
-                parts.append(f"{100 * value:.3g} % of the peak FLOP/s")
-            case _:
-                parts.append(f"{name.replace('_', ' ')} {value:,.4g}")
-    if seconds_left is not None:
-        parts.append(f"{_duration(seconds_left)} left")
-    return "".join(f", {part}" for part in parts)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 60:
-        return f"{minutes} min"
-    return f"{minutes // 60} h {minutes % 60} min" if minutes < 48 * 60 else f"{minutes / 1440:.1f} days"
-
-
-def _shown(logger: logging.Logger | logging.LoggerAdapter[Any], show: Callable[[], object]) -> None:
-    """What only informs must not end a stage: a dashboard that is away for a minute costs a line, not a GPU day."""
-    try:
-        show()
-    except Exception as error:
-        logger.warning("the dashboard could not be told: %s", error)
-
-
-def _slug(text: str) -> str:
-    return text.lower().replace("_", "-").replace(".", "-")
 
 
 class StageRun:
@@ -176,45 +51,46 @@ def run_stage(stage_run: StageRun) -> Any:
     step, context = stage_run.step, stage_run.context
     logger = get_run_logger()
     logger.info("%s: key %s, %s", step.label, step.key[:16], context.store.locate(step.directory))
-    dashboard = _Dashboard(step, logger)
+    dashboard = Dashboard(step, logger)
     watch = context.watch
 
     def both(of: Step, event: Event) -> None:
         watch(of, event)
         dashboard(event)
 
+    pool, worker = _place()
     try:
-        outcome = execute(step, replace(context, watch=both))
+        away = _made_elsewhere(step, context)
+        outcome = execute(step, replace(context, watch=both, pool=pool, pool_worker=worker))
+    except GateFailedError as error:
+        results = [result for result in error.results if isinstance(result, GateResult)]
+        shown(logger, lambda: show_gates(step, results, context.store.locate(step.directory)))
+        raise
     finally:
         dashboard.finish()
-    _shown(logger, lambda: _describe(step, outcome))
+    if away:
+        outcome = replace(outcome, ref=outcome.ref.model_copy(update={"reused": False}))
+    shown(logger, lambda: describe(step, outcome))
     if outcome.ref.reused:
         return Completed(name="Reused", message=f"{outcome.ref.uri} was finished already", data=outcome.ref)
     return outcome.ref
 
 
-def _describe(step: Step, outcome: Outcome) -> None:
-    if outcome.gates:
-        create_table_artifact(
-            [_gate_row(result) for result in outcome.gates],
-            key=f"gates-{_slug(step.label)}",
-            description=f"Gates of {step.label} ({outcome.ref.uri})",
-        )
-    create_markdown_artifact(
-        f"**{step.label}** {'reused' if outcome.ref.reused else 'made'}\n\n- key `{step.key}`\n"
-        f"- digest `{outcome.ref.digest}`\n- {outcome.ref.uri}\n",
-        key=f"stage-{_slug(step.label)}",
-    )
+def _made_elsewhere(step: Step, context: RunContext) -> bool:
+    """Has the step made on the pool that it names, if it names one and is not finished; whether it did."""
+    if step.config.runtime.pool is None or context.elsewhere is None:
+        return False
+    if Artifact(context.store, step.directory).manifest() is not None:
+        return False
+    context.elsewhere(step)
+    return True
 
 
-def _gate_row(result: GateResult) -> dict[str, Any]:
-    return {
-        "gate": result.gate,
-        "passed": "yes" if result.passed else "NO",
-        "value": result.value,
-        "wants": f"{result.comparison} {result.threshold:g}",
-        "meaning": result.meaning,
-    }
+def _place() -> tuple[str | None, str | None]:
+    """The work pool of this flow run and the name of its worker, as far as it has them."""
+    flow = FlowRunContext.get()
+    pool = flow.flow_run.work_pool_name if flow is not None and flow.flow_run is not None else None
+    return pool, os.environ.get("PREFECT__WORKER_NAME")
 
 
 def submit_stage(step: Step, context: RunContext, after: list[Any], name: str | None = None) -> Any:

@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import time
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -47,7 +48,22 @@ def package_versions() -> dict[str, str]:
 
 def hardware() -> dict[str, Any]:
     """The head node, as far as the standard library can tell."""
-    return {"machine": platform.machine(), "system": platform.system(), "cpus": os.cpu_count()}
+    return {
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "cpus": os.cpu_count(),
+        "accelerators": accelerators(),
+    }
+
+
+def accelerators(driver: Path = Path("/proc/driver/nvidia/gpus")) -> list[str]:
+    """Name of each of NVIDIA's devices, as its driver writes it down and torch calls it."""
+    found = []
+    for file in sorted(driver.glob("*/information")):
+        with suppress(OSError):
+            lines = file.read_text(errors="replace").splitlines()
+            found += [line.partition(":")[2].strip() for line in lines if line.startswith("Model:")]
+    return found
 
 
 def timestamp() -> str:

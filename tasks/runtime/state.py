@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tasks.artifacts.artifact import Artifact
+from tasks.artifacts.artifact import Artifact, decode_record
 from tasks.artifacts.errors import ObjectMissingError
 from tasks.artifacts.lease import LeaseRecord, holder_is_dead
 from tasks.artifacts.manifest import Manifest
@@ -63,7 +63,7 @@ def _live_holder(store: Store, path: str) -> LeaseRecord | None:
         there = store.read(path)
     except ObjectMissingError:
         return None
-    record = LeaseRecord.model_validate_json(there.data)
+    record = decode_record(LeaseRecord, there.data, store.locate(path))
     expired = there.modified + record.ttl_seconds <= store.now()
     return None if expired or holder_is_dead(record) else record
 

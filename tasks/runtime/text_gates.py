@@ -11,10 +11,10 @@ from tasks.runtime.declare import GateResult, Gates, at_most
 TEXT_KINDS = ("prose", "code", "digits", "non_latin")
 
 
-def judge_ratios(ratios: Mapping[str, float], gates: Gates, meaning: str) -> list[GateResult]:
+def judge_ratios(ratios: Mapping[str, float | None], gates: Gates, meaning: str) -> list[GateResult]:
     """Holds a ratio for each kind of text against the field `max_ratio_<kind>` of `gates`.
 
-    `meaning` has one {} for the kind. A ratio that is missing fails.
+    `meaning` has one {} for the kind. A ratio that is missing fails; None says that logits were not finite.
     """
     return [
         result
@@ -23,7 +23,8 @@ def judge_ratios(ratios: Mapping[str, float], gates: Gates, meaning: str) -> lis
             f"max_ratio_{kind}",
             ratios.get(kind),
             getattr(gates, f"max_ratio_{kind}"),
-            meaning.format(kind.replace("_", "-")),
+            meaning.format(kind.replace("_", "-"))
+            + ("; its logits are not finite" if kind in ratios and ratios[kind] is None else ""),
         )
     ]
 

@@ -43,4 +43,4 @@ def judge(metrics: Mapping[str, Any], gates: SftGates) -> list[GateResult]:
     )
 
 
-STAGE = Stage(name="sft", version=2, config=SftConfig, judge=judge)
+STAGE = Stage(name="sft", version=3, config=SftConfig, judge=judge)

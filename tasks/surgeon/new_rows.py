@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from tasks.artifacts.errors import BadInputError
 from tasks.surgeon.compose import composed
 from tasks.surgeon.plan import TransplantPlan
 from tasks.surgeon.pursuit import anchored_pursuit, cosines, most_used_anchors
+from tasks.surgeon.result import finite
 from tasks.surgeon.stage import TransplantRecipe
 from tasks.surgeon.stored_rows import StoredVocabulary, stored_vocabulary
 
@@ -25,8 +27,9 @@ class Approximation:
 
     rows: list[Tensor]
     """(N, D) for each matrix of the student, tokens in the plan's order."""
-    reconstruction_cosine: dict[str, float] = field(default_factory=dict)
-    """By matrix of the donor: mean cosine between its rows and the same sums over its own shared rows."""
+    reconstruction_cosine: dict[str, float | None] = field(default_factory=dict)
+    """By matrix of the donor: mean cosine between its rows and the same sums over its own shared rows; None where it is
+    not finite."""
 
 
 def check_donor(recipe: TransplantRecipe, plan: TransplantPlan, donor: Path, *, student_matrices: int) -> None:
@@ -58,24 +61,29 @@ def anchored_rows(
     *,
     batch_size: int | None,
     device: torch.device,
+    after_batch: Callable[[], None] = lambda: None,
 ) -> Approximation:
     """The approximated tokens by omp_anchored: coefficients from each matrix of the donor, for the student's like one.
 
-    `student_rows` are the student's embedding and, if untied, its head, (R, D).
+    `student_rows` are the student's embedding and, if untied, its head, (R, D). `after_batch` is called after each
+    batch of the pursuit.
 
     Raises:
         BadInputError: recipe.k is more than the number of anchors.
     """
-    at = most_used_anchors(plan.shared_donor_ids_S, recipe.num_anchors)
-    donor_ids_A = torch.from_numpy(plan.shared_donor_ids_S[at])
-    student_ids_A = torch.from_numpy(plan.shared_student_ids_S[at])
+    donor_ids_T, student_ids_T = plan.shared_donor_ids_S[plan.is_text_S], plan.shared_student_ids_S[plan.is_text_S]
+    at = most_used_anchors(donor_ids_T, recipe.num_anchors)
+    donor_ids_A, student_ids_A = torch.from_numpy(donor_ids_T[at]), torch.from_numpy(student_ids_T[at])
     targets_N = torch.from_numpy(plan.approximated_donor_ids)
     rows, cosine = [], {}
     for matrix, student_RD in enumerate(student_rows):
         anchors_AD, targets_ND = donor.rows(matrix, donor_ids_A).float(), donor.rows(matrix, targets_N).float()
-        sums = anchored_pursuit(targets_ND, anchors_AD, recipe.k, batch_size=batch_size, device=device)
+        sums = anchored_pursuit(
+            targets_ND, anchors_AD, recipe.k, batch_size=batch_size, device=device, after_batch=after_batch
+        )
         rows.append(sums.over(student_ids_A).apply(student_RD))
-        cosine[MATRICES[matrix]] = float(cosines(sums.apply(anchors_AD), targets_ND).mean()) if len(sums) else 1.0
+        mean = float(cosines(sums.apply(anchors_AD), targets_ND).mean()) if len(sums) else 1.0
+        cosine[MATRICES[matrix]] = finite(mean)
     return Approximation(rows, cosine)
 
 

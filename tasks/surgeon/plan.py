@@ -50,6 +50,8 @@ class TransplantPlan:
     """In ascending order, without the mapped ones."""
     shared_student_ids_S: npt.NDArray[np.int64]
     """The student's token of the same bytes, at the same place."""
+    is_text_S: npt.NDArray[np.bool_]
+    """Which of them are text: special ones steer, and no row of text is made of theirs."""
     mapped: tuple[MappedToken, ...]
     """By the recipe's map, their rows copied like shared ones; in ascending order of the donor's ids."""
     composed: dict[int, tuple[int, ...]]
@@ -104,7 +106,8 @@ def plan_transplant(
     mapped = resolve_map(ours, theirs, recipe.special_tokens)
     require_complete(student, donor, (ours, theirs), recipe.special_tokens)
     shared = shared_tokens(ours, theirs, {token.donor_id for token in mapped})
-    _check_shared(recipe, len(shared))
+    is_text = [token not in theirs.special for token in shared]
+    _check_shared(recipe, len(shared), sum(is_text))
 
     kinds = kinds_of(theirs)
     taken = shared.keys() | {token.donor_id for token in mapped}
@@ -125,6 +128,7 @@ def plan_transplant(
         rows=rows,
         shared_donor_ids_S=np.array(list(shared), dtype=np.int64),
         shared_student_ids_S=np.array(list(shared.values()), dtype=np.int64),
+        is_text_S=np.array(is_text, dtype=np.bool_),
         mapped=mapped,
         composed=composed,
         approximated_donor_ids=np.array(approximated, dtype=np.int64),
@@ -158,13 +162,15 @@ def _check_rows_and_kinds(recipe: TransplantRecipe, rows: int, donor: Vocabulary
         )
 
 
-def _check_shared(recipe: TransplantRecipe, num_shared: int) -> None:
+def _check_shared(recipe: TransplantRecipe, num_shared: int, num_text: int) -> None:
     if num_shared == 0:
         raise BadInputError("student and donor share no tokens; choose models with closer tokenizers")
-    if recipe.method in _NEEDS_K_SHARED and num_shared < recipe.k:
+    # mergekit's methods take special tokens for anchors too.
+    num_anchors, kind = (num_text, " of text") if recipe.method == "omp_anchored" else (num_shared, "")
+    if recipe.method in _NEEDS_K_SHARED and num_anchors < recipe.k:
         raise BadInputError(
-            f"student and donor share {num_shared} tokens, and recipe.k asks for {recipe.k}; lower k or choose models "
-            f"with closer tokenizers"
+            f"student and donor share {num_anchors} tokens{kind}, and recipe.k asks for {recipe.k}; lower k or choose "
+            f"models with closer tokenizers"
         )
 
 

@@ -7,6 +7,8 @@ the Gram matrix, so that a step costs 2 · anchors · (steps so far), whatever D
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -40,13 +42,15 @@ def anchored_pursuit(
     *,
     batch_size: int | None = None,
     device: torch.device | str = "cpu",
+    after_batch: Callable[[], None] = lambda: None,
 ) -> Combinations:
     """Each target as a sum of at most k anchors: greedy choice, then the coefficients of least squares over the chosen.
 
     Chosen is the anchor whose inner product with what is left of the target is largest, with no regard to the anchor's
     length, as mergekit does. A target that fewer anchors explain wholly gets fewer; the rest has weight 0. The choice
     is float32 work, the coefficients are solved in float64. `batch_size` targets at once; None takes what is fast on
-    `device`. Another size changes the choice only between anchors that tie to about 1e-6.
+    `device`. Another size changes the choice only between anchors that tie to about 1e-6. `after_batch` is called after
+    each of them, and may raise to end the work.
 
     Returns:
         Combinations over positions in `anchors_AD`, K = k, on the CPU.
@@ -68,6 +72,7 @@ def anchored_pursuit(
         sources_BK, used_BK = _choose(targets_BD, anchors_AD, gram_AA, basis_BKA[: targets_BD.shape[0]])
         weights_BK = _fit(targets_BD, anchors_AD, sources_BK, used_BK)
         sources_NK[start : start + size], weights_NK[start : start + size] = sources_BK.cpu(), weights_BK.cpu()
+        after_batch()
     return Combinations(sources_NK, weights_NK)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +22,18 @@ def check_tokenizer(directory: Path, expected: PreTrainedTokenizerFast) -> None:
         raise BadInputError("the tokenizer of the result is not the one asked for; report both tokenizer.json files")
 
 
-def compared(before: dict[str, float], after: dict[str, float]) -> dict[str, dict[str, float]]:
-    """The metrics that the gates judge: bits per byte before, after, and their ratio, by kind of text."""
-    return {
-        "bits_per_byte_before": before,
-        "bits_per_byte_after": after,
-        "bits_per_byte_ratio": {kind: after[kind] / before[kind] for kind in before},
-    }
+def compared(before: Mapping[str, float], after: Mapping[str, float | None]) -> dict[str, dict[str, float | None]]:
+    """The metrics that the gates judge: bits per byte before, after, and their ratio, by kind of text.
+
+    Without a value after, because the logits are not finite, there is no ratio, and its gate fails.
+    """
+    ratio = {kind: None if (bits := after[kind]) is None else bits / before[kind] for kind in before}
+    return {"bits_per_byte_before": dict(before), "bits_per_byte_after": dict(after), "bits_per_byte_ratio": ratio}
+
+
+def finite(value: float) -> float | None:
+    """A measure for a record; JSON has neither NaN nor infinity."""
+    return value if math.isfinite(value) else None
 
 
 def write_record(directory: Path, record: dict[str, Any]) -> None:

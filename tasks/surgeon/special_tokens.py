@@ -95,9 +95,13 @@ def resolve_map(student: Vocabulary, donor: Vocabulary, special_tokens: Mapping[
 
 
 def required_tokens(donor: PreTrainedTokenizerFast, vocabulary: Vocabulary) -> list[str]:
-    """Special tokens without which a chat in the donor's format cannot start or stop, in the order of their ids."""
-    template = donor.chat_template if isinstance(donor.chat_template, str) else ""
-    names = {name for name in vocabulary.special_names if name in template}
+    """Special tokens without which a chat in the donor's format cannot start or stop, in the order of their ids.
+
+    A tokenizer may have several chat templates by name, such as one for tools: a token of any of them counts.
+    """
+    stored: str | dict[str, str] | None = donor.chat_template
+    templates = list(stored.values()) if isinstance(stored, dict) else [stored or ""]
+    names = {name for name in vocabulary.special_names if any(name in template for template in templates)}
     names |= {token for token in (donor.bos_token, donor.eos_token, donor.pad_token) if token}
     return sorted(names, key=lambda name: vocabulary.by_text[name])
 
@@ -113,7 +117,7 @@ def require_complete(
     `vocabularies` are the student's and the donor's.
 
     Raises:
-        BadInputError: some are not; with a map that can be pasted.
+        BadInputError: some are not; with a map that can be pasted of those whose duty is known.
     """
     ours, theirs = vocabularies
     missing = [
@@ -123,18 +127,22 @@ def require_complete(
     ]
     if missing:
         proposal = proposed_map(student, donor, ours, missing)
+        undecided = [token for token in missing if token not in proposal]
+        advice = [f"decide yourself what takes the place of {', '.join(undecided)}"] if undecided else []
+        advice += [f"consider {as_yaml(proposal)}"] if proposal else []
         raise BadInputError(
             f"recipe.special_tokens does not say which rows of the student {', '.join(missing)} of the donor take, and "
-            f"without them a chat does not start or stop; consider {as_yaml(proposal)}"
+            f"without them a chat does not start or stop; {', and '.join(advice)}"
         )
 
 
 def proposed_map(
     student: PreTrainedTokenizerFast, donor: PreTrainedTokenizerFast, ours: Vocabulary, tokens: Iterable[str]
 ) -> dict[str, str]:
-    """Student tokens of the same duties as these tokens of the donor; any without a known duty gets the end's."""
-    end = student.eos_token or student.pad_token or next(iter(ours.special_names), "")
-    return {token: _counterpart(token, student, donor, ours) or end for token in tokens}
+    """Student tokens of the same duties as these tokens of the donor. A token without a known duty, or of a duty that
+    no token of the student has or can lend, is left out: it is the user's to decide."""
+    counterparts = {token: _counterpart(token, student, donor, ours) for token in tokens}
+    return {token: counterpart for token, counterpart in counterparts.items() if counterpart is not None}
 
 
 def useful_additions(

@@ -17,6 +17,20 @@ from tasks.artifacts.frozen import Frozen
 from tasks.runtime.declare import GateResult, Gates, Runtime, Stage, StageConfig
 from tasks.runtime.text_gates import judge_ratios, judge_stops
 
+_METHODS_THAT_READ: dict[str, tuple[str, ...]] = {
+    "k": ("omp_anchored", "omp", "common_interpolation"),
+    "num_anchors": ("omp_anchored",),
+    "weight_scheme": ("common_interpolation",),
+    "cosine_similarity": ("common_interpolation",),
+    "composed_kinds": ("omp_anchored", "omp", "common_interpolation", "mean", "zero"),
+    "new_row_scale": ("omp_anchored", "omp", "common_interpolation"),
+}
+_STRATEGIES_THAT_READ: dict[str, tuple[str, ...]] = {
+    "special_tokens": ("shared_trained", "delta_transplant", "back_transplant"),
+    "k": ("delta_transplant", "back_transplant"),
+    "num_anchors": ("delta_transplant", "back_transplant"),
+}
+
 
 class Composition(Frozen):
     """A composed row: the weighted mean of the rows of the token's pieces, times `scale`.
@@ -34,7 +48,7 @@ class Composition(Frozen):
 
 
 class TransplantRecipe(Frozen):
-    """How the student comes into the donor's vocabulary."""
+    """How the student comes into the donor's vocabulary. A setting that the method does not read is refused."""
 
     mode: Literal["transplant"] = "transplant"
     method: Literal["omp_anchored", "composed", "omp", "common_interpolation", "mean", "zero"] = "omp_anchored"
@@ -68,10 +82,12 @@ class TransplantRecipe(Frozen):
 
     @model_validator(mode="after")
     def _fits_together(self) -> TransplantRecipe:
-        if self.method in ("mean", "zero") and self.new_row_scale != 1:
-            raise ValueError(f"new_row_scale does nothing useful with method {self.method}; remove it or use omp")
-        if self.method == "composed" and self.new_row_scale != 1:
-            raise ValueError("new_row_scale is for approximated rows; for composed ones set composition.scale")
+        _refuse_unread(self, "method", self.method, _METHODS_THAT_READ)
+        if self.composition != Composition() and self.method != "composed" and not self.composed_kinds:
+            raise ValueError(
+                f"composition is given, but method {self.method} without composed_kinds composes no token of text; "
+                f"remove it or name the kinds"
+            )
         if self.method == "omp_anchored" and self.k > self.num_anchors:
             raise ValueError(f"k is {self.k}, more than num_anchors={self.num_anchors}; lower k or raise num_anchors")
         if self.rows is not None and self.rows % self.pad_rows_to_multiple_of:
@@ -83,7 +99,7 @@ class TransplantRecipe(Frozen):
 
 
 class RevertRecipe(Frozen):
-    """How the trained student comes back into its own vocabulary."""
+    """How the trained student comes back into its own vocabulary. What the strategy does not read is refused."""
 
     mode: Literal["revert"]
     strategy: Literal["original_rows", "shared_trained", "delta_transplant", "back_transplant"] = "original_rows"
@@ -107,9 +123,34 @@ class RevertRecipe(Frozen):
 
     @model_validator(mode="after")
     def _fits_together(self) -> RevertRecipe:
+        _refuse_unread(self, "strategy", self.strategy, _STRATEGIES_THAT_READ)
         if self.k > self.num_anchors:
             raise ValueError(f"k is {self.k}, more than num_anchors={self.num_anchors}; lower k or raise num_anchors")
         return self
+
+    def by(self, strategy: str, special_tokens: Mapping[str, str]) -> RevertRecipe:
+        """The recipe by another strategy, whose settings keep their values as far as it reads them."""
+        values = {**self.model_dump(), "strategy": strategy, "special_tokens": dict(special_tokens)}
+        return RevertRecipe.model_validate({name: values[name] for name in values.keys() - unread_by(strategy)})
+
+
+def unread_by(strategy: str) -> set[str]:
+    """The settings that a reversion by this strategy does not read."""
+    return {name for name, strategies in _STRATEGIES_THAT_READ.items() if strategy not in strategies}
+
+
+def _refuse_unread(recipe: Frozen, field: str, choice: str, readers: Mapping[str, tuple[str, ...]]) -> None:
+    """Refuses a setting that changes the key and not the result. One that has its default says nothing."""
+    for name, choices in readers.items():
+        if choice not in choices and getattr(recipe, name) != _default(recipe, name):
+            raise ValueError(
+                f"{name} is given, but {field} {choice} does not read it; remove it, or set {field} to "
+                f"{' or '.join(choices)}"
+            )
+
+
+def _default(recipe: Frozen, name: str) -> Any:
+    return type(recipe).model_fields[name].get_default(call_default_factory=True)
 
 
 SurgeonRecipe = Annotated[TransplantRecipe | RevertRecipe, Field(discriminator="mode")]
@@ -158,4 +199,4 @@ def judge(metrics: Mapping[str, Any], gates: SurgeonGates) -> list[GateResult]:
     ]
 
 
-STAGE = Stage(name="surgeon", version=2, config=SurgeonConfig, judge=judge)
+STAGE = Stage(name="surgeon", version=3, config=SurgeonConfig, judge=judge)

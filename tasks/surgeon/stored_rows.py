@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from tasks.artifacts.errors import BadInputError
-from tasks.modeling.model_files import read_json
+from tasks.modeling.hub import referenced
+from tasks.modeling.model_files import empty_causal_lm, read_json
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
@@ -60,7 +60,7 @@ def stored_vocabulary(directory: Path) -> StoredVocabulary:
         BadInputError: there is no config.json, or no safetensors that hold them.
     """
     names = _names(directory)
-    where = _fetched(directory, [_INDEX, _SINGLE])
+    where = referenced(directory, [_INDEX, _SINGLE])
     if (where / _INDEX).is_file():
         file_of: dict[str, str] = read_json(where / _INDEX)["weight_map"]
     elif (where / _SINGLE).is_file():
@@ -73,7 +73,7 @@ def stored_vocabulary(directory: Path) -> StoredVocabulary:
     missing = [name for name in names if name not in file_of]
     if missing:
         raise BadInputError(f"the weights in {where} have no tensor {missing[0]}, as their config.json promises")
-    where = _fetched(directory, sorted({file_of[name] for name in names}))
+    where = referenced(directory, sorted({file_of[name] for name in names}))
     files = tuple(where / file_of[name] for name in names)
     with safe_open(files[0], framework="pt") as file:
         num_rows = file.get_slice(names[0]).get_shape()[0]
@@ -82,26 +82,13 @@ def stored_vocabulary(directory: Path) -> StoredVocabulary:
 
 def _names(directory: Path) -> tuple[str, ...]:
     """Of the parameters, from a model without storage."""
-    source = directory if (directory / "config.json").is_file() else _fetched(directory, ["config.json"])
+    source = directory if (directory / "config.json").is_file() else referenced(directory, ["config.json"])
     if not (source / "config.json").is_file():
         raise BadInputError(
             f"the donor in {directory} is a tokenizer without a model, and this method needs its embedding; give a "
             f"donor with weights or set recipe.method to composed"
         )
-    with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(
-            AutoConfig.from_pretrained(source, trust_remote_code=False), trust_remote_code=False
-        )
+    model: Any = empty_causal_lm(source)
     by_weight = {id(weight): name for name, weight in model.named_parameters()}
     weights = (model.get_input_embeddings().weight, model.get_output_embeddings().weight)
     return tuple(dict.fromkeys(by_weight[id(weight)] for weight in weights))
-
-
-def _fetched(directory: Path, files: list[str]) -> Path:
-    """The folder that has those of `files` that exist: the directory, or a part of the hub's snapshot."""
-    if not (directory / "reference.json").is_file():
-        return directory
-    from huggingface_hub import snapshot_download
-
-    target = read_json(directory / "reference.json")
-    return Path(snapshot_download(target["repo"], revision=target["revision"], allow_patterns=files))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from tasks.modeling.bits_per_byte import bits_per_byte
+from tasks.modeling.bits_per_byte import bits_per_byte, bits_per_byte_of_result
 from tasks.modeling.model_files import (
     TOKEN_ID_FIELDS,
     copy_tokenizer_files,
@@ -22,6 +23,7 @@ from tasks.modeling.model_files import (
     stored_dtype,
     vocabulary_weights,
     weights_directory,
+    write_config,
 )
 from tasks.modeling.stopping import compared_stops, stopped_prompts
 from tasks.modeling.tokenizer_files import load_tokenizer, real_vocab_size
@@ -29,6 +31,7 @@ from tasks.surgeon.new_rows import Approximation, anchored_rows, check_donor, ne
 from tasks.surgeon.plan import PLAN_FILE, TransplantPlan, plan_transplant
 from tasks.surgeon.result import check_tokenizer, compared, write_record
 from tasks.surgeon.stage import SurgeonRuntime, TransplantRecipe
+from tasks.surgeon.steps import Steps
 from tasks.surgeon.stored_rows import stored_vocabulary
 from tasks.worker.job import Job
 
@@ -46,26 +49,30 @@ def transplant(job: Job, recipe: TransplantRecipe, runtime: SurgeonRuntime) -> N
     student_rows = [weight.detach() for weight in vocabulary_weights(model)]
     check_donor(recipe, plan, donor_directory, student_matrices=len(student_rows))
 
-    job.progress(0, 4, "steps")
+    steps = Steps(job, 4)
+    steps.next()
     before, stopped_before = bits_per_byte(model, student_tokenizer), stopped_prompts(model, student_tokenizer)
 
-    job.progress(1, 4, "steps")
+    steps.next()
     began = time.monotonic()
-    approximation = _approximation(job, recipe, runtime, plan, student_rows)
+    approximation = _approximation(job, recipe, runtime, plan, student_rows, steps.leave_if_asked)
     matrices = [new_matrix(recipe, plan, student_rows, approximation, matrix) for matrix in range(len(student_rows))]
     seconds_of_rows = time.monotonic() - began
 
-    job.progress(2, 4, "steps")
+    steps.next()
     _set_matrices(model, matrices)
     ids = _donor_ids(donor_directory, donor_tokenizer)
     for name, value in ids.items():
         setattr(model.config, name, value)
-    model.generation_config = _generation_config(student_directory, ids)
-    after, stopped_after = bits_per_byte(model, donor_tokenizer), stopped_prompts(model, donor_tokenizer)
+    # The ids alone: a way of sampling that transformers finds odd, such as a temperature without do_sample, is refused
+    # when a changed object is saved.
+    model.generation_config = GenerationConfig(**ids)
+    after, stopped_after = bits_per_byte_of_result(model, donor_tokenizer), stopped_prompts(model, donor_tokenizer)
 
-    job.progress(3, 4, "steps")
+    steps.next()
     out = job.new_directory("out")
     save_causal_lm(model, out)
+    write_config(out / "generation_config.json", _generation_config(student_directory, ids))
     copy_tokenizer_files(donor_directory, out)
     check_tokenizer(out, donor_tokenizer)
     made = {"method": recipe.method, "reconstruction_cosine": approximation.reconstruction_cosine}
@@ -88,15 +95,23 @@ def transplant(job: Job, recipe: TransplantRecipe, runtime: SurgeonRuntime) -> N
 
 
 def _approximation(
-    job: Job, recipe: TransplantRecipe, runtime: SurgeonRuntime, plan: TransplantPlan, student_rows: list[Tensor]
+    job: Job,
+    recipe: TransplantRecipe,
+    runtime: SurgeonRuntime,
+    plan: TransplantPlan,
+    student_rows: list[Tensor],
+    after_batch: Callable[[], None],
 ) -> Approximation:
-    """Rows by recipe.method of the tokens that the plan leaves to it."""
+    """Rows by recipe.method of the tokens that the plan leaves to it. mergekit's methods have no batches to look
+    between."""
     if not len(plan.approximated_donor_ids):
         return Approximation([torch.empty((0, rows_RD.shape[1])) for rows_RD in student_rows])
     donor_directory, device = job.input("donor").directory(), resolve_device(runtime.device)
     if recipe.method == "omp_anchored":
         donor = stored_vocabulary(donor_directory)
-        return anchored_rows(recipe, plan, donor, student_rows, batch_size=runtime.batch_size, device=device)
+        return anchored_rows(
+            recipe, plan, donor, student_rows, batch_size=runtime.batch_size, device=device, after_batch=after_batch
+        )
     # mergekit costs 2 CPU-seconds that this project's own methods do not need.
     from tasks.surgeon.tokensurgeon import tokensurgeon_rows
 
@@ -133,7 +148,8 @@ def _donor_ids(directory: Path, tokenizer: PreTrainedTokenizerFast) -> dict[str,
     return dict(zip(TOKEN_ID_FIELDS, (tokenizer.bos_token_id, eos, pad), strict=True))
 
 
-def _generation_config(student_directory: Path, ids: dict[str, Any]) -> GenerationConfig:
-    """The student's way of sampling with the donor's token ids."""
+def _generation_config(student_directory: Path, ids: dict[str, Any]) -> dict[str, Any]:
+    """The student's way of sampling, as it is written, with the donor's token ids."""
     stored = weights_directory(student_directory) / "generation_config.json"
-    return GenerationConfig(**{**(read_json(stored) if stored.is_file() else {}), **ids})
+    values = {**(read_json(stored) if stored.is_file() else {}), **ids}
+    return {name: value for name, value in values.items() if value is not None}

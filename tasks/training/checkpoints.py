@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tasks.artifacts.checkpoint import Checkpoint
 from tasks.training.engine import STATE, TrainingEngine
 from tasks.training.processes import Processes
 from tasks.training.settings import TrainingRuntime
@@ -64,9 +66,7 @@ class TrainingCheckpoints:
         """
         upload, self._upload = self._upload, None
         step, self._uploading = self._uploading, None
-        if upload is not None:
-            upload.result()
-        self._processes.barrier()
+        self._processes.settle(upload)
         if step is not None:
             self._last_step = step
 
@@ -76,7 +76,8 @@ class TrainingCheckpoints:
         Raises:
             CorruptArtifactError: DeepSpeed cannot read or convert it, or it holds what no training writes.
         """
-        newest = self._job.checkpoints.latest(self._job.scratch / "resume") if self._processes.is_main else None
+        is_main = self._processes.is_main
+        newest = self._processes.each(self._fetch_newest if is_main else None)
         newest = self._processes.from_main(newest)
         if newest is None:
             return None
@@ -87,12 +88,10 @@ class TrainingCheckpoints:
                 f"converts the checkpoint after step {newest.step}, which was written under another world size, ZeRO "
                 f"stage or offload"
             )
-            if self._processes.is_main:
-                convert(newest.directory, STATE)
-            self._processes.barrier()
+            self._processes.each(partial(convert, newest.directory, STATE) if is_main else None)
             self._engine.load_universal(newest.directory, newest.step)
         self._processes.barrier()
-        if self._processes.is_main:
+        if is_main:
             shutil.rmtree(newest.directory)
         self._last_step = newest.step
         state: dict[str, Any] = newest.state["training"]
@@ -103,6 +102,9 @@ class TrainingCheckpoints:
         self.wait()
         if self._processes.is_main:
             self._job.checkpoints.clear()
+
+    def _fetch_newest(self) -> Checkpoint | None:
+        return self._job.checkpoints.latest(self._job.scratch / "resume")
 
     def _send(self, step: int, directory: Path, stamp: dict[str, Any]) -> None:
         self._job.checkpoints.save(step, directory, stamp, self._keep)

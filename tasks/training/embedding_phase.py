@@ -1,8 +1,9 @@
 """Steps in which only the input embedding and the head learn, under any sharding of the optimiser.
 
-Switching off `requires_grad` would be undone by ZeRO's hooks, which are placed once. Instead the other gradients are
-zeroed before any reduction, so that norm and clipping see the live ones alone, and AdamW finds none for their groups:
-it then touches neither weight, moments nor step count.
+Instead of switching off `requires_grad`, the other gradients are zeroed before any reduction, so that norm and clipping
+see the live ones alone, and AdamW finds none for their groups: it then touches neither weight, moments nor step count.
+So such a step costs as much as any other. DeepSpeed 0.19.8 places its hooks once for what requires a gradient then,
+reduces when as many of them have fired as it expects, and keeps the last gradients of those that did not (ZeRO-3).
 """
 
 from __future__ import annotations

@@ -10,10 +10,12 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from tasks.artifacts.errors import BadInputError, StoreError
 from tasks.modeling.model_files import copy_tokenizer_files, load_causal_lm, save_causal_lm
@@ -42,9 +44,7 @@ _PROGRESS_SECONDS = 1.0
 
 def local_directory(entry: InputArtifact, processes: Processes) -> Path:
     """The input on this node's disk: one process a node fetches, the others wait for it."""
-    if processes.local_rank == 0:
-        entry.directory()
-    processes.barrier()
+    processes.each(entry.directory if processes.local_rank == 0 else None)
     return entry.directory()
 
 
@@ -112,7 +112,9 @@ class Training:
         )
         with self._timed("load"):
             dtype = DTYPES[recipe.precision]
-            model = load_causal_lm(model_directory, dtype=dtype)
+            # Its weights may still be on the hub.
+            model = processes.each(partial(load_causal_lm, model_directory, dtype=dtype))
+            assert model is not None
             check_packing(model)
             self._engine = TrainingEngine(
                 model,
@@ -153,8 +155,7 @@ class Training:
             self._record.close()
             self._loader.close()
         self._checkpoints.wait()
-        if self._processes.is_main:
-            self._job.complete(directory, metrics)
+        self._processes.each(partial(self._job.complete, directory, metrics) if self._processes.is_main else None)
         self._checkpoints.clear()
 
     def _trained(self) -> tuple[Path, dict[str, Any]]:
@@ -287,7 +288,8 @@ class Training:
         No loss reaches the padding rows of embedding and head, but weight decay does.
         """
         dtype = DTYPES[self._recipe.precision]
-        model = load_causal_lm(self._model_directory, dtype=dtype) if self._processes.is_main else None
+        load = partial(load_causal_lm, self._model_directory, dtype=dtype)
+        model = self._processes.each(load if self._processes.is_main else None)
         target = dict(model.named_parameters()) if model is not None else {}
         ends = [] if model is None else [model.get_input_embeddings().weight, model.get_output_embeddings().weight]
         with torch.no_grad():
@@ -297,8 +299,9 @@ class Training:
                     rows = slice(self._num_real if any(kept is end for end in ends) else None)
                     kept[rows].copy_(parameter[rows])
         assert not target, sorted(target)
-        if model is None:
-            return
+        self._processes.each(None if model is None else partial(self._write, model, directory))
+
+    def _write(self, model: PreTrainedModel, directory: Path) -> None:
         save_causal_lm(model, directory)
         copy_tokenizer_files(self._model_directory, directory)
         (directory / LOG_NAME).write_text(self._record.log.text(), encoding="utf-8")

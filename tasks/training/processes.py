@@ -1,4 +1,7 @@
-"""The processes of one training: how they find each other, their device, and how they agree on a value.
+"""The processes of one training: how they find each other, their device, how they agree on a value, and how they wait.
+
+What all of them do in step waits in a collective, whose limit is fixed. What one does for as long as it takes (fetch or
+convert hundreds of gigabytes) is `each`'s: those at work say every few seconds that they live.
 
 Must be joined before DeepSpeed is imported: which accelerator it uses is decided by an environment variable then.
 """
@@ -6,7 +9,9 @@ Must be joined before DeepSpeed is imported: which accelerator it uses is decide
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
@@ -19,7 +24,12 @@ from tasks.training.settings import TrainingRuntime
 
 Value = TypeVar("Value")
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
-"""Others wait at a barrier while the main process uploads, or converts, a checkpoint of hundreds of gigabytes."""
+"""Of what all processes do in step: they load a model, or write a checkpoint, not equally fast."""
+BEAT_SECONDS = 5.0
+"""How often a process at work says that it lives."""
+SILENCE = timedelta(minutes=5)
+"""After which such a process counts as dead. One that is killed is noticed at once, by its closed connections; one that
+is frozen, or whose host is gone, only by its silence."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +40,8 @@ class Processes:
     local_rank: int
     world_size: int
     device: torch.device
+    beats: dist.ProcessGroup | None = field(default=None, repr=False, compare=False)
+    """All of them, in collectives that last no longer than `SILENCE`; None for one process."""
 
     @property
     def is_main(self) -> bool:
@@ -41,7 +53,8 @@ class Processes:
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any process."""
-        return bool(self.sum(torch.tensor([float(flag)]))[0])
+        # Of a stated type: torch's default is another one while a thread loads a model.
+        return bool(self.sum(torch.tensor([float(flag)], dtype=torch.float32))[0])
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """The sum over processes, on the CPU."""
@@ -56,6 +69,45 @@ class Processes:
         if self.world_size > 1:
             dist.broadcast_object_list(holder, src=0, device=torch.device("cpu"))
         return holder[0]
+
+    def each(self, work: Callable[[], Value] | None) -> Value | None:
+        """Returns on every process when all have done their work, however long that takes; None is none.
+
+        Of several processes the work runs on a thread of its own, and must not use collectives.
+
+        Raises:
+            Exception: what this process's work raised. The others wait for its end.
+            RuntimeError: another process died, or said nothing for `SILENCE`.
+        """
+        if self.world_size == 1:
+            return None if work is None else work()
+        self.barrier()
+        if work is None:
+            return self._settle(None)
+        worker = ThreadPoolExecutor(1, thread_name_prefix="each")
+        try:
+            return self._settle(worker.submit(work))
+        finally:
+            # Not waited for: where another process is gone there is nobody to finish it for.
+            worker.shutdown(wait=False)
+
+    def settle(self, work: Future[Value] | None) -> Value | None:
+        """The same for work that has begun on a thread."""
+        if self.world_size > 1:
+            self.barrier()
+        return self._settle(work)
+
+    def _settle(self, work: Future[Value] | None) -> Value | None:
+        """After a barrier, since processes come here at different times and a beat is waited for not as long."""
+        busy = self.world_size > 1
+        while busy:
+            done = work is None or work in wait([work], BEAT_SECONDS).done
+            if work is not None and done and work.exception() is not None:
+                break
+            still = torch.tensor([not done], dtype=torch.int32)
+            dist.all_reduce(still, group=self.beats)
+            busy = bool(still[0])
+        return None if work is None else work.result()
 
 
 def join(runtime: TrainingRuntime, scratch: Path) -> Processes:
@@ -91,7 +143,11 @@ def join(runtime: TrainingRuntime, scratch: Path) -> Processes:
             timeout=COLLECTIVE_TIMEOUT,
         )
     processes = Processes(
-        rank, local_rank, world_size, torch.device("cuda", local_rank) if on_cuda else torch.device("cpu")
+        rank,
+        local_rank,
+        world_size,
+        torch.device("cuda", local_rank) if on_cuda else torch.device("cpu"),
+        dist.new_group(backend="gloo", timeout=SILENCE) if world_size > 1 else None,
     )
     _check_scratch(processes, scratch)
     return processes

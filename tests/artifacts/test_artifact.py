@@ -73,7 +73,7 @@ def test_a_torn_manifest_is_one_sentence(store: Store, keep: int) -> None:
     artifact = Artifact(store, DIRECTORY)
     artifact.commit(manifest_of(()))
     store.put(artifact.path("manifest.json"), store.get(artifact.path("manifest.json"))[:keep])
-    with pytest.raises(CorruptArtifactError, match=r"manifest\.json cannot be read \(.*\); move the folder away"):
+    with pytest.raises(CorruptArtifactError, match=r"manifest\.json cannot be read, as it is torn: .*; .*move it away"):
         artifact.manifest()
 
 

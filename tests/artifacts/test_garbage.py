@@ -5,13 +5,15 @@ from __future__ import annotations
 import pytest
 
 from tasks.artifacts.artifact import Artifact, encode_record
-from tasks.artifacts.garbage import Garbage, find_garbage, remove
+from tasks.artifacts.garbage import DAY, Garbage, find_garbage, folder_of
 from tasks.artifacts.lease import Lease
 from tasks.artifacts.manifest import MAIN_SHARD, InputRecord
+from tasks.artifacts.removal import remove
 from tasks.artifacts.store import Store
 from tests.artifacts.records import manifest_of, receipt_of
 
 HOUR = 3600.0
+KEY = "0123456789abcdef"
 
 
 @pytest.fixture
@@ -21,7 +23,7 @@ def store(any_store: Store) -> Store:
 
 def finished(store: Store, name: str, inputs: dict[str, Artifact] | None = None) -> Artifact:
     """A finished artifact with a lost attempt and a checkpoint beside it."""
-    artifact = Artifact(store, f"artifacts/models/{name}")
+    artifact = Artifact(store, f"artifacts/models/{name}-{KEY}")
     receipt = artifact.add_shard(receipt_of(artifact, MAIN_SHARD, {"weights": b"w" * 100}))
     receipt_of(artifact, MAIN_SHARD, {"weights": b"lost"}, attempt="bbbbbbbb")
     store.put(artifact.path("checkpoints/step-4-aaaaaaaa/state"), b"state")
@@ -80,7 +82,7 @@ def test_what_a_living_run_holds_is_kept(store: Store) -> None:
         lease = Lease(store, path, 60)
         lease.acquire(0)
         with lease:
-            assert set(found(store)) == {artifact.directory, shared.directory} - {"/".join(path.split("/")[:3])}
+            assert set(found(store)) == {artifact.directory, shared.directory} - {folder_of(path)}
     assert set(found(store)) == {artifact.directory, shared.directory}
 
 
@@ -94,7 +96,7 @@ def test_a_dead_runs_lease_keeps_nothing(store: Store) -> None:
 
 
 def test_an_unfinished_artifact_of_a_profile_keeps_what_a_run_resumes_from(store: Store) -> None:
-    artifact = Artifact(store, "artifacts/models/begun")
+    artifact = Artifact(store, f"artifacts/models/begun-{KEY}")
     artifact.add_shard(receipt_of(artifact, "00001", {"rows": b"rows"}))
     receipt_of(artifact, "00002", {"rows": b"half"}, attempt="cccccccc")
     store.put(artifact.path("checkpoints/step-4-aaaaaaaa/state"), b"state")
@@ -127,3 +129,76 @@ def test_an_interrupted_removal_leaves_nothing_that_looks_finished(
 def test_proofs_that_were_killed_leave_garbage(store: Store) -> None:
     store.put("probe/1234", b"x")
     assert found(store)["probe"].paths == ("probe/1234",)
+
+
+def test_artifacts_of_labels_with_a_slash_are_each_their_own(store: Store) -> None:
+    kept = finished(store, "model-org/kept")
+    other = finished(store, "model-org/other")
+    attempt = f"artifacts/models/model-org/killed-{KEY}/data/main-aaaaaaaa/weights"
+    store.put(attempt, b"w")
+    for entry in list(find_garbage(store, [kept.directory], 0)):
+        assert remove(store, entry, 0)
+    assert list(store.list(other.directory)) == []
+    assert not store.exists(attempt)
+    manifest = kept.manifest()
+    assert manifest is not None
+    assert all(store.exists(kept.path(record.path)) for record in manifest.objects)
+
+
+def test_files_of_an_artifact_that_look_like_another_are_its_own() -> None:
+    folder = f"artifacts/models/model-x-{KEY}"
+    for name in ("manifest.json", "data/main-aaaaaaaa/manifest.json", f"data/main-aaaaaaaa/y-{KEY}/lease.json"):
+        assert folder_of(f"{folder}/{name}") == folder
+
+
+def test_a_folder_without_a_key_is_left_alone_and_named(store: Store) -> None:
+    store.put("artifacts/models/notes/of-mine.txt", b"x")
+    store.put("artifacts/stray", b"x")
+    said: list[str] = []
+    assert list(find_garbage(store, [], 0, tell=said.append)) == []
+    assert [sentence.split(" was left alone: ")[0] for sentence in said] == [
+        store.locate("artifacts/models/notes"),
+        store.locate("artifacts/stray"),
+    ]
+
+
+def test_old_logs_of_a_kept_artifact_go_and_young_ones_stay(store: Store) -> None:
+    artifact = finished(store, "kept")
+    logs = [artifact.path("logs/worker-aaaaaaaa.log")]
+
+    def old_logs(seconds: float) -> list[str]:
+        found = find_garbage(store, [artifact.directory], 0, log_seconds=seconds)
+        return [path for entry in found if entry.reason == "logs past their time" for path in entry.paths]
+
+    assert old_logs(DAY) == []
+    assert old_logs(0) == logs
+
+
+def test_a_run_that_takes_the_folder_up_keeps_it(store: Store) -> None:
+    artifact = finished(store, "other")
+    [garbage] = find_garbage(store, [], 0)
+    lease = Lease(store, artifact.path("lease.json"), 60)
+    lease.acquire(0)
+    with lease:
+        assert not remove(store, garbage, 0)
+    assert artifact.manifest() is not None
+    assert not remove(store, garbage, 0, lambda: {artifact.directory})
+    assert artifact.manifest() is not None
+    assert not store.exists(artifact.path("lease.json")), "what is not removed is free again"
+
+
+def test_a_run_that_names_the_folder_while_its_manifest_goes_gets_it_back(store: Store) -> None:
+    artifact = finished(store, "other")
+    [garbage] = find_garbage(store, [], 0)
+    before = store.get(artifact.path("manifest.json"))
+    held: list[bool] = []
+
+    def claimed() -> set[str]:
+        there = store.exists(artifact.path("manifest.json"))
+        held.append(store.exists(artifact.path("lease.json")))
+        return set() if there else {artifact.directory}
+
+    assert not remove(store, garbage, 0, claimed)
+    assert store.get(artifact.path("manifest.json")) == before
+    assert len(list(store.list(artifact.directory))) == len(garbage.paths), "nothing else was removed"
+    assert all(held), "a run that finds no manifest waits for the lease"

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 
 import pytest
 
 from tasks.artifacts.artifact import encode_record
-from tasks.artifacts.errors import LeaseHeldError, LeaseLostError, StoreError, TransientStoreError
+from tasks.artifacts.errors import (
+    CorruptArtifactError,
+    LeaseHeldError,
+    LeaseLostError,
+    StoreError,
+    TransientStoreError,
+)
 from tasks.artifacts.lease import Lease, LeaseRecord
 from tasks.artifacts.store import Store, open_store
 
@@ -192,3 +200,36 @@ def test_two_stores_hold_two_leases(store: Store, tmp_path_factory: pytest.TempP
     for lease in leases.values():
         lease.acquire(wait_seconds=0)
     assert all(standing(where).owner == lease.record.owner for where, lease in leases.items())
+
+
+def test_a_disk_that_is_away_for_a_moment_loses_no_lease(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    lost = threading.Event()
+    lease = Lease(store, PATH, 1, lost.set)
+    lease.acquire(wait_seconds=0)
+    failures: list[int] = []
+
+    def away(_descriptor: int) -> None:
+        failures.append(errno.EIO)
+        raise OSError(errno.EIO, "Input/output error")
+
+    with lease:
+        monkeypatch.setattr("os.fsync", away)
+        wait_until(lambda: len(failures) >= 2)
+        monkeypatch.undo()
+        before = standing(store).renewals
+        wait_until(lambda: standing(store).renewals > before)
+        assert not lost.is_set()
+        lease.require_held()
+
+
+def test_a_lease_of_another_version_is_one_sentence(store: Store) -> None:
+    store.put(PATH, b'{"owner": "other", "until": 1}')
+    with pytest.raises(CorruptArtifactError, match=rf"{PATH} cannot be read, as it was written by another version"):
+        Lease(store, PATH, 60).acquire(wait_seconds=0)
+
+
+def wait_until(done: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

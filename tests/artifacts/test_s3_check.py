@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -60,7 +61,7 @@ def test_a_server_that_checks_neither_keys_nor_checksums(monkeypatch: pytest.Mon
         check = S3Check("s3://bucket/prefix")
         check.store.fs.mkdir("bucket")
         found = failed(list(check.run()))
-        assert "anybody can read and write" in found["wrong credentials"]
+        assert found["wrong credentials"] == "a read with a key that nobody has was served, so anybody can read"
         assert "damage on the way would be stored" in found["checksums"]
         assert "write and read" not in found
     finally:
@@ -126,3 +127,60 @@ def test_a_clock_that_is_off_is_told_before_requests_are_refused(
 def test_what_is_no_place_in_an_object_store_is_refused(uri: str) -> None:
     with pytest.raises(BadInputError, match="is no place in an object store"):
         S3Check(uri)
+
+
+class Client:
+    """Another client of the same server, which may answer otherwise than the server does."""
+
+    def __init__(self, call: Callable[..., Any]) -> None:
+        self.call_s3 = call
+
+
+def overloaded(*_arguments: Any, **_more: Any) -> Any:
+    raise OSError(errno.EBUSY, "Please reduce your request rate.")
+
+
+def test_only_a_refusal_counts_as_one(check: S3Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert set(s3_check.strangers()) == {"a key that nobody has", "this key and another secret", "no key"}
+    own = check.store.fs.call_s3
+    monkeypatch.setattr(s3_check, "strangers", lambda: {"this key and another secret": Client(own)})
+    detail = failed(list(check.run()))["wrong credentials"]
+    assert detail == "a read with this key and another secret was served, so anybody can read"
+    monkeypatch.setattr(s3_check, "strangers", lambda: {"no key": Client(overloaded)})
+    assert "does not answer" in failed(list(check.run()))["wrong credentials"]
+
+
+def test_a_reader_that_may_write_is_found(check: S3Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused, own = s3_check.strangers()["no key"].call_s3, check.store.fs.call_s3
+
+    def call(method: str, **arguments: Any) -> Any:
+        return (own if method == "put_object" else refused)(method, **arguments)
+
+    monkeypatch.setattr(s3_check, "strangers", lambda: {"no key": Client(call)})
+    assert "a write with no key was served" in failed(list(check.run()))["wrong credentials"]
+    assert list(check.store.list("probe")) == []
+
+
+def test_a_server_that_is_down_refuses_no_checksum(check: S3Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = check.store.fs.call_s3
+
+    def call(method: str, **arguments: Any) -> Any:
+        if "ChecksumSHA256" in arguments and arguments["Body"] == b"what went out..":
+            overloaded()
+        return real(method, **arguments)
+
+    monkeypatch.setattr(check.store.fs, "call_s3", call)
+    assert "does not answer" in failed(list(check.run()))["checksums"]
+
+
+def test_a_multipart_check_that_fails_leaves_no_upload(check: S3Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = check.store.fs.call_s3
+
+    def call(method: str, **arguments: Any) -> Any:
+        if method == "complete_multipart_upload":
+            overloaded()
+        return real(method, **arguments)
+
+    monkeypatch.setattr(check.store.fs, "call_s3", call)
+    assert "does not answer" in failed(list(check.run()))["multipart"]
+    assert list(check.store.unfinished_uploads()) == []

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.bench.harness import load, machine, measure, merge, show
+from tests.bench.harness import discard_finished, load, machine, measure, merge, show
 from tests.bench.paths import RESULTS
 from tests.bench.records import GROUPS, Declared, Row
 from tests.bench.rows import ROWS
@@ -39,6 +39,7 @@ def main(arguments: Sequence[str], declared: Sequence[Declared] = ROWS, file: Pa
 
     rows = measure(chosen, measurements, faults=faults, conditions=machine(), keep=keep)
     keep(rows)
+    discard_finished(rows)
     show(rows)
     failed = sum(not row.ok for row in rows)
     print(f"{file}: {len(rows)} rows, {failed} not ok")

@@ -10,6 +10,7 @@ import importlib
 import json
 import os
 import platform
+import shutil
 import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
@@ -22,6 +23,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from tests.bench.paths import BENCH
 from tests.bench.records import Declared, Measurement, Row, judged, missing
 
 _ROWS = TypeAdapter(list[Row])
@@ -114,6 +116,18 @@ def measure(
 def names_of(measurement: Measurement, declared: Iterable[str]) -> list[str]:
     """The declared rows that it is to yield."""
     return [name for name in declared if any(fnmatchcase(name, pattern) for pattern in measurement.patterns)]
+
+
+def unfinished(group: str) -> Path:
+    """Where a group keeps what lets it go on after it was stopped, and nothing that a finished one may read again."""
+    return BENCH / group / "unfinished"
+
+
+def discard_finished(rows: Sequence[Row]) -> None:
+    """Deletes that of each group all of whose rows were measured, ok or not: the next bench measures afresh."""
+    for group in {_group_of(row) for row in rows}:
+        if all(row.repetitions for row in rows if _group_of(row) == group):
+            shutil.rmtree(unfinished(group), ignore_errors=True)
 
 
 def _said(error: Exception) -> str:

@@ -12,9 +12,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from flows.costs import CostOptions
+from flows.dag import build
 from flows.forecasts import Forecasts
-from flows.model_sizes import SHAPES, Sizes
-from flows.pipeline import build
+from flows.model_shapes import SHAPES
+from flows.model_sizes import Sizes
 from flows.profiles import load_profile
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.store import open_store

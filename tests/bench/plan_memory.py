@@ -1,6 +1,6 @@
 """Peak memory of a training process against tasks/planning/training_memory.py, each stage in a process of its own:
 
-python -m tests.bench.plan_memory STAGE PRECISION CHECKPOINTING
+python -m tests.bench.plan_memory WAY, one of WAYS in rows_plan.py
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from tasks.training.processes import Processes
 from tasks.training.settings import OptimizerRecipe, TrainingRecipe, TrainingRuntime
 from tests.bench.memory import peak_bytes, reset_peak, resident_bytes
 from tests.bench.records import Measured, Measurement
-from tests.bench.rows_plan import WAYS
+from tests.bench.rows_plan import WAYS, Way
 from tests.bench.training import joined, run_processes
 
-ROW_TOKENS, NUM_ROWS, PASSES, VOCAB = 512, 4, 2, 8192
+PASSES, VOCAB = 2, 8192
 MODEL: dict[str, Any] = {
     "hidden_size": 512,
     "intermediate_size": 1408,
@@ -49,19 +49,20 @@ BUCKET = 1_000_000
 
 
 def _peak(name: str) -> Iterator[Measured]:
-    stage, precision, checkpointing = WAYS[name]
+    way = WAYS[name]
     # With its default the allocator keeps what was freed, and resident memory tells of more than was held at one time.
     with mock.patch.dict(os.environ, {"MALLOC_MMAP_THRESHOLD_": "131072"}):
-        found = run_processes(__name__, [str(stage), precision, str(int(checkpointing))], 1)
+        found = run_processes(__name__, [name], way.processes)
     forecast = TrainingMemory.model_validate(found["forecast"])
     ratio = forecast.peak / found["measured"]
     yield Measured(
         f"plan.memory.{name}",
         abs(ratio - 1),
         f"forecast {forecast.peak / 1e6:.0f} MB ({_parts(forecast)}), measured {found['measured'] / 1e6:.0f} MB above "
-        f"the process with its libraries; a Qwen2 of {found['parameters'] / 1e6:.1f} M parameters, ZeRO-{stage}, "
-        f"{precision}, {'with' if checkpointing else 'without'} gradient checkpointing, {NUM_ROWS} rows of "
-        f"{ROW_TOKENS} tokens a pass, {PASSES} passes a step, one process, bucket {BUCKET:,} entries",
+        f"the process with its libraries; a Qwen2 of {found['parameters'] / 1e6:.1f} M parameters, ZeRO-{way.stage}, "
+        f"{way.precision}, {'with' if way.checkpointing else 'without'} gradient checkpointing, {way.rows} rows of "
+        f"{way.row_tokens} tokens a pass, {PASSES} passes a step, {way.processes} processes of which the first is "
+        f"measured, bucket {BUCKET:,} entries",
     )
 
 
@@ -69,9 +70,9 @@ def _parts(forecast: TrainingMemory) -> str:
     return ", ".join(f"{name} {value / 1e6:.0f}" for name, value in forecast.model_dump().items() if name != "host")
 
 
-def _model(precision: str, **changes: int) -> PreTrainedModel:
-    config = Qwen2Config(**{**MODEL, "vocab_size": VOCAB, "max_position_embeddings": ROW_TOKENS, **changes})
-    return Qwen2ForCausalLM(config).to(DTYPES[precision])
+def _model(way: Way, **changes: int) -> PreTrainedModel:
+    config = Qwen2Config(**{**MODEL, "vocab_size": VOCAB, "max_position_embeddings": way.row_tokens, **changes})
+    return Qwen2ForCausalLM(config).to(DTYPES[way.precision])
 
 
 def _row(length: int, seed: int, vocab: int) -> Row:
@@ -81,7 +82,9 @@ def _row(length: int, seed: int, vocab: int) -> Row:
     return make_row(ids, mask, "", "text", "bench", f"{seed:064x}")
 
 
-def _train(model: PreTrainedModel, recipe: TrainingRecipe, runtime: TrainingRuntime, processes: Processes) -> None:
+def _train(
+    model: PreTrainedModel, recipe: TrainingRecipe, runtime: TrainingRuntime, processes: Processes, way: Way
+) -> None:
     vocab = model.config.vocab_size
     engine = TrainingEngine(
         model,
@@ -93,43 +96,47 @@ def _train(model: PreTrainedModel, recipe: TrainingRecipe, runtime: TrainingRunt
     )
     del model
     # Two passes: in the second one the gradients of the first are there already.
-    rows = [_row(ROW_TOKENS, place, vocab) for place in range(PASSES * NUM_ROWS)]
+    rows = [_row(way.row_tokens, place, vocab) for place in range(PASSES * way.rows)]
     passes = [collate([[row] for row in rows[index::PASSES]]) for index in range(PASSES)]
-    engine.step(passes, len(rows) * (ROW_TOKENS - 1), 1e-4)
+    engine.step(passes, processes.world_size * len(rows) * (way.row_tokens - 1), 1e-4)
 
 
-def _child(stage: int, precision: Any, checkpointing: bool) -> dict[str, Any]:
+def _child(way: Way) -> dict[str, Any]:
     processes = joined()
+    precision: Any = way.precision
     recipe = TrainingRecipe(
-        optimizer=OptimizerRecipe(learning_rate=1e-4), rows_per_step=PASSES * NUM_ROWS, steps=1, precision=precision
+        optimizer=OptimizerRecipe(learning_rate=1e-4),
+        rows_per_step=processes.world_size * PASSES * way.rows,
+        steps=1,
+        precision=precision,
     )
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "zero.json")
-        zero = {"stage": stage, "overlap_comm": False, "reduce_bucket_size": BUCKET}
-        if stage >= 2:
+        zero = {"stage": way.stage, "overlap_comm": False, "reduce_bucket_size": BUCKET}
+        if way.stage >= 2:
             zero["contiguous_gradients"] = True
-        if stage == 3:
+        if way.stage == 3:
             zero["stage3_param_persistence_threshold"] = 0
         file.write_text(json.dumps({"zero_optimization": zero}))
         runtime = TrainingRuntime(
-            device="cpu", launcher="torchrun", deepspeed_config=str(file), gradient_checkpointing=checkpointing
+            device="cpu", launcher="torchrun", deepspeed_config=str(file), gradient_checkpointing=way.checkpointing
         )
         # What libraries keep for themselves from their first step on is no part of the training.
-        _train(_model(precision, hidden_size=64, num_hidden_layers=1, vocab_size=64), recipe, runtime, processes)
+        _train(_model(way, hidden_size=64, num_hidden_layers=1, vocab_size=64), recipe, runtime, processes, way)
         gc.collect()
         before = resident_bytes()
         reset_peak()
-        _train(_model(precision), recipe, runtime, processes)
+        _train(_model(way), recipe, runtime, processes, way)
         peak = peak_bytes()
-        config = deepspeed_config(recipe, runtime, 1)
+        config = deepspeed_config(recipe, runtime, processes.world_size)
     model = architecture({**MODEL, "model_type": "qwen2", "vocab_size": VOCAB})
     forecast = training_memory(
         model,
-        Sharding.of(config, 1),
+        Sharding.of(config, processes.world_size),
         precision,
-        tokens=NUM_ROWS * ROW_TOKENS,
-        row_tokens=ROW_TOKENS,
-        checkpointing=checkpointing,
+        tokens=way.rows * way.row_tokens,
+        row_tokens=way.row_tokens,
+        checkpointing=way.checkpointing,
     )
     return {"measured": peak - before, "forecast": forecast.model_dump(), "parameters": model.parameters}
 
@@ -138,4 +145,4 @@ MEASUREMENTS = [Measurement(f"plan_memory {name}", partial(_peak, name), (f"plan
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    print(json.dumps(_child(int(sys.argv[1]), sys.argv[2], sys.argv[3] == "1")))
+    print(json.dumps(_child(WAYS[sys.argv[1]])))

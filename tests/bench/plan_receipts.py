@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from flows.costs import CostOptions, cost_of
-from flows.pipeline import build
+from flows.dag import build
 from flows.profiles import load_profile
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.garbage import find_garbage

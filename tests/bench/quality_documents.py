@@ -13,9 +13,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tasks.exercises.library_text import library_documents
-from tests.bench.paths import BENCH
+from tests.bench.quality_folder import FOLDER
 
-FOLDER = BENCH / "quality"
 SPLITS = {"test": 400_000, "training": 480_000}
 """Bytes of each, reached by whole documents, in the order of dealing; about 3.8 bytes a token."""
 MIN_BYTES = 240

@@ -1,7 +1,7 @@
 """`python -m tests.bench.quality_search`: the search for both arms' recipes, on dev alone.
 
 Prints every trial and writes them to build/bench/quality-search.json, best first in each arm. What it has trained
-before it does not train again.
+before it does not train again, unless the code that trains has changed (`quality_folder`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The comparison as steps of the pipeline: each is made by its stage's own worker and kept in a store of the bench.
 
 The store is the memory: a measurement that was stopped goes on from what is committed there, and a search finds the
-trainings that it has made before.
+trainings that it has made before, as long as the code that trains is the same.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from tasks.models import stage as models_stage
 from tasks.runtime.declare import Stage, Step
 from tasks.runtime.execute import Outcome, RunContext, execute
 from tests.bench.paths import ROOT
-from tests.bench.quality_documents import FOLDER, documents_file
+from tests.bench.quality_documents import documents_file
+from tests.bench.quality_folder import FOLDER
 from tests.bench.quality_student import student_directory
 from tests.bench.teachers import teacher_directory
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from tasks.modeling.model_files import copy_tokenizer_files, load_causal_lm, save_causal_lm
-from tests.bench.quality_documents import FOLDER
+from tests.bench.quality_folder import FOLDER
 
 LAYERS = (*range(4), *range(14, 30))
 """Kept of the teacher's 30, in their order: 99 of 135 million parameters. Fewer need more tokens to heal than fit."""

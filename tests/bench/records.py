@@ -22,6 +22,8 @@ class Declared(Frozen):
     unit: str
     goal: float | None = None
     comparator: Comparator = "<="
+    within_errors: int = 0
+    """By how many standard errors of the value the goal may be missed; without an error the row is not ok."""
     says: str
     """What the value is, in one line."""
 
@@ -39,6 +41,8 @@ class Measured:
     conditions: str
     """Data, weights, captured mass, what was left out: what another must know to get this value again."""
     repetitions: int = 1
+    error: float = math.nan
+    """Standard error of the value, where the row is judged by it."""
 
 
 class Row(Frozen):
@@ -55,16 +59,22 @@ class Row(Frozen):
 
 
 def judged(declared: Declared, measured: Measured, machine: str) -> Row:
-    """The row of a measurement."""
-    finite = math.isfinite(measured.value)
-    reached = declared.goal is None or (
-        measured.value <= declared.goal if declared.comparator == "<=" else measured.value >= declared.goal
-    )
+    """The row of a measurement. Its goal is the declared one with the standard errors that the row allows."""
+    finite, known = math.isfinite(measured.value), True
     conditions = f"{measured.conditions}; {machine}"
+    goal = declared.goal
+    if goal is not None and declared.within_errors:
+        errors = f"{declared.within_errors} standard errors of {measured.error:.4g}"
+        conditions = f"goal {goal:g} within {errors}; {conditions}"
+        known = math.isfinite(measured.error)
+        allowed = declared.within_errors * measured.error if known else 0.0
+        goal += allowed if declared.comparator == "<=" else -allowed
+    reached = goal is None or (measured.value <= goal if declared.comparator == "<=" else measured.value >= goal)
     return _row(
         declared,
+        goal,
         value=measured.value if finite else None,
-        ok=finite and reached,
+        ok=finite and known and reached,
         conditions=conditions if finite else f"the value is {measured.value}; {conditions}",
         repetitions=measured.repetitions,
     )
@@ -72,15 +82,17 @@ def judged(declared: Declared, measured: Measured, machine: str) -> Row:
 
 def missing(declared: Declared, why: str) -> Row:
     """The row of what was not measured."""
-    return _row(declared, value=None, ok=False, conditions=f"not measured: {why}", repetitions=0)
+    return _row(declared, declared.goal, value=None, ok=False, conditions=f"not measured: {why}", repetitions=0)
 
 
-def _row(declared: Declared, *, value: float | None, ok: bool, conditions: str, repetitions: int) -> Row:
+def _row(
+    declared: Declared, goal: float | None, *, value: float | None, ok: bool, conditions: str, repetitions: int
+) -> Row:
     return Row(
         name=declared.name,
         value=value,
         unit=declared.unit,
-        goal=declared.goal,
+        goal=goal,
         comparator=declared.comparator,
         ok=ok,
         conditions=conditions,

@@ -15,8 +15,8 @@ from tasks.models import stage as models_stage
 from tasks.runtime.declare import Step
 from tests.bench.records import Measured, Measurement
 from tests.bench.rows_surgery import BAD_PAIRS
+from tests.bench.swap_folder import folder
 from tests.bench.swap_steps import (
-    FOLDER,
     SPECIAL_TOKENS,
     make,
     model_in,
@@ -110,9 +110,9 @@ def _refusal(step: Step) -> str | None:
 
 def _model_of_letters(letters: str) -> Step:
     """A random model with the tokens of these letters and an end, and no other."""
-    target = FOLDER / f"random-letters-{letters}"
+    target = folder() / f"random-letters-{letters}"
     if not (target / "tokenizer.json").is_file():
-        vocabulary = FOLDER / f"letters-{letters}"
+        vocabulary = folder() / f"letters-{letters}"
         names = [f"Ġ{letters[0]}", *letters]
         backend = Tokenizer(models.BPE(vocab={name: at for at, name in enumerate(names)}, merges=[]))
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

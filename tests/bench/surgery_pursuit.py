@@ -66,8 +66,10 @@ def _rows(recipe: TransplantRecipe) -> tuple[Tensor, Tensor, Tensor]:
     ids_N = plan.approximated_donor_ids
     # From the middle of equal parts, since the first ids are the most frequent tokens.
     sample_N = ids_N[(torch.arange(SAMPLE).numpy() * 2 + 1) * len(ids_N) // (2 * SAMPLE)]
-    at = most_used_anchors(plan.shared_donor_ids_S, recipe.num_anchors)
-    wanted = (sample_N, plan.shared_donor_ids_S, plan.shared_donor_ids_S[at])
+    # As the stage chooses them: no row of text is made of special tokens. mergekit takes them too.
+    text_ids_T = plan.shared_donor_ids_S[plan.is_text_S]
+    anchor_ids_A = text_ids_T[most_used_anchors(text_ids_T, recipe.num_anchors)]
+    wanted = (sample_N, plan.shared_donor_ids_S, anchor_ids_A)
     targets_ND, shared_SD, anchors_AD = (stored.rows(0, torch.from_numpy(ids)).float() for ids in wanted)
     return targets_ND, shared_SD, anchors_AD
 

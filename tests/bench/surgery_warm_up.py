@@ -5,7 +5,6 @@ Two steps of the pipeline at a time, one thread each. What is made stays in the 
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,11 +12,12 @@ from tasks.runtime.declare import Step
 from tasks.surgeon.stage import TransplantRecipe
 from tests.bench.records import Measured, Measurement
 from tests.bench.rows_surgery import BACK, INTO_QWEN, KINDS, METHODS
-from tests.bench.swap_bits import bits_of
+from tests.bench.swap_bits import Bits, Excess, bits_of, excess, mean_bits, rates
 from tests.bench.swap_steps import WARM_UP_SAID, before, make, moved, seconds_of_rows, smollm2, warmed
 from tests.bench.swap_texts import MEASURED_BYTES, TRAINED_BYTES, measured_texts, training_file
 
 PROCESSES = 2
+PAIR = "SmolLM2, warmed up in Qwen2.5's vocabulary, into its own with itself as the donor (a self-donor)"
 DEFAULT: str = TransplantRecipe.model_fields["method"].default
 
 
@@ -26,7 +26,7 @@ def _warm_ups() -> Iterator[Measured]:
     training_file(KINDS)
     measured_texts()
     make(smollm2())
-    warm: dict[str, dict[str, dict[str, float]]] = {}
+    warm: dict[str, dict[str, Bits]] = {}
     for direction, methods in METHODS.items():
         starts = {method: moved(direction, method) for method in methods}
         make(before(direction))
@@ -36,29 +36,31 @@ def _warm_ups() -> Iterator[Measured]:
             warm[direction] = dict(zip(methods, pool.map(_warmed_bits, starts.values()), strict=True))
         yield from _of_direction(direction, starts, warm[direction])
     yield _anchored_over_plain()
-    yield _default_over_best(warm[BACK])
+    yield default_over_best(warm[BACK])
 
 
-def _warmed_bits(start: Step) -> dict[str, float]:
+def _warmed_bits(start: Step) -> Bits:
+    bits_of(start)
     made = warmed(start)
     make(made)
     print(f"  {made.label} made", flush=True)
     return bits_of(made)
 
 
-def _of_direction(
-    direction: str, starts: Mapping[str, Step], warm: Mapping[str, Mapping[str, float]]
-) -> Iterator[Measured]:
+def _of_direction(direction: str, starts: Mapping[str, Step], warm: Mapping[str, Bits]) -> Iterator[Measured]:
     names = {INTO_QWEN: "SmolLM2 into Qwen2.5's vocabulary", BACK: "SmolLM2, warmed up in Qwen2.5's, into its own"}
     texts = measured_texts()
+    left = rates(bits_of(before(direction)))
+    begun = {method: rates(bits_of(start)) for method, start in starts.items()}
+    ended = {method: rates(bits) for method, bits in warm.items()}
     for kind in KINDS:
         num_bytes = sum(len(text.text.encode()) for text in texts[kind])
         said = f"{len(texts[kind])} texts, {num_bytes} bytes of {kind}; {names[direction]}"
         prefix = f"surgery.bits_per_byte.{direction}"
-        yield Measured(f"{prefix}.before.{kind}", bits_of(before(direction))[kind], said)
-        for method, start in starts.items():
-            yield Measured(f"{prefix}.{method}.start.{kind}", bits_of(start)[kind], said)
-            yield Measured(f"{prefix}.{method}.warm.{kind}", warm[method][kind], f"{WARM_UP_SAID}; {said}")
+        yield Measured(f"{prefix}.before.{kind}", left[kind], said)
+        for method in starts:
+            yield Measured(f"{prefix}.{method}.start.{kind}", begun[method][kind], said)
+            yield Measured(f"{prefix}.{method}.warm.{kind}", ended[method][kind], f"{WARM_UP_SAID}; {said}")
     for method, start in starts.items():
         metrics = make(start).manifest.metrics
         invented = {part: metrics[f"{part}_tokens"] for part in ("composed", "approximated")}
@@ -71,26 +73,40 @@ def _of_direction(
 
 
 def _anchored_over_plain() -> Measured:
-    bits = {method: bits_of(moved(BACK, method)) for method in ("omp_anchored", "omp")}
-    means = {method: statistics.fmean(found.values()) for method, found in bits.items()}
-    by_kind = ", ".join(f"{kind} {bits['omp_anchored'][kind]:.3f} over {bits['omp'][kind]:.3f}" for kind in KINDS)
+    anchored, plain = (bits_of(moved(BACK, method)) for method in ("omp_anchored", "omp"))
+    found = excess(anchored, plain)
+    kinds = {kind: (rates(anchored)[kind], rates(plain)[kind]) for kind in KINDS}
+    by_kind = ", ".join(f"{kind} {one:.3f} over {other:.3f}" for kind, (one, other) in kinds.items())
     return Measured(
         "surgery.pursuit.bits_per_byte_over_plain",
-        means["omp_anchored"] / means["omp"],
-        f"{by_kind}; SmolLM2 in Qwen2.5's vocabulary, warmed up there, back in its own with itself as the donor",
+        found.ratio,
+        f"paired standard error {found.ratio_error:.4f}; {by_kind}; {PAIR}",
     )
 
 
-def _default_over_best(warm: Mapping[str, Mapping[str, float]]) -> Measured:
-    means = {method: statistics.fmean(bits[kind] for kind in KINDS) for method, bits in warm.items()}
+def default_over_best(warm: Mapping[str, Bits]) -> Measured:
+    """The default against that of the other methods which is better by most standard errors, or worse by fewest.
+
+    So no other one is better by more than two if this one is not.
+    """
+    others = {method: excess(warm[DEFAULT], bits) for method, bits in warm.items() if method != DEFAULT}
+    best = max(others, key=lambda method: others[method].z)
+    found = others[best]
+    num_documents = sum(map(len, warm[DEFAULT].values()))
     return Measured(
         "surgery.default_over_best",
-        means[DEFAULT] / min(means.values()),
-        f"default {DEFAULT}; "
-        + ", ".join(f"{method} {mean:.4f}" for method, mean in sorted(means.items(), key=lambda item: item[1]))
-        + f"; into SmolLM2's vocabulary, where there is a donor with rows; {WARM_UP_SAID}, on {TRAINED_BYTES} bytes of "
-        f"each kind, measured on others, at least {MEASURED_BYTES} of each",
+        found.ratio,
+        f"{DEFAULT} over {best}; {num_documents} documents; default {mean_bits(warm[DEFAULT]):.4f} bits a byte; the "
+        f"default's excess over each: "
+        + ", ".join(f"{method} {_said(each)}" for method, each in sorted(others.items(), key=lambda item: -item[1].z))
+        + f"; {PAIR}; not judged into Qwen2.5's vocabulary, since no donor has rows there; {WARM_UP_SAID}, on "
+        f"{TRAINED_BYTES} bytes of each kind, measured on others, at least {MEASURED_BYTES} of each",
+        error=found.ratio_error,
     )
+
+
+def _said(found: Excess) -> str:
+    return f"{found.difference:+.4f} ± {found.error:.4f} (ratio {found.ratio:.4f}, z {found.z:+.1f})"
 
 
 MEASUREMENTS = [

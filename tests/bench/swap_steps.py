@@ -1,4 +1,4 @@
-"""The changes of vocabulary as steps of the pipeline, made by the stages' own workers and kept in a store of the bench.
+"""The changes of vocabulary as steps of the pipeline, made by the stages' own workers in a store of the bench.
 
 SmolLM2-135M-Instruct is the one model with real weights. It goes into the vocabulary of Qwen2.5, where its rows are
 healed by the warm-up, and from there back into its own by every method, with itself as the donor. It also goes into
@@ -7,8 +7,7 @@ Llama 3.1's, to be trained there and reverted.
 
 from __future__ import annotations
 
-import json
-import os
+import shutil
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -18,7 +17,7 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from tasks.artifacts.artifact import Artifact
-from tasks.artifacts.store import open_store
+from tasks.artifacts.store import Store, open_store
 from tasks.corpus import stage as corpus_stage
 from tasks.modeling.model_files import copy_tokenizer_files, load_causal_lm, save_causal_lm
 from tasks.modeling.tokenizer_files import load_tokenizer
@@ -27,22 +26,21 @@ from tasks.runtime.declare import Stage, Step
 from tasks.runtime.execute import Outcome, RunContext, execute
 from tasks.sft import stage as sft_stage
 from tasks.surgeon import stage as surgeon_stage
-from tasks.worker.spec import Event
 from tests.bench.paths import ROOT
 from tests.bench.rows_surgery import BACK, INTO_QWEN, KINDS
-from tests.bench.swap_texts import FOLDER, training_file
+from tests.bench.swap_folder import delete_others, folder
+from tests.bench.swap_texts import training_file
 
-STORE = FOLDER / "store"
 MAX_TOKENS = 96
 TEMPLATE_DATE = "2024-07-26"
 WARM_UP: dict[str, Any] = {
     "optimizer": {"learning_rate": 4e-4, "warmup_fraction": 0.1},
-    "steps": 48,
-    "embedding_steps": 24,
+    "steps": 16,
+    "embedding_steps": 8,
     "rows_per_step": 4,
     "precision": "float32",
 }
-"""The same for every method."""
+"""The same for every method. Ten trainings of 48 steps were more than half of all that this group computes."""
 WARM_UP_SAID = (
     f"warm-up {WARM_UP['steps']} steps of {WARM_UP['rows_per_step']} rows of up to {MAX_TOKENS} tokens by "
     f"cross-entropy, the first {WARM_UP['embedding_steps']} on the embedding alone"
@@ -115,7 +113,8 @@ def model_in(directory: Path, label: str) -> Step:
 
 def random_model(name: str, hidden_size: int, seed: int, *, tied: bool = True, rows: int | None = None) -> Path:
     """A Qwen2 of two layers with random weights in float32 over the vocabulary `name`; made on the first call."""
-    target = FOLDER / f"random-{name}-{hidden_size}-{seed}"
+    head = "tied" if tied else "untied"
+    target = folder() / f"random-{name}-{hidden_size}-{seed}-{head}-{rows or 'all'}"
     if not (target / "tokenizer.json").is_file():
         write_random_model(directory_of(make(tokenizer(name))), target, hidden_size, seed, tied=tied, rows=rows)
     return target
@@ -156,10 +155,9 @@ def transplant(label: str, student: Step, donor: Step, recipe: dict[str, Any], t
     return step_of(surgeon_stage.STAGE, label, config, student=student, donor=donor)
 
 
-def reversion(label: str, trained: Step, original: Step, strategy: str | None = None, threads: int = 1) -> Step:
-    """The trained model back in the original's vocabulary, by the default strategy unless one is given."""
-    recipe = {"mode": "revert", **({} if strategy is None else {"strategy": strategy})}
-    config = {"recipe": recipe, "runtime": {"threads": threads}}
+def reversion(label: str, trained: Step, original: Step, recipe: dict[str, Any], threads: int = 1) -> Step:
+    """The trained model back in the original's vocabulary."""
+    config = {"recipe": {"mode": "revert", **recipe}, "runtime": {"threads": threads}}
     return step_of(surgeon_stage.STAGE, label, config, trained=trained, original=original)
 
 
@@ -201,44 +199,33 @@ def make(step: Step) -> Outcome:
     """The step and all that it needs, each made once."""
     for source in step.inputs.values():
         make(source)
-    times: dict[str, float] = {}
+    return execute(step, _context())
 
-    def watch(_: Step, event: Event) -> None:
-        if event.kind == "progress" and event.total is not None:
-            times[f"{event.done:g}"] = event.time
 
-    made = execute(step, RunContext(open_store(str(STORE)), FOLDER / "scratch", watch=watch))
-    if times and step.stage.name == surgeon_stage.STAGE.name:
-        write_once(_times_file(step), json.dumps(times))
-    return made
+@lru_cache(maxsize=1)
+def _context() -> RunContext:
+    delete_others()
+    return RunContext(_store(), folder() / "scratch")
+
+
+def _store() -> Store:
+    return open_store(str(folder() / "store"))
+
+
+def forget(step: Step) -> None:
+    """Deletes what there is of the step's artifact, so that it is made again."""
+    shutil.rmtree(folder() / "store" / step.directory, ignore_errors=True)
 
 
 def seconds_of_rows(step: Step) -> float:
     """Wall seconds in which a transplant's worker made the new rows, without loading and judging the model."""
-    made = make(step)
-    if not _times_file(step).is_file():
-        raise RuntimeError(f"{made.ref.uri} was made by a bench that was stopped then; delete it, so that it is timed")
-    times = json.loads(_times_file(step).read_text())
-    # The worker reports each of its steps before it begins: 1 the rows, 2 what comes after.
-    return float(times["2"] - times["1"])
-
-
-def _times_file(step: Step) -> Path:
-    return FOLDER / "times" / f"{step.label}-{step.key[:16]}.json"
-
-
-def write_once(file: Path, text: str) -> None:
-    """Whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    draft = file.with_name(f"{file.name}.{os.getpid()}.draft")
-    draft.write_text(text, encoding="utf-8")
-    draft.rename(file)
+    return float(make(step).manifest.metrics["seconds_of_rows"])
 
 
 def directory_of(made: Outcome) -> Path:
     """The artifact's files under their names."""
-    artifact = Artifact(open_store(str(STORE)), made.ref.directory)
-    return artifact.fetch(made.manifest, FOLDER / "made" / f"{made.ref.key[:16]}-{made.ref.digest[:16]}")
+    artifact = Artifact(_store(), made.ref.directory)
+    return artifact.fetch(made.manifest, folder() / "made" / f"{made.ref.key[:16]}-{made.ref.digest[:16]}")
 
 
 def measured_model(step: Step, measure: Callable[..., Any]) -> Any:

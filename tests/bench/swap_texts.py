@@ -21,11 +21,10 @@ from itertools import chain
 from pathlib import Path
 
 from tasks.modeling.bits_per_byte import TEXTS
-from tests.bench.paths import BENCH
 from tests.bench.quality_documents import split_documents
 from tests.bench.rows_surgery import KINDS
+from tests.bench.swap_folder import folder, write_once
 
-FOLDER = BENCH / "surgery"
 MEASURED_BYTES = 2500
 """Of each kind, with the fixed texts."""
 TRAINED_BYTES = 40_000
@@ -60,14 +59,11 @@ def measured_texts() -> dict[str, tuple[KindText, ...]]:
 
 def training_file(kinds: tuple[str, ...]) -> Path:
     """A JSON Lines file with the field "text", the documents of these kinds in turns; made on the first call."""
-    file = FOLDER / "documents" / f"{'-'.join(kinds)}.jsonl"
+    file = folder() / "documents" / f"{'-'.join(kinds)}.jsonl"
     if not file.is_file():
         texts = [_up_to(TRAINED_BYTES, _documents(kind, measured=False)) for kind in kinds]
         turns = [own[at] for at in range(max(map(len, texts))) for own in texts if at < len(own)]
-        file.parent.mkdir(parents=True, exist_ok=True)
-        draft = file.with_suffix(".draft")
-        draft.write_text("".join(json.dumps({"text": text}) + "\n" for text in turns))
-        draft.rename(file)
+        write_once(file, "".join(json.dumps({"text": text}) + "\n" for text in turns))
     return file
 
 

@@ -11,7 +11,8 @@ import pytest
 from rich.console import Console
 
 from tests.bench import __main__ as command
-from tests.bench.harness import load, measure, merge, names_of, read, show
+from tests.bench import harness
+from tests.bench.harness import load, measure, merge, names_of, read, show, unfinished
 from tests.bench.records import GROUPS, Declared, Measured, Measurement, Row, judged
 from tests.bench.rows import ROWS
 from tests.bench.timing import paired
@@ -63,6 +64,29 @@ def test_a_row_is_ok_when_its_value_reaches_its_goal(
     assert row.ok is ok
     assert row.value == (value if math.isfinite(value) else None)
     assert row.conditions.endswith("data; machine")
+
+
+@pytest.mark.parametrize(
+    ("comparator", "value", "error", "ok", "goal"),
+    [
+        ("<=", 1.09, 0.05, True, 1.1),
+        ("<=", 1.11, 0.05, False, 1.1),
+        (">=", 0.91, 0.05, True, 0.9),
+        (">=", 0.89, 0.05, False, 0.9),
+        ("<=", 1.0, 0.0, True, 1.0),
+        ("<=", 0.5, math.nan, False, 1.0),
+        ("<=", 0.5, math.inf, False, 1.0),
+    ],
+)
+def test_a_goal_may_be_missed_by_as_many_standard_errors_as_its_row_allows(
+    comparator: str, value: float, error: float, ok: bool, goal: float
+) -> None:
+    within = declared("store.a", 1.0, comparator).model_copy(update={"within_errors": 2})
+    row = judged(within, Measured("store.a", value, "data", error=error), "machine")
+    assert row.ok is ok
+    assert row.goal == pytest.approx(goal)
+    assert row.value == value
+    assert "within 2 standard errors" in row.conditions
 
 
 def test_an_exception_takes_only_the_rows_it_prevents() -> None:
@@ -143,6 +167,23 @@ def test_the_exit_code_says_whether_every_row_that_ran_is_ok(
     assert command.main(["--only", "store"], declarations, file) == code
     assert [row.name for row in read(file)] == ["dump.a", "store.a.1"]
     assert command.main([], declarations, file) == 1
+
+
+@pytest.mark.parametrize(("value", "stays"), [(1.0, False), (3.0, False), (None, True)])
+def test_only_a_bench_that_was_stopped_finds_something_to_go_on_from(
+    value: float | None, stays: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ok or not: a row that was measured is measured afresh the next time. Of another group everything stays."""
+    monkeypatch.setattr(harness, "BENCH", tmp_path / "bench")
+    for group in ("store", "dump"):
+        unfinished(group).mkdir(parents=True)
+        (unfinished(group) / "timed.json").write_text("1")
+    values = [Measured("store.a.2", 1.0, ""), *([] if value is None else [Measured("store.a.1", value, "")])]
+    monkeypatch.setattr(command, "load", lambda _: ([measurement("store.a", *values)], []))
+    rows = [declared("store.a.1", 2.0), declared("store.a.2"), declared("dump.a")]
+    command.main(["--only", "store"], rows, tmp_path / "bench.json")
+    assert unfinished("store").exists() is stays
+    assert (unfinished("dump") / "timed.json").exists()
 
 
 def test_a_group_without_rows_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

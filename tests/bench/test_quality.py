@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import shutil
 import statistics
 from pathlib import Path
 
@@ -14,7 +15,9 @@ from tasks.logits.rows import make_row
 from tasks.modeling.tokenizer_files import load_tokenizer
 from tasks.models.stage import MINIATURES
 from tests.bench import quality_words
+from tests.bench.paths import BENCH, ROOT
 from tests.bench.quality_documents import SHARED_WORDS, distinct
+from tests.bench.quality_folder import FOLDER, SOURCES, sources_digest
 from tests.bench.quality_judge import JudgedDocument
 from tests.bench.quality_recipes import ARMS, CHOSEN, LATER_ROUNDS, joined, recipe_of
 from tests.bench.quality_words import cloze_items
@@ -76,3 +79,26 @@ def test_the_arms_differ_in_what_was_searched_alone() -> None:
     assert twin["loss"] == {"forward_kl": 0.0, "ce": 1.0}
     for name in student.keys() - {"loss", "optimizer"}:
         assert student[name] == twin[name]
+
+
+def test_another_loss_is_trained_anew(tmp_path: Path) -> None:
+    """In a copy of the sources: a changed line gives another folder, a note beside them does not."""
+    for pattern in SOURCES:
+        for path in ROOT.glob(pattern):
+            target = tmp_path / path.relative_to(ROOT)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+    before = sources_digest(tmp_path)
+    assert BENCH / "quality" / before[:16] == FOLDER
+    (tmp_path / "tasks/training/README.md").write_text("a note")
+    assert sources_digest(tmp_path) == before
+    digests = {before}
+    for name in ("tasks/training/losses.py", "tasks/logits/reader.py", "tasks/distill/worker.py"):
+        with (tmp_path / name).open("a") as file:
+            file.write("# another loss\n")
+        digests.add(sources_digest(tmp_path))
+    (tmp_path / "tasks/training/buckets.py").rename(tmp_path / "tasks/training/divergences.py")
+    assert len({*digests, sources_digest(tmp_path)}) == 5
+    shutil.rmtree(tmp_path / "tasks/distill")
+    with pytest.raises(ValueError, match=r"no file tasks/distill"):
+        sources_digest(tmp_path)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,17 +14,26 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tasks.modeling.document_start import start_token
-from tasks.modeling.model_files import load_causal_lm
+from tasks.compare.arithmetic import pages
+from tasks.modeling.document_bits import DocumentBits
 from tasks.modeling.tokenizer_files import PROBE_TEXTS, load_tokenizer
 from tasks.models.stage import MINIATURES
-from tests.bench.rows_surgery import KINDS
+from tests.bench import swap_folder, swap_steps
+from tests.bench.harness import machine
+from tests.bench.paths import ROOT
+from tests.bench.records import judged
+from tests.bench.rows import ROWS
+from tests.bench.rows_surgery import BACK, KINDS, METHODS
 from tests.bench.surgery_bad_pairs import is_refused
+from tests.bench.surgery_digits import by_operation
 from tests.bench.surgery_plan import num_differing, num_unexplained, plan_of, recounted
 from tests.bench.surgery_round_trip import values_changed
+from tests.bench.surgery_warm_up import DEFAULT, default_over_best
+from tests.bench.swap_bits import Bits, excess
+from tests.bench.swap_folder import SOURCES, delete_others, folder, name_of
 from tests.bench.swap_loaders import differing_texts
 from tests.bench.swap_recount import read_tokenizer_json
-from tests.bench.swap_sums import Sum, right_answers, sums
+from tests.bench.swap_steps import random_model
 from tests.bench.swap_texts import MEASURED_BYTES, measured_texts, training_file
 
 STUDENT, DONOR = MINIATURES / "qwen-student", MINIATURES / "llama-teacher"
@@ -80,34 +92,123 @@ def test_a_loader_that_asks_the_config_gives_other_ids(tmp_path: Path) -> None:
     assert differing_texts("AutoTokenizer", tmp_path, expected, PROBE_TEXTS) > 0
 
 
-def test_an_answer_is_right_if_greedy_decoding_writes_it() -> None:
-    model, tokenizer = load_causal_lm(STUDENT, dtype=torch.float32), load_tokenizer(STUDENT)
-    items, expected = [], []
-    for item in sums()[::15]:
-        prompt, answer = (tokenizer.encode(text, add_special_tokens=False) for text in (item.prompt, item.answer))
-        ids_T = torch.tensor([[start_token(model, tokenizer), *prompt]])
-        made_T = model.generate(  # type: ignore[operator]
-            input_ids=ids_T, attention_mask=torch.ones_like(ids_T), max_new_tokens=4, do_sample=False, eos_token_id=None
-        )
-        written = made_T[0, ids_T.shape[1] :].tolist()
-        items.append(item)
-        expected.append(written[: len(answer)] == answer)
-        said = str(tokenizer.decode(written))
-        again = [tokenizer.encode(text, add_special_tokens=False) for text in (said, item.prompt + said)]
-        if again == [written, prompt + written]:
-            items.append(Sum(item.prompt, said))
-            expected.append(True)
-    assert set(expected) == {True, False}
-    assert right_answers(model, tokenizer, items) == expected
+def test_answers_are_counted_by_the_operation_that_was_asked() -> None:
+    asked = pages(50, seed=0)
+    scored = [line for page in asked for line in page[5:]]
+    right = [" + " in line.prompt for line in scored]
+    assert by_operation(asked, right) == "* 0.000, + 1.000, - 0.000"
 
 
-def test_no_sum_is_asked_twice_or_solved_before() -> None:
-    items = sums()
-    assert len({item.prompt for item in items}) == len(items)
-    for item in items:
-        *solved, question = item.prompt.splitlines()
-        assert question + item.answer.rstrip("\n") not in solved
-        assert all(line.partition(" = ")[0] + " =" != question for line in solved)
+def _bits(*kinds: tuple[float, ...]) -> Bits:
+    """Documents of 100 bytes with these bits, a tuple a kind."""
+    return {
+        str(kind): [DocumentBits(str(at), bits, 100) for at, bits in enumerate(of_kind)]
+        for kind, of_kind in enumerate(kinds)
+    }
+
+
+def test_two_models_are_compared_by_documents_with_an_error() -> None:
+    other = _bits((100.0, 200.0, 300.0), (50.0, 50.0))
+    one = _bits((110.0, 200.0, 320.0), (50.0, 54.0))
+    found = excess(one, other)
+    # Differences a byte: 0.1, 0, 0.2 and 0, 0.04; the error of a mean is s / √n, the kinds weigh the same.
+    assert found.difference == pytest.approx((0.1 + 0.02) / 2)
+    assert found.error == pytest.approx(math.sqrt(0.1**2 / 3 + 0.02**2) / 2)
+    assert found.ratio == pytest.approx((2.1 + 0.52) / (2.0 + 0.5))
+    assert (found.ratio - 1) / found.ratio_error == pytest.approx(found.z)
+    assert excess(one, one).z == 0
+    assert excess(_bits((101.0, 101.0)), _bits((100.0, 100.0))).z == math.inf
+
+
+@pytest.mark.parametrize(
+    ("others", "named", "ok"),
+    [
+        # Better by 0.05 in every document.
+        ({"omp": (95.0, 195.0, 295.1)}, "omp", False),
+        # Better in the mean, by one document of three.
+        ({"omp": (100.0, 200.0, 270.0)}, "omp", True),
+        ({"omp": (110.0, 205.0, 330.0)}, "omp", True),
+        # The lower mean is noise, the other one is not.
+        ({"omp": (100.0, 200.0, 270.0), "mean": (99.0, 199.0, 299.1)}, "mean", False),
+    ],
+)
+def test_the_default_is_the_best_unless_another_is_better_beyond_two_errors(
+    others: dict[str, tuple[float, ...]], named: str, ok: bool
+) -> None:
+    warm = {DEFAULT: _bits((100.0, 200.0, 300.0)), **{method: _bits(bits) for method, bits in others.items()}}
+    measured = default_over_best(warm)
+    (declared,) = (row for row in ROWS if row.name == measured.name)
+    row = judged(declared, measured, "machine")
+    assert row.ok is ok
+    assert f"{DEFAULT} over {named}" in row.conditions
+    assert row.value == pytest.approx(600 / sum(others[named]))
+    assert row.goal is not None
+    assert row.value is not None
+    assert (row.value <= row.goal) is ok, "the file's own goal gives the same verdict"
+    assert "self-donor" in row.conditions
+
+
+def test_the_default_is_judged_wherever_it_applies() -> None:
+    assert [direction for direction, methods in METHODS.items() if DEFAULT in methods] == [BACK]
+
+
+def test_what_a_stopped_bench_left_is_of_the_same_sources_and_machine(tmp_path: Path) -> None:
+    """In a copy of the sources: a changed line or another machine gives another folder, a note beside them does not."""
+    for pattern in SOURCES:
+        for path in ROOT.glob(pattern):
+            target = tmp_path / path.relative_to(ROOT)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+    before = name_of(tmp_path, machine())
+    assert before == name_of(ROOT, machine())
+    (tmp_path / "tasks/surgeon/README.md").write_text("a note")
+    assert name_of(tmp_path, machine()) == before
+    names = {before, name_of(tmp_path, f"another {machine()}")}
+    for changed in (
+        *("tasks/surgeon/pursuit.py", "tasks/modeling/document_bits.py", "tasks/sft/worker.py"),
+        *("tasks/training/losses.py", "tests/bench/surgery_digits.py", "tests/bench/swap_steps.py"),
+    ):
+        with (tmp_path / changed).open("a") as file:
+            file.write("# another one\n")
+        names.add(name_of(tmp_path, machine()))
+    assert len(names) == 8
+
+
+@pytest.fixture
+def scratch_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder that the surgery bench keeps things in, elsewhere."""
+    unfinished = tmp_path / "unfinished"
+    monkeypatch.setattr(swap_folder, "unfinished", lambda _: unfinished)
+    folder.cache_clear()
+    yield unfinished
+    folder.cache_clear()
+
+
+def test_what_other_sources_left_is_deleted_and_a_started_process_stays_with_its_bench(
+    scratch_bench: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = folder()
+    assert own.parent == scratch_bench
+    for kept in (own, scratch_bench / "older"):
+        (kept / "store").mkdir(parents=True)
+    delete_others()
+    assert list(scratch_bench.iterdir()) == [own]
+    monkeypatch.setenv(swap_folder.VARIABLE, str(scratch_bench / "begun"))
+    folder.cache_clear()
+    assert folder() == scratch_bench / "begun"
+
+
+def test_a_random_model_has_the_head_and_the_rows_that_are_asked_for(
+    scratch_bench: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever was made before it. The miniature's small tokenizer stands for the package's."""
+    assert not scratch_bench.exists()
+    monkeypatch.setattr(swap_steps, "make", lambda step: step)
+    monkeypatch.setattr(swap_steps, "directory_of", lambda _: STUDENT)
+    for tied, rows in itertools.product((True, False), (None, 2048)):
+        made = json.loads((random_model("qwen", 8, 1, tied=tied, rows=rows) / "config.json").read_text())
+        assert made["tie_word_embeddings"] is tied
+        assert made["vocab_size"] == (rows or 1024)
 
 
 def test_what_is_measured_is_not_trained_on() -> None:

@@ -15,14 +15,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import load
+from torch import Tensor
+
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.manifest import MAIN_SHARD
+from tasks.modeling.model_files import load_causal_lm
 from tasks.training.record import LOG_NAME
 from tasks.training.settings import TrainingRuntime
-from tests.bench.distilling import SAID, distill_inputs
+from tests.bench.distilling import SAID, STUDENT, distill_inputs
 from tests.bench.elastic_launch import Kill, Launch, run_launch
 from tests.bench.jobs import JobInputs
 from tests.bench.records import Measured, Measurement
+from tests.bench.training import apart
 
 KILLS, KILLS_A_TRAINING = 10, 4
 MAX_LAUNCHES = 3 * KILLS
@@ -36,7 +42,7 @@ RECIPE: dict[str, Any] = {
     "precision": "float32",
     "log_every_steps": 1,
 }
-TRAINING_SAID = f"{STEPS} steps of {ROWS_PER_STEP} documents of up to {MAX_TOKENS} tokens, {SAID}, float32"
+TRAINING_SAID = f"{STEPS} steps of {ROWS_PER_STEP} documents of up to {MAX_TOKENS} tokens, {SAID}, 64 entries, float32"
 
 
 def _runtime(num_processes: int) -> TrainingRuntime:
@@ -108,21 +114,28 @@ def _kills(inputs: JobInputs, undisturbed: Launch, expected: dict[str, str]) -> 
     )
 
 
-def _resume(inputs: JobInputs, undisturbed: dict[int, float], first: int, second: int) -> Iterator[Measured]:
+def _resume(inputs: JobInputs, undisturbed: Artifact, first: int, second: int) -> Iterator[Measured]:
     artifact = inputs.artifact(f"resumed-{first}-{second}")
     run_launch(inputs, artifact, RECIPE, _runtime(first), stop_after=STEPS // 2)
     launch = run_launch(inputs, artifact, RECIPE, _runtime(second))
     if launch.resumed is None:
         raise RuntimeError(f"{artifact.directory} began anew with {second} processes")
-    losses = _losses(artifact)
+    losses, expected = _losses(artifact), _losses(undisturbed)
     after = range(launch.resumed + 1, STEPS + 1)
+    said = f"stopped after step {launch.resumed} in {_said(first)} and gone on with in {_said(second)}"
     yield Measured(
         f"train.resume.{first}_to_{second}",
-        max(abs(losses[step] / undisturbed[step] - 1) for step in after),
-        f"stopped after step {launch.resumed} in {_said(first)} and gone on with in {_said(second)}; the losses of "
-        f"steps {after[0]} to {STEPS} against a training in {_said(2)} that nobody disturbed (from "
-        f"{undisturbed[1]:.3f} to {undisturbed[STEPS]:.3f} nat); {TRAINING_SAID}",
+        max(abs(losses[step] / expected[step] - 1) for step in after),
+        f"{said}; the losses of steps {after[0]} to {STEPS} against a training in {_said(2)} that nobody disturbed "
+        f"(from {expected[1]:.3f} to {expected[STEPS]:.3f} nat); {TRAINING_SAID}",
         len(after),
+    )
+    start = dict(load_causal_lm(STUDENT, dtype=torch.float32).named_parameters())
+    yield Measured(
+        f"train.resume.{first}_to_{second}.weights",
+        apart(_weights(artifact), _weights(undisturbed), start),
+        f"{said}; against those of a training in {_said(2)} that nobody disturbed, over their way from the start; "
+        f"{TRAINING_SAID}",
     )
 
 
@@ -135,9 +148,8 @@ def _elastic() -> Iterator[Measured]:
         inputs = distill_inputs(Path(folder), NUM_TOKENS, MAX_TOKENS)
         artifact = inputs.artifact("undisturbed")
         undisturbed = run_launch(inputs, artifact, RECIPE, _runtime(2))
-        losses = _losses(artifact)
-        yield from _resume(inputs, losses, 2, 1)
-        yield from _resume(inputs, losses, 1, 2)
+        yield from _resume(inputs, artifact, 2, 1)
+        yield from _resume(inputs, artifact, 1, 2)
         yield from _kills(inputs, undisturbed, _objects(artifact))
 
 
@@ -159,9 +171,18 @@ def _objects(artifact: Artifact) -> dict[str, str]:
 
 def _losses(artifact: Artifact) -> dict[int, float]:
     """The logged loss of each step."""
-    entry = next(entry for entry in artifact.covered_objects(artifact.receipts()) if entry.name == LOG_NAME)
-    lines = [json.loads(line) for line in artifact.store.get(artifact.path(entry.path)).splitlines()]
+    lines = [json.loads(line) for line in _bytes(artifact, LOG_NAME).splitlines()]
     return {line["step"]: line["loss"] for line in lines if "loss" in line}
+
+
+def _weights(artifact: Artifact) -> dict[str, Tensor]:
+    """A finished model's."""
+    return load(_bytes(artifact, "model.safetensors"))
+
+
+def _bytes(artifact: Artifact, name: str) -> bytes:
+    entry = next(entry for entry in artifact.covered_objects(artifact.receipts()) if entry.name == name)
+    return artifact.store.get(artifact.path(entry.path))
 
 
 MEASUREMENTS = [Measurement("train_elastic", _elastic, ("train.kills", "train.kills_*", "train.resume.*"))]

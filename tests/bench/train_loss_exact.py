@@ -1,16 +1,24 @@
-"""The fused losses beside the dense float64 definition, finite differences, their zero, and other chunk sizes."""
+"""The fused losses beside the dense float64 definition, finite differences, their zero, and other chunk sizes.
+
+At the teacher: the entries that are kept and one bucket for all else, which is most of the mass here. At T = 2 the
+targets come as a dump stores them, entries at 1 with normaliser and tail at 2, and are tempered as a training does it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from tasks.logits.reader import LogitRow
+from tasks.training.batches import collate
 from tasks.training.losses import HeadForm, LossWeights, Targets, head_loss
+from tasks.training.rows import CorpusRows, TemperedRows
 from tests.bench.records import Measured, Measurement
-from tests.bench.rows_train import LOSSES
+from tests.bench.rows_train import DIVERGENCES, LOSSES
 from tests.training.dense import dense_loss, drawn, gradients, relative, teacher
 
 N, D, V, ROWS, K = 48, 64, 8192, 8256, 64
@@ -19,6 +27,7 @@ EMPTY = (0, 5, 63)
 FORM = HeadForm(V)
 SEEDS = 3
 CHUNKS = (1, 7, 16, 31, N)
+TEMPERATURE = 2.0
 SAID = f"{N} positions, {V} ids and {ROWS - V} padding rows, hidden {D}, {K} entries, {SEEDS} random heads"
 
 
@@ -41,6 +50,10 @@ CASES = {
     "entropy_weighted": Case(LossWeights(forward_kl=1, ce=0.3, entropy_exponent=0.5)),
     "sampled": Case(LossWeights(forward_kl=1), num_draws=50),
     "softcapped": Case(LossWeights(forward_kl=1, ce=0.3), HeadForm(V, scale=0.5, softcap=8.0)),
+    "everything": Case(
+        LossWeights(0.6, reverse_kl=0.3, jsd=0.5, jsd_beta=0.4, ce=0.4, temperature=1.7, entropy_exponent=0.2),
+        HeadForm(V, scale=0.7, softcap=12.0),
+    ),
 }
 assert tuple(CASES) == LOSSES
 
@@ -117,20 +130,57 @@ def _gradcheck() -> Iterator[Measured]:
 
 
 def _at_teacher() -> Iterator[Measured]:
-    for name in ("forward_kl", "reverse_kl", "jsd"):
-        largest = 0.0
+    for temperature, suffix in ((1.0, ""), (TEMPERATURE, ".tempered")):
+        largest = dict.fromkeys(DIVERGENCES, 0.0)
+        tails: list[Tensor] = []
         for seed in range(SEEDS):
             hidden_ND, weight_RD, _ = _tensors(seed)
-            targets = teacher(hidden_ND.double() @ weight_RD[:V].double().T, K, empty=EMPTY)
-            for position in range(N):
-                rows = slice(position, position + 1)
-                loss, _ = head_loss(
-                    hidden_ND[rows], weight_RD, targets.rows(rows), form=FORM, weights=CASES[name].weights
-                )
-                largest = max(largest, abs(float(loss)))
-        yield Measured(
-            f"train.at_teacher.{name}", largest, f"float32, each position by itself; {SAID}, teacher = student", SEEDS
-        )
+            logits_NV = hidden_ND.double() @ weight_RD[:V].double().T
+            for num_kept, empty in ((K, EMPTY), (1, ())):
+                targets = stored_targets(logits_NV, num_kept, temperature, empty)
+                tails.append(targets.tail_logprob_N.exp())
+                for name in DIVERGENCES:
+                    weights = replace(CASES[name].weights, temperature=temperature)
+                    found = _largest_position(hidden_ND, weight_RD, targets, weights)
+                    largest[name] = max(largest[name], found)
+        tail_N = torch.cat(tails)
+        for name in DIVERGENCES:
+            yield Measured(
+                f"train.at_teacher.{name}{suffix}",
+                largest[name],
+                f"float32, each position by itself, T = {temperature:g}; {K} and 1 kept entries, a mass of "
+                f"{float(tail_N.min()):.2f} to {float(tail_N.max()):.3f} in the bucket of all others; {SAID}, "
+                f"teacher = student",
+                SEEDS,
+            )
+
+
+def _largest_position(hidden_ND: Tensor, weight_RD: Tensor, targets: Targets, weights: LossWeights) -> float:
+    """Size of the largest loss of a position."""
+    places = [slice(position, position + 1) for position in range(len(hidden_ND))]
+    losses = [head_loss(hidden_ND[at], weight_RD, targets.rows(at), form=FORM, weights=weights)[0] for at in places]
+    return max(abs(float(loss)) for loss in losses)
+
+
+def stored_targets(logits_NV: Tensor, num_kept: int, temperature: float, empty: tuple[int, ...]) -> Targets:
+    """What a training makes of a stored row of this teacher, at a temperature that the dump took."""
+    at_1, at_T = teacher(logits_NV, num_kept, 1.0, empty), teacher(logits_NV, num_kept, temperature, empty)
+    lse_N = (torch.log_softmax(logits_NV, 1) / temperature).logsumexp(1).float()
+    count = len(logits_NV)
+    row = LogitRow(
+        row_id="",
+        input_ids=np.concatenate(([0], at_1.gold_N.numpy())).astype(np.int32),
+        loss_mask=np.ones(count + 1, np.uint8),
+        topk_ids_PK=at_1.topk_ids_NK.numpy().astype(np.int32),
+        topk_logprobs_PK=at_1.topk_logprobs_NK.numpy(),
+        tail_logprob_P=at_1.tail_logprob_N.numpy(),
+        gold_logprob_P=np.zeros(count, np.float32),
+        tempered_lse_PM=lse_N[:, None].numpy(),
+        tempered_tail_PM=at_T.tail_logprob_N[:, None].numpy(),
+        counts_PK=np.empty((count, 0), np.uint16),
+    )
+    rows = CorpusRows([row])
+    return collate([(rows if temperature == 1 else TemperedRows(rows, temperature, 0)).many([0])]).targets
 
 
 def _chunks() -> Iterator[Measured]:

@@ -4,6 +4,9 @@
 - the three products: logits, dX and dW as torch.mm makes them, in the inputs' type, of all positions at once;
 - plain CE: hidden states times head, torch's cross-entropy, backward;
 - torchtune and TRL: kd_packages.py.
+
+A processor without bfloat16 instructions makes bfloat16 products at about 1 GFLOP/s, where the row in that type would
+take hours. So products of a few positions are timed first, and the row takes as many positions as fit `BF16_SECONDS`.
 """
 
 from __future__ import annotations
@@ -15,10 +18,10 @@ import torch
 from torch import Tensor
 
 from tasks.training.products import logits_into
-from tests.bench.heads import CE_AND_KL, CE_ONLY, HeadInputs
+from tests.bench.heads import CE_AND_KL, CE_ONLY, D, HeadInputs, V
 from tests.bench.kd_packages import PACKAGES, run_packaged
 from tests.bench.records import Measured, Measurement
-from tests.bench.timing import Paired, median_cpu_seconds, paired
+from tests.bench.timing import Paired, cpu_seconds, median_cpu_seconds, paired
 
 NUM_POSITIONS = {"fp32": 882, "bf16": 1764}
 """Two and four chunks: about 10 s a repetition. What one call costs once, memory for dW above all, counts as in a
@@ -26,32 +29,56 @@ training's passes of a few thousand tokens."""
 PART = 221
 """Positions of half a chunk, whose float32 logits exist at one time in bfloat16."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-REPETITIONS = 5
+REPETITIONS, EXACT_REPETITIONS = 5, 2
+PROBED = (8, 24)
+"""Positions of the products that say how fast bfloat16 is here; by their difference, since a call has fixed costs."""
+BF16_SECONDS = 300
+"""For all calls of the row in bfloat16, about: enough for all positions where a core makes 72 GFLOP/s."""
 SIZES = "151,936 ids, hidden 896, 64 entries; loss, dX and dW"
 
 
 def _over_ce() -> Iterator[Measured]:
     inputs = HeadInputs.make(NUM_POSITIONS["fp32"], torch.float32)
     times = paired(_fused(inputs), partial(inputs.fused, inputs.gold, CE_ONLY), REPETITIONS)
-    yield _measured("over_ce", "fp32", times, "fused CE without a teacher")
+    yield _measured("over_ce", "fp32", times, "fused CE without a teacher", NUM_POSITIONS["fp32"])
 
 
 def _over_products(dtype: str) -> Iterator[Measured]:
-    inputs = HeadInputs.make(NUM_POSITIONS[dtype], DTYPES[dtype])
+    count, why = bf16_positions(_seconds_a_position()) if dtype == "bf16" else (NUM_POSITIONS[dtype], "")
+    inputs = HeadInputs.make(count, DTYPES[dtype])
     hidden_ND, weight_VD = inputs.hidden_ND, inputs.weight_VD
     times = paired(_fused(inputs), partial(_products, hidden_ND, weight_VD), REPETITIONS)
     other = "the three products"
     if dtype == "bf16":
         # torch rounds a product of bfloat16 factors to bfloat16, which no loss can be made of.
-        exact = median_cpu_seconds(partial(_products_exact, hidden_ND, weight_VD), 2)
+        exact = median_cpu_seconds(partial(_products_exact, hidden_ND, weight_VD), EXACT_REPETITIONS)
         other += f" (over the same with float32 logits {times.seconds_a / exact:.2f})"
-    yield _measured("over_products", dtype, times, other)
+    yield _measured("over_products", dtype, times, other, count, why)
+
+
+def _seconds_a_position() -> float:
+    """CPU seconds that the three products take for one position more, in bfloat16."""
+    inputs = HeadInputs.make(max(PROBED), torch.bfloat16)
+    few, many = (cpu_seconds(partial(_products, inputs.hidden_ND[:count], inputs.weight_VD)) for count in PROBED)
+    return (many - few) / (PROBED[1] - PROBED[0])
+
+
+def bf16_positions(seconds_a_position: float) -> tuple[int, str]:
+    """How many positions fit `BF16_SECONDS`, at most all, and for the conditions why they are not all."""
+    calls = 2 * (REPETITIONS + 1) + EXACT_REPETITIONS + 1
+    fit = int(BF16_SECONDS / (calls * max(seconds_a_position, 1e-9)))
+    if fit >= NUM_POSITIONS["bf16"]:
+        return NUM_POSITIONS["bf16"], ""
+    speed = 3 * 2 * V * D / seconds_a_position / 1e9
+    return max(PROBED[0], fit), (
+        f" instead of {NUM_POSITIONS['bf16']}, since bfloat16 products run at {speed:.1f} GFLOP/s on this processor"
+    )
 
 
 def _over_unfused_ce() -> Iterator[Measured]:
     inputs = HeadInputs.make(NUM_POSITIONS["fp32"], torch.float32)
     times = paired(_fused(inputs), partial(_plain_ce, inputs), REPETITIONS)
-    yield _measured("over_unfused_ce", "fp32", times, "plain CE of all logits")
+    yield _measured("over_unfused_ce", "fp32", times, "plain CE of all logits", NUM_POSITIONS["fp32"])
 
 
 def _fused(inputs: HeadInputs) -> partial[None]:
@@ -80,11 +107,11 @@ def _plain_ce(inputs: HeadInputs) -> None:
     torch.nn.functional.cross_entropy(logits_NV, inputs.gold.gold_N, reduction="sum").backward()
 
 
-def _measured(what: str, dtype: str, times: Paired, other: str) -> Measured:
+def _measured(what: str, dtype: str, times: Paired, other: str, count: int, why: str = "") -> Measured:
     return Measured(
         f"train.loss.{what}.{dtype}",
         times.ratio,
-        f"fused CE + forward KL over {other}: {times.spread}; {NUM_POSITIONS[dtype]} positions, {SIZES}",
+        f"fused CE + forward KL over {other}: {times.spread}; {count} positions{why}, {SIZES}",
         times.repetitions,
     )
 

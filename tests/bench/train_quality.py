@@ -26,7 +26,7 @@ from tasks.logits.rows import Row, read_rows
 from tasks.modeling.statistics import paired_ratio, ratio_with_error
 from tasks.modeling.tokenizer_files import load_tokenizer
 from tasks.runtime.execute import Outcome
-from tests.bench.quality_documents import FOLDER
+from tests.bench.quality_folder import FOLDER
 from tests.bench.quality_judge import JudgedDocument, judged_once
 from tests.bench.quality_recipes import ARMS, CHOSEN, NUM_STEPS, ROWS_PER_STEP, SEEDS, recipe_of
 from tests.bench.quality_steps import corpus, directory_of, distillation, dump, make, student, teacher, unseen_corpus

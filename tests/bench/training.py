@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from tasks.training.engine import TrainingEngine
@@ -21,6 +23,15 @@ from tasks.training.losses import LossWeights
 from tasks.training.processes import Processes, join
 from tasks.training.settings import OptimizerRecipe, TrainingRecipe, TrainingRuntime
 from tests.bench.paths import ROOT
+
+
+def apart(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> float:
+    """How far two trainings ended apart, over how far the expected one went from the start; of all weights together."""
+    return _distance(found, expected, start) / _distance(expected, start, start)
+
+
+def _distance(a: Mapping[str, Tensor], b: Mapping[str, Tensor], names: Iterable[str]) -> float:
+    return math.sqrt(sum(float((a[name].double() - b[name].double()).square().sum()) for name in names))
 
 
 def run_processes(module: str, arguments: Sequence[str], count: int) -> dict[str, Any]:

@@ -70,6 +70,25 @@ def test_each_step_takes_its_row_and_the_rest_stays_byte_for_byte(clean: Clean, 
     assert steps["decontamination"]["examples"][0]["item"] == "exercise_swap/3"
 
 
+def test_a_row_that_goes_stands_in_the_way_of_no_other(clean: Clean, said: Said) -> None:
+    """A row that is too long by its spaces, and one that goes as a near duplicate, each before its exact duplicate."""
+    lines = [
+        said("padded", "Name a lake.", "Lake" + " " * 400 + "Constance."),
+        said("plain", "Name a lake.", "Lake Constance."),
+        said("long", f"Go on: {TALE}", TALE),
+        said("nearly", f"Go on: {TALE}", f"{TALE} the end"),
+        said("nearly again", f"Go  on: {TALE}", f"{TALE} the end"),
+    ]
+    assert ids(clean(lines, {"length": {"max_chars": 400}})) == ["plain"]
+    files = clean(lines)
+    examples = [example for step in json.loads(files["clean.json"])["steps"] for example in step["examples"]]
+    assert {example["id"]: example["of"] for example in examples} == {
+        "plain": "padded",
+        "nearly": "long",
+        "nearly again": "long",
+    }
+
+
 def test_the_funnel_adds_up(clean: Clean, said: Said) -> None:
     lines = [*planted(said), *(said(f"copy-{number}", "Name a river.", "The Danube.") for number in range(7))]
     files = clean(lines, {"evaluations": SETS})
@@ -132,7 +151,7 @@ def test_gates() -> None:
 
 
 def test_the_recipe_follows_the_list_of_evaluations() -> None:
-    from flows.pipeline import build
+    from flows.dag import build
     from flows.profiles import load_profile
 
     def key(*overrides: str) -> str:

@@ -8,7 +8,8 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from tasks.clean.duplicates import RECALL, bands_of, exact_judge, jaccard, near_judge, shingles_of
+from tasks.clean.duplicates import RECALL, ExactDuplicates, bands_of, jaccard, near_judge, shingles_of
+from tasks.clean.filters import Judge, Why
 from tasks.clean.rows import Row
 from tasks.clean.stage import NearDuplicates
 from tasks.clean.words import run_hashes, tokens, words
@@ -25,6 +26,19 @@ def row(name: str, *turns: str, system: str | None = None) -> Row:
 
 def text(rng: random.Random, length: int) -> list[str]:
     return [f"w{rng.randrange(5000)}" for _ in range(length)]
+
+
+def exact_judge() -> Judge:
+    """Where no other step takes a row, so that each which is no duplicate stays."""
+    exact = ExactDuplicates()
+
+    def judge(row: Row) -> Why | None:
+        why = exact.judge(row)
+        if why is None:
+            exact.keep(row)
+        return why
+
+    return judge
 
 
 def test_exact_duplicates_differ_in_case_space_and_composition_only() -> None:

@@ -87,7 +87,7 @@ def test_a_model_of_broken_numbers_is_told_and_the_others_are_measured(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"reference": "first"}, "reference is 'first', which is not among its models base, other"),
+        ({"reference": "first"}, "compares with 'first', which is not among its models base, other"),
         ({"skip_documents": 2}, "holds out 3 texts, and the first 2 are the evaluation's: 1 are left to choose on"),
     ],
 )

@@ -66,7 +66,7 @@ def test_imports_go_down_only(path: Path) -> None:
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_is_a_declaration_and_a_worker(stage: str) -> None:
     assert (ROOT / "tasks" / stage / "worker.py").is_file()
-    # The recipe's stages are in pipeline.py; a comparison outside the recipe has its own wiring.
+    # The recipe's stages are in dag.py; a comparison outside the recipe has its own wiring.
     wired = [path.read_text() for path in (ROOT / "flows").glob("*.py")]
     assert any(f"from tasks.{stage}.stage import STAGE" in text for text in wired)
 

@@ -245,6 +245,30 @@ def test_several_stores_are_mixed_by_weight(
         run_stage("distill", recipe, {**given, "student": foreign}, RUNTIME)
 
 
+def test_one_of_several_stores_may_have_no_heldout_rows(
+    tmp_path: Path, inputs: Inputs, artifact_of: Callable[..., Artifact], run_stage: Callable[..., Artifact]
+) -> None:
+    """Then the others' are judged; without any, and without rows to train on, the split is named."""
+    other = make_model(seed=2, initializer_range=0.5)
+
+    def stores(first: dict[str, list[int]], second: dict[str, list[int]]) -> Inputs:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        return {
+            "student": inputs["student"],
+            "logits.prose": logit_store(folder / "prose", artifact_of, TEACHER, make_rows(first)),
+            "logits.sums": logit_store(folder / "sums", artifact_of, other, make_rows(second)),
+        }
+
+    recipe = {**RECIPE, "steps": 2, "mixture": {"prose": 1, "sums": 1}}
+    prose, sums = {"train": [5] * 7, "heldout": [7, 15]}, {"train": [9] * 4, "heldout": []}
+    found = metrics(run_stage("distill", recipe, stores(prose, sums), RUNTIME))
+    assert found["heldout_kl_start"] == pytest.approx(heldout_kl((TEACHER, make_rows(prose)["heldout"])), rel=1e-5)
+    with pytest.raises(BadInputError, match="the held-out split has no rows"):
+        run_stage("distill", recipe, stores({**prose, "heldout": []}, sums), RUNTIME)
+    with pytest.raises(BadInputError, match=r"the training split of sums has no rows.*leave that store out"):
+        run_stage("distill", recipe, stores(prose, {"train": [], "heldout": [9]}), RUNTIME)
+
+
 @pytest.mark.parametrize("loss", [{"reverse_kl": 1.0}, {"jsd": 0.5}, {"temperature": 2.0}, {"entropy_exponent": -0.5}])
 def test_draws_teach_the_forward_kl_alone(
     tmp_path: Path, inputs: Inputs, artifact_of: Callable[..., Artifact], loss: dict[str, float]

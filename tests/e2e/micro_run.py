@@ -17,12 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flows.pipeline import build
+from flows.dag import build
 from flows.profiles import load_profile
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.manifest import Manifest
 from tasks.artifacts.store import open_store
 from tasks.runtime.declare import Step
+from tasks.runtime.gates import Verdict, read_verdict
 
 MEDIUS = Path(sys.executable).with_name("medius")
 
@@ -55,6 +56,11 @@ class MicroRun:
         store = open_store(self.store)
         found = {step.label: Artifact(store, step.directory).manifest() for step in micro_steps()}
         return {label: manifest for label, manifest in found.items() if manifest is not None}
+
+    def verdicts(self) -> dict[str, Verdict | None]:
+        """What the gates said of each step, by label."""
+        store = open_store(self.store)
+        return {step.label: read_verdict(Artifact(store, step.directory)) for step in micro_steps()}
 
     def digests(self) -> dict[str, str]:
         """Digest of each finished step, by label."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from flows.profiles import CONFIGS
-from tasks.artifacts.runs import last_run
+from tasks.artifacts.runs import all_runs
 from tasks.artifacts.store import open_store
 from tests.e2e.micro_run import MEDIUS, MicroRun, environment
 
@@ -21,7 +21,7 @@ def test_reversion_is_compared_on_what_the_run_has_made(undisturbed: MicroRun, t
     profile = tmp_path / "micro.yaml"
     text = (CONFIGS / "micro.yaml").read_text() + GRID
     profile.write_text(text)
-    before = undisturbed.digests()
+    before, verdicts = undisturbed.digests(), undisturbed.verdicts()
     result = subprocess.run(
         [MEDIUS, "ablate", "reversion", str(profile), "--store", undisturbed.store],
         cwd=undisturbed.folder,
@@ -44,6 +44,9 @@ def test_reversion_is_compared_on_what_the_run_has_made(undisturbed: MicroRun, t
     assert profile.read_text() == text.replace("strategy: original_rows", f"strategy: {name}")
 
     assert undisturbed.digests() == before, "the run's own artifacts are as they were"
-    record = last_run(open_store(undisturbed.store), "micro")
-    assert record is not None
-    assert record.config["name"] == "micro", "an ablation is no run of the recipe"
+    judged = verdicts["revert-llama"]
+    assert judged is not None
+    assert judged.gates, "the candidate that the profile has now was judged by the run"
+    assert undisturbed.verdicts() == verdicts
+    record = all_runs(open_store(undisturbed.store))[-1]
+    assert record.profile == "micro-ablate-reversion", "an ablation is no run of the recipe"

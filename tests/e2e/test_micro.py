@@ -8,7 +8,7 @@ from typing import Any
 
 from flows.profiles import load_profile
 from tasks.artifacts.artifact import Artifact
-from tasks.artifacts.runs import last_run
+from tasks.artifacts.runs import all_runs
 from tasks.artifacts.store import open_store
 from tasks.artifacts.verify import find_damage
 from tests.e2e.micro_run import MicroRun, micro_steps, run_micro
@@ -23,9 +23,10 @@ def test_a_run_prints_its_results_and_where_the_model_is(undisturbed: MicroRun) 
     assert {row[0] for row in cells} == {"base", "llama", "llama-reverted", "qwen", "fused", "final"}
     assert "bits per byte" in undisturbed.out
     assert any(line.startswith("final minus base:") for line in lines)
-    last = lines[-1].removeprefix("model: ")
-    assert last == f"{undisturbed.store}/{micro_steps()[-1].directory}"
-    assert (Path(last) / "manifest.json").is_file()
+    assert lines[-1] == "report: build/reports/micro.html"
+    model = lines[-2].removeprefix("model: ")
+    assert model == f"{undisturbed.store}/{micro_steps()[-1].directory}"
+    assert (Path(model) / "manifest.json").is_file()
     assert "Traceback" not in undisturbed.err
 
 
@@ -59,8 +60,7 @@ def test_no_object_tells_where_or_by_whom_it_was_made(undisturbed: MicroRun) -> 
 
 
 def test_the_store_remembers_the_run(undisturbed: MicroRun) -> None:
-    record = last_run(open_store(undisturbed.store), "micro")
-    assert record is not None
+    record = next(run for run in all_runs(open_store(undisturbed.store)) if run.profile == "micro")
     assert record.state == "finished"
     assert record.config == load_profile("micro", store=undisturbed.store).model_dump(mode="json")
     assert [step.label for step in record.steps] == LABELS

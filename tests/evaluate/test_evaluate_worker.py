@@ -1,6 +1,7 @@
 import json
 import math
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -12,11 +13,10 @@ import pytest
 
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.errors import BadInputError
-from tasks.evaluate.results import Measured, build_results
 from tasks.evaluate.stage import STAGE, EvaluateGates, EvaluateRecipe
 from tasks.exercises import Exercise, generate, is_correct
 from tasks.logits.rows import make_row, read_rows, write_rows
-from tasks.modeling.statistics import mean_with_error, ratio_with_error
+from tasks.modeling.statistics import ratio_with_error
 from tasks.modeling.tokenizer_files import load_tokenizer
 
 RunStage = Callable[..., Artifact]
@@ -158,17 +158,45 @@ def test_bytes_are_a_function_of_recipe_and_inputs(
             assert volatile.encode() not in data, f"{volatile} in {name}"
 
 
-def test_a_killed_evaluation_resumes_by_model(
+def test_a_killed_evaluation_resumes_by_model_and_task(
     evaluated: Artifact, run_stage: RunStage, inputs: dict[str, Artifact]
 ) -> None:
     before = evaluated.receipts()
     results = objects(evaluated)["results.json"]
-    for name in ("manifest.json", "shards/main.json", "shards/model-twin.json"):
-        evaluated.store.delete(evaluated.path(name))
-    again = run_stage("evaluate", RECIPE, inputs)
-    after = again.receipts()
-    assert {name for name in after if after[name].write_id != before[name].write_id} == {"main", "model-twin"}
-    assert objects(again)["results.json"] == results
+    parts = ("exercise_sort", "exercise_add", "bits")
+    assert set(before) == {"main"} | {f"model-{name}-{part}" for name in ("base", "twin", "final") for part in parts}
+    for lost in ({"model-twin-exercise_sort", "model-final-bits"}, {"model-twin-bits"}):
+        for name in ("main", *lost):
+            evaluated.store.delete(evaluated.path(f"shards/{name}.json"))
+        evaluated.store.delete(evaluated.path("manifest.json"))
+        again = run_stage("evaluate", RECIPE, inputs)
+        after = again.receipts()
+        assert {name for name in after if after[name].write_id != before[name].write_id} == {"main", *lost}
+        assert objects(again)["results.json"] == results
+        before = after
+
+
+def test_what_was_measured_before_a_stop_is_kept(
+    run_stage: RunStage, inputs: dict[str, Artifact], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped in the middle of a model, and in the middle of its tasks."""
+    from tasks.evaluate import bench
+    from tasks.worker.job import PreemptedError
+
+    real, asked = bench.evaluate_entry, []
+
+    def stopped(lm: Any, entry: Any, recipe: EvaluateRecipe) -> Any:
+        asked.append(entry.name)
+        if len(asked) == 2:
+            raise PreemptedError
+        return real(lm, entry, recipe)
+
+    monkeypatch.setattr(bench, "evaluate_entry", stopped)
+    with pytest.raises(PreemptedError):
+        run_stage("evaluate", RECIPE, inputs)
+    run_stage("evaluate", RECIPE, inputs)
+    # Three models with two tasks each, one of which was begun twice.
+    assert asked == ["exercise_sort", "exercise_add", "exercise_add", *["exercise_sort", "exercise_add"] * 2]
 
 
 def test_a_process_of_its_own_needs_no_network_and_writes_only_scratch(
@@ -216,96 +244,7 @@ def test_a_process_of_its_own_needs_no_network_and_writes_only_scratch(
     assert {path.name for path in tmp_path.iterdir()} == {"store", "scratch", "inputs", "home", "spec.json"}
     events = [json.loads(line) for line in (tmp_path / "scratch" / "events.jsonl").read_text().splitlines()]
     assert events[-1]["message"] == "main"
-    assert any(event["kind"] == "progress" and event["unit"] == "models" for event in events)
-
-
-def test_the_end_token_stops_an_answer_and_settings_of_the_model_do_not_bend_it(model_folder: ModelFolder) -> None:
-    import torch
-    from transformers import GenerationConfig
-
-    from tasks.benchmarks.exercise_tasks import exercise_tasks
-    from tasks.benchmarks.loading import LoadedTasks
-    from tasks.evaluate.harness import ExactLM, evaluate_tasks
-    from tasks.evaluate.stage import ExerciseTasks
-    from tasks.modeling.model_files import load_causal_lm
-
-    recipe = EvaluateRecipe.model_validate(RECIPE)
-    directory = model_folder(1)
-    tokenizer = load_tokenizer(directory)
-    model = load_causal_lm(directory, dtype=torch.float32)
-    # A model that says "7" after the prompt's last token, then ends, then would go on with "8".
-    seven, eight = tokenizer.encode("78")
-    newline = tokenizer.encode("\n")[0]
-    table = torch.zeros(model.config.vocab_size, model.config.vocab_size)
-    table[newline, seven] = table[seven, tokenizer.eos_token_id] = table[tokenizer.eos_token_id, eight] = 9.0
-    calls: list[torch.Tensor] = []
-
-    def forward(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
-        calls.append(kwargs["input_ids"])
-        output.logits = table[kwargs["input_ids"][:, -1:]]
-        return output
-
-    model.register_forward_hook(forward, with_kwargs=True)
-    model.generation_config = GenerationConfig(
-        eos_token_id=tokenizer.eos_token_id, repetition_penalty=50.0, temperature=0.7, do_sample=True
-    )
-    lm = ExactLM(model, tokenizer, recipe, batch_size=64, before_batch=lambda: None)
-    entry = recipe.tasks[0]
-    assert isinstance(entry, ExerciseTasks)
-    tasks = {task.task_name: task for task in exercise_tasks(entry, recipe.max_new_tokens)}
-    items, versions = evaluate_tasks(lm, [LoadedTasks(tasks, "exact_match", "none", None)], recipe)
-    assert {item.completion for item in items} == {"7"}
-    assert versions["exercise_add"] == {"version": "1", "num_fewshot": 0, "metric": "exact_match"}
-    # Prompts of different lengths in one batch, padded on the left; two steps for all of them.
-    assert [tuple(call.shape) for call in calls][1:] == [(2 * ITEMS, 1)]
-    assert (calls[0][:, -1] == newline).all()
-    assert (calls[0][:, 0] == tokenizer.pad_token_id).any()
-
-
-def test_multiple_choice_tasks_of_the_harness_give_items_too(model_folder: ModelFolder) -> None:
-    import torch
-    from datasets import Dataset
-    from lm_eval.api.task import ConfigurableTask
-
-    from tasks.benchmarks.loading import LoadedTasks, check_metric
-    from tasks.evaluate.harness import ExactLM, evaluate_tasks
-    from tasks.modeling.model_files import load_causal_lm
-
-    questions = [
-        {"question": f"{number} or more?", "choices": ["no", "yes"], "label": number % 2} for number in range(5)
-    ]
-    task = ConfigurableTask(
-        config={
-            "task": "choices",
-            "custom_dataset": lambda **_: {"test": Dataset.from_list(questions)},
-            "test_split": "test",
-            "output_type": "multiple_choice",
-            "doc_to_text": "question",
-            "doc_to_choice": "choices",
-            "doc_to_target": "label",
-            "metric_list": [
-                {"metric": "acc", "aggregation": "mean", "higher_is_better": True},
-                {"metric": "f1", "aggregation": "f1", "higher_is_better": True},
-            ],
-            "num_fewshot": 0,
-        }
-    )
-    check_metric("choices", task, "acc")
-    with pytest.raises(BadInputError, match="no metric 'f1' that is a mean over items; choose one of: acc"):
-        check_metric("choices", task, "f1")
-    recipe = EvaluateRecipe.model_validate(RECIPE)
-    tokenizer = load_tokenizer(model_folder(1))
-    model = load_causal_lm(model_folder(1), dtype=torch.float32)
-    lm = ExactLM(model, tokenizer, recipe, batch_size=4, before_batch=lambda: None)
-    items, _ = evaluate_tasks(lm, [LoadedTasks({"choices": task}, "acc", "none", 4)], recipe)
-    assert [item.item for item in items] == [0, 1, 2, 3]
-    assert {item.entry for item in items} == {"choices"}
-    named, _ = evaluate_tasks(lm, [LoadedTasks({"choices": task}, "acc", "none", 4, "group")], recipe)
-    assert {(item.entry, item.task) for item in named} == {("group", "choices")}
-    assert items[3].prompt.startswith(f"Today: {DATE}\n<|im_start|>user\n3 or more?")
-    assert {item.outcome for item in items} <= {0.0, 1.0}
-    with pytest.raises(BadInputError, match="no filter 'strict'; choose one of: none"):
-        evaluate_tasks(lm, [LoadedTasks({"choices": task}, "acc", "strict", 4)], recipe)
+    assert any(event["kind"] == "progress" and event["unit"] == "measurements" for event in events)
 
 
 def test_bad_inputs_are_refused_before_the_work(
@@ -316,8 +255,11 @@ def test_bad_inputs_are_refused_before_the_work(
     kinds = [{"type": "exercises", "kinds": ["sword"]}]
     with pytest.raises(BadInputError, match="no kind of exercise 'sword'"):
         run_stage("evaluate", {**RECIPE, "tasks": kinds}, inputs)
-    with pytest.raises(BadInputError, match="does not fit the model's context"):
+    fits = r"a prompt of task exercise_sort of \d+ tokens does not fit the context of base, 96, beside the 80 that"
+    with pytest.raises(BadInputError, match=fits):
         run_stage("evaluate", {**RECIPE, "max_new_tokens": 80}, inputs)
+    with pytest.raises(BadInputError, match="may generate 96 tokens, which does not fit the context of base, 96,"):
+        run_stage("evaluate", {**RECIPE, "max_new_tokens": 96}, inputs)
     plain = tmp_path / "plain"
     plain.mkdir()
     for file in model_folder(1).iterdir():
@@ -327,22 +269,37 @@ def test_bad_inputs_are_refused_before_the_work(
         run_stage("evaluate", RECIPE, {**inputs, "model.base": plain})
 
 
-def test_a_group_has_the_mean_over_the_items_of_its_tasks() -> None:
-    outcomes = {"bbh_snarks": [1.0, 0.0, 1.0, 1.0, 0.0, 1.0], "bbh_dates": [0.0, 0.0]}
-    items = [
-        {"entry": "leaderboard_bbh", "task": task, "item": item, "outcome": outcome}
-        for task, own in outcomes.items()
-        for item, outcome in enumerate(own)
-    ]
-    tasks = {task: {"version": "1", "num_fewshot": 3, "metric": "acc_norm"} for task in outcomes}
-    about = {"harness": {"lm_eval": "0", "tasks": tasks}, "tokenizer": {}}
-    recipe = EvaluateRecipe.model_validate({**RECIPE, "parents": [], "bits_per_byte": False})
-    results = build_results({name: Measured(items, [], about) for name in ("base", "final")}, recipe)
-    pooled = mean_with_error([*outcomes["bbh_snarks"], *outcomes["bbh_dates"]])
-    # Not the mean of the tasks' means, 0.333.
-    assert pooled["value"] == 0.5
-    assert results["models"]["final"]["entries"] == {"leaderboard_bbh": {"metric": "acc_norm", **pooled}}
-    assert set(results["models"]["final"]["tasks"]) == set(outcomes)
+def test_a_model_of_broken_numbers_ends_the_evaluation(
+    run_stage: RunStage, inputs: dict[str, Artifact], model_folder: ModelFolder, tmp_path: Path
+) -> None:
+    """Its answers would be wrong, not missing; and NaN is never greater than a gate's bound."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    broken = shutil.copytree(model_folder(1), tmp_path / "broken")
+    weights = load_file(broken / "model.safetensors")
+    weights["model.norm.weight"] = torch.full_like(weights["model.norm.weight"], float("nan"))
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    several = {**inputs, "model.twin": broken}
+    with pytest.raises(
+        BadInputError, match=r"model twin gives logits that are not finite on the held-out document \w+"
+    ):
+        run_stage("evaluate", RECIPE, several)
+    with pytest.raises(BadInputError, match="model twin gives logits that are not finite on a prompt"):
+        run_stage("evaluate", {**RECIPE, "bits_per_byte": False}, several)
+
+
+def test_a_branch_whose_kl_is_no_number_is_refused(
+    run_stage: RunStage, inputs: dict[str, Artifact], model_folder: ModelFolder, artifact_of: Callable[..., Artifact]
+) -> None:
+    trained = {
+        "model.final": artifact_of(model_folder(3, 40), {"heldout_kl": 0.5}),
+        "model.twin": artifact_of(model_folder(2), {"heldout_kl": 0.0}),
+    }
+    with pytest.raises(
+        BadInputError, match=r"KL of final is 0\.5 and that of its twin twin is 0\.0, of which there is no"
+    ):
+        run_stage("evaluate", {**RECIPE, "twins": {"final": "twin"}}, {**inputs, **trained})
 
 
 def test_gates() -> None:

@@ -11,7 +11,7 @@ import pytest
 from flows.ablation_grid import AS_PROFILE, STRATEGIES, fusion_candidates
 from flows.ablation_plan import Kind, plan_ablation
 from flows.ablation_steps import ablation_steps
-from flows.pipeline import build
+from flows.dag import build
 from flows.profile_edit import edited
 from flows.profiles import load_profile
 from tasks.artifacts.errors import BadInputError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -9,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from flows.pipeline import build
-from flows.profiles import load_profile
+from flows.dag import build
+from flows.profiles import CONFIGS, load_profile
+from tasks.artifacts.artifact import encode_record
+from tasks.artifacts.manifest import Manifest, Provenance, digest_of
 from tasks.artifacts.store import open_store
 from tasks.runtime.declare import Step
 from tasks.runtime.execute import RunContext, execute
@@ -82,6 +85,58 @@ def test_the_installed_command_ends_with_the_code_that_was_decided(tmp_path: Pat
     assert result.stderr.startswith("medius: there is no profile 'mikro'")
     assert len(result.stderr.splitlines()) == 1
     assert result.stdout == ""
+
+
+def test_what_looks_like_markup_is_printed_as_it_is(medius: Medius, tmp_path: Path) -> None:
+    where = tmp_path / "[" / "INST]"
+    step = micro_steps()["evolve"]
+    provenance = Provenance(
+        write_id="0", created="", seconds=1, attempts=1, flow_run=None, git_sha=None, git_dirty=None, hardware={},
+        versions={}, runtime={},
+    )  # fmt: skip
+    manifest = Manifest(
+        stage="evolve", version=step.stage.version, label="evolve", key="0" * 64, digest=digest_of(()),
+        recipe={"prompt": "[INST] x [/INST]"}, inputs={}, objects=(), metrics={}, provenance=provenance,
+    )  # fmt: skip
+    open_store(str(where)).put("artifacts/evolve/evolve-0000000000000000/manifest.json", encode_record(manifest))
+    said = medius("explain", "micro", "evolve", "--store", str(where))
+    assert said.code == 0, said.err
+    assert "recipe.prompt: [INST] x [/INST] → absent" in said.out
+    for verb in ("plan", "status"):
+        said = medius(verb, "micro", "--store", str(where))
+        assert said.code == 0, said.err
+        assert "[/INST]" in said.out
+
+
+_PREFECT = """
+import sys
+from flows.cli import main
+sys.argv = ["medius", *sys.argv[1:]]
+try:
+    main()
+except SystemExit as end:
+    assert not end.code, end.code
+print("loaded:", *sorted(name for name in sys.modules if name.partition(".")[0] == "prefect"))
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments", [("plan", "micro"), ("status", "micro"), ("explain", "micro"), ("gc",)], ids=lambda words: words[0]
+)
+def test_what_only_looks_loads_no_prefect(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    """It costs three seconds of CPU and writes into the user's home."""
+    result = subprocess.run(
+        [sys.executable, "-c", _PREFECT, *arguments, "--store", str(tmp_path / "store")],
+        cwd=tmp_path,
+        env={**os.environ, "HOME": str(tmp_path), "PYTHONPATH": str(CONFIGS.parent)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-1].strip() == "loaded:"
+    assert not (tmp_path / ".prefect").exists()
 
 
 @pytest.fixture

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import io
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from rich.console import Console
 
-from flows.pipeline import build
+from flows.collection import collect
+from flows.dag import build
 from flows.profiles import CONFIGS, load_profile
-from tasks.artifacts.runs import RunRecord, RunStep, write_run
+from tasks.artifacts.lease import Lease
+from tasks.artifacts.runs import RunKind, RunRecord, RunStep, all_runs, write_run
+from tasks.artifacts.s3_store import S3Store
 from tasks.artifacts.store import open_store
 from tasks.runtime.execute import RunContext, execute
 from tasks.runtime.launch_folder import scratch_folder
 from tests.flows.conftest import Medius
+from tests.seaweed import BUCKET, SeaweedServer
 
 EDIT = "fine_tuning.evolve.recipe.source.count=21"
 
@@ -23,7 +32,7 @@ def _micro_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     configs = tmp_path / "configs"
     configs.mkdir()
     (configs / "micro.yaml").write_bytes((CONFIGS / "micro.yaml").read_bytes())
-    monkeypatch.setattr("flows.collection.CONFIGS", configs)
+    monkeypatch.setattr("flows.retention.CONFIGS", configs)
 
 
 @pytest.fixture
@@ -56,16 +65,25 @@ def test_gc_lists_and_removes_only_with_delete(medius: Medius, two_recipes: Path
 
     store = open_store(str(two_recipes))
     step = RunStep(label="evolve", stage="evolve", key="k", directory=edited)
-    record = RunRecord(run="r", profile="ours", config={}, steps=(step,), started="2001-01-01T00:00:00Z")
+    record = RunRecord(
+        run="r", profile="ours", config={}, steps=(step,), started="2001-01-01T00:00:00Z", state="finished"
+    )
     write_run(store, record)
     assert edited not in medius(*arguments).out, "the last run of a profile keeps what it used, however old"
-    write_run(store, record.model_copy(update={"run": "s", "steps": (), "started": "2002-01-01T00:00:00Z"}))
-    assert edited in medius(*arguments).out
+    later = record.model_copy(update={"run": "s", "steps": (), "started": "2002-01-01T00:00:00Z"})
+    write_run(store, later.model_copy(update={"kind": RunKind(smoke=True)}))
+    assert edited not in medius(*arguments).out, "a smoke run takes no place of the real one"
+    write_run(store, later)
+    said = medius(*arguments)
+    assert edited in said.out
+    assert "runs/r.json: of ours, began 2001" in said.out
+    assert "runs/s.json" not in said.out
 
     said = medius(*arguments, "--delete")
     assert said.code == 0
     assert " removed from " in said.out
     assert not list((two_recipes / edited).rglob("*.json"))
+    assert [run.run for run in all_runs(store)] == ["s"]
     assert (two_recipes / kept / "manifest.json").exists()
     assert medius(*arguments).out.startswith("0 objects")
 
@@ -86,3 +104,96 @@ def test_scratch_of_killed_launches_goes_and_of_living_ones_stays(
         assert living.exists()
     assert not (scratch / "dead").exists()
     assert (scratch / "inputs" / "model").exists()
+
+
+def test_a_profile_that_does_not_load_blocks_nothing_and_keeps_what_its_runs_name(
+    medius: Medius, two_recipes: Path, tmp_path: Path
+) -> None:
+    edited = {step.label: step for step in build(load_profile("micro", (EDIT,)))}["evolve"].directory
+    (tmp_path / "configs" / "broken.yaml").write_text("name: ours\nstore: .medius/store\n")
+    store = open_store(str(two_recipes))
+    step = RunStep(label="evolve", stage="evolve", key="k", directory=edited)
+    old = RunRecord(run="r", profile="ours", config={}, steps=(step,), started="2001-01-01T00:00:00Z", state="failed")
+    write_run(store, old)
+    write_run(store, old.model_copy(update={"run": "s", "steps": (), "started": "2002-01-01T00:00:00Z"}))
+    said = medius("gc", "--store", str(two_recipes), "--grace-hours", "0", "--delete")
+    assert said.code == 0
+    assert "broken.yaml: models: Field required" in said.out
+    assert "what all recorded runs of ours made or used is kept" in said.out
+    assert (two_recipes / edited / "manifest.json").exists()
+    assert medius("gc", "--store", str(two_recipes), "--profile", str(tmp_path / "configs" / "broken.yaml")).code == 2
+
+
+class WatchedConsole(Console):
+    """Does something once, when the first line is printed."""
+
+    def __init__(self, then: Callable[[], None]) -> None:
+        super().__init__(file=io.StringIO())
+        self.then: Callable[[], None] | None = then
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        super().print(*objects, **options)
+        if self.then is not None:
+            then, self.then = self.then, None
+            then()
+
+
+def test_what_is_found_is_told_at_once_and_a_run_that_begins_meanwhile_keeps_what_it_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    store = open_store(str(tmp_path / "store"))
+    first, second = (f"artifacts/models/{name}-0123456789abcdef" for name in "ab")
+    for folder in (first, second):
+        store.put(f"{folder}/manifest.json", b"{}")
+    step = RunStep(label="b", stage="models", key="k", directory=second)
+
+    def begin() -> None:
+        assert store.exists(f"{second}/manifest.json"), "the first line comes before the second removal"
+        write_run(store, RunRecord(run="r", profile="p", config={}, steps=(step,), started="2001-01-01T00:00:00Z"))
+
+    console = WatchedConsole(begin)
+    collect(store, console, (), 30, 0, delete=True)
+    assert console.then is None
+    assert not store.exists(f"{first}/manifest.json")
+    assert store.exists(f"{second}/manifest.json")
+
+
+def test_uploads_that_nobody_finished_go_but_not_those_of_a_living_run(
+    medius: Medius, server: SeaweedServer, tmp_path: Path
+) -> None:
+    store = S3Store(f"s3://{BUCKET}/here")
+    folder = "artifacts/models/m-0123456789abcdef"
+    paths = [f"{folder}/data/main-aaaaaaaa/weights", "elsewhere/file"]
+    for path in paths:
+        store.fs.call_s3("create_multipart_upload", Bucket=BUCKET, Key=store.key(path))
+    other = S3Store(f"s3://{BUCKET}/here-too")
+    other.fs.call_s3("create_multipart_upload", Bucket=BUCKET, Key=other.key("theirs"))
+    assert sorted(upload.path for upload in store.unfinished_uploads()) == paths
+    gc = ("gc", "--store", store.uri, "--grace-hours", "0", "--delete")
+    assert "never finished" not in medius(*gc[:3]).out, "they are younger than a day"
+    time.sleep(1.1)  # The server tells whole seconds.
+    with_lease = Lease(store, f"{folder}/lease.json", 60)
+    with_lease.acquire(0)
+    with with_lease:
+        assert "elsewhere/file: an upload that its writer never finished" in medius(*gc).out
+        assert [upload.path for upload in store.unfinished_uploads()] == paths[:1]
+    medius(*gc)
+    assert list(store.unfinished_uploads()) == []
+    assert [upload.path for upload in other.unfinished_uploads()] == ["theirs"]
+
+
+def test_half_written_files_of_a_folder_go_and_locks_of_living_objects_stay(medius: Medius, tmp_path: Path) -> None:
+    store = open_store(str(tmp_path / "store"))
+    etag = store.create("kept/lease.json", b"1")
+    store.replace("kept/lease.json", b"2", etag)
+    half, stale = tmp_path / "store" / "kept" / ".tmp-0123", tmp_path / "store" / "kept" / ".tmp-lock-gone.json"
+    for file in (half, stale):
+        file.touch()
+    gc = ("gc", "--store", store.uri, "--grace-hours", "0")
+    assert "kept/.tmp-0123: an upload" in medius(*gc).out
+    assert half.exists()
+    medius(*gc, "--delete")
+    assert not half.exists()
+    assert not stale.exists()
+    assert (tmp_path / "store" / "kept" / ".tmp-lock-lease.json").exists()

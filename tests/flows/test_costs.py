@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from flows.cost_table import print_cost
+from flows.cost_table import COLUMNS, print_cost
 from flows.costs import CostOptions, RunCost, StepCost, cost_of
+from flows.dag import build
 from flows.forecasts import Forecasts
 from flows.model_sizes import Sizes
-from flows.pipeline import build
 from flows.profiles import load_profile
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.errors import BadInputError
 from tasks.artifacts.manifest import ShardReceipt
 from tasks.artifacts.store import open_store
 from tasks.planning.hardware import OWN_TABLE
+from tasks.planning.quantities import byte_size
 from tasks.runtime.declare import Step
 from tasks.runtime.execute import RunContext, execute
 from tests.flows.conftest import Medius
@@ -88,9 +90,32 @@ def test_a_dump_that_has_begun_is_forecast_from_its_shards(dumped: Path, tmp_pat
     assert cost.state.state == "started"
     assert "bytes a token of 3 shards" in cost.whole.measured
     assert "tokens/s" in cost.whole.measured
-    assert list(cost.whole.seconds) == ["measured speed"]
+    assert list(cost.whole.seconds) == ["start", "weights", "measured speed"]
     assert cost.whole.stored == pytest.approx(whole, rel=0.1)
-    assert cost.left.duration / cost.whole.duration == pytest.approx(lost / cost.whole.tokens, rel=0.01)
+    left, all_of_it = cost.left.seconds, cost.whole.seconds
+    assert left["measured speed"] / all_of_it["measured speed"] == pytest.approx(lost / cost.whole.tokens, rel=0.01)
+    assert (left["start"], left["weights"]) == (all_of_it["start"], all_of_it["weights"])
+
+
+def test_a_training_that_has_begun_is_forecast_from_its_log(tmp_path: Path) -> None:
+    folder = tmp_path / steps_of("micro")["distill-llama"].directory
+    fresh = by_label(cost_in(tmp_path, "micro"))["distill-llama"]
+    done = 0.75 * fresh.whole.tokens
+    for name, content in (
+        ("checkpoints/step-12-0123abcd.json", {"step": 12, "state": {"training": {"tokens": done}}}),
+        ("logs/0123abcd/performance.jsonl", {"step": 12, "tokens_per_second": 500.0}),
+    ):
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_text(json.dumps(content) + "\n")
+    cost = by_label(cost_in(tmp_path, "micro"))["distill-llama"]
+    assert cost.whole.measured == "500 tokens/s up to step 12"
+    assert cost.whole.seconds["measured speed"] == pytest.approx(cost.whole.tokens / 500)
+    assert cost.left.seconds["measured speed"] == pytest.approx(0.25 * cost.whole.tokens / 500)
+    # The next launch starts, loads and exports as one that has all before it.
+    for name in ("start", "weights", "export"):
+        assert cost.left.seconds[name] == fresh.whole.seconds[name] > 0
+    assert cost.left.seconds["judging"] == pytest.approx(fresh.whole.seconds["judging"] / 4)
+    assert cost.left.stored == fresh.whole.stored
 
 
 def test_a_store_without_credentials_counts_as_empty(medius: Medius, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,6 +133,17 @@ def test_a_store_without_credentials_counts_as_empty(medius: Medius, monkeypatch
     said = medius("plan", "medius")
     assert said.code == 1
     assert "no credentials for s3://medius/production" in said.err
+
+
+def test_the_last_row_is_what_is_left(dumped: Path, tmp_path: Path) -> None:
+    console = Console(width=150, record=True, file=(tmp_path / "said").open("w"))
+    cost = cost_in(dumped, "micro")
+    print_cost(cost, "micro", console)
+    last = next(line for line in console.export_text().splitlines() if line.startswith("│ left to do"))
+    found = dict(zip(COLUMNS, (cell.strip() for cell in last.split("│")[1:-1]), strict=True))
+    assert found["stored"] == byte_size(sum(step.left.stored for step in cost.steps))
+    assert found["stored"] != byte_size(cost.stored)
+    assert found["objects"] == f"{sum(step.whole.objects for step in cost.steps if not step.state.manifest):,}"
 
 
 @pytest.mark.parametrize("profile", ["micro", "tiny", "smollm2", "medius"])
@@ -133,7 +169,6 @@ def test_twice_the_tokens_are_twice_the_dump(tmp_path: Path) -> None:
     half, whole = (by_label(cost_in(tmp_path, "medius", tokens=tokens)) for tokens in (5e8, 1e9))
     for label in ("logits-llama", "logits-qwen", "distill-llama", "corpus-qwen"):
         assert whole[label].whole.tokens == pytest.approx(2 * half[label].whole.tokens, rel=1e-3)
-        # The steps in which only embedding and head learn are as many in either.
         assert whole[label].whole.flops == pytest.approx(2 * half[label].whole.flops, rel=0.02)
         assert half[label].whole.tokens == pytest.approx(5e8, rel=0.01)
     assert whole["logits-llama"].whole.stored == pytest.approx(2 * half["logits-llama"].whole.stored, rel=1e-2)
@@ -205,8 +240,8 @@ def test_wrong_options_are_one_sentence(
 def test_a_model_of_unknown_shape_is_named_with_the_place_for_its_config(tmp_path: Path) -> None:
     profile = tmp_path / "own.yaml"
     text = (Path(__file__).parents[2] / "configs/medius.yaml").read_text()
-    profile.write_text(text.replace("Qwen/Qwen2.5-72B-Instruct", "Qwen/Qwen9-72B"))
+    profile.write_text(text.replace("mistralai/Mistral-Small-Instruct-2409", "mistralai/Mistral-9"))
     with pytest.raises(
-        BadInputError, match=r"model-qwen-teacher is not known; put its config.json at .*Qwen--Qwen9-72B\.json"
+        BadInputError, match=r"model-mistral-small is not known; put its config.json at .*mistralai--Mistral-9\.json"
     ):
         cost_in(tmp_path / "empty", str(profile))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flows.pipeline import build
+from flows.dag import build
 from flows.profiles import CONFIGS, load_profile, shrink
 from tasks.artifacts.errors import BadInputError
 from tasks.runtime.declare import Step
@@ -56,6 +56,8 @@ def refusal(profile: str | Path, *overrides: str) -> str:
         ({"branches.llama.corpus.recipe.template_date": "July"}, "corpus.recipe.template_date", "isoformat"),
         ({"branches": {}}, "branches", "at least 1"),
         ({"name": "Micro run"}, "name", "pattern"),
+        ({"models.org/qwen": {"recipe": {"source": {"kind": "miniature", "name": "a"}}}}, "models.org/qwen", "pattern"),
+        ({"branches.Qwen": {}}, "branches.Qwen", "pattern"),
         ({"branches.llama.teacher": "llama-techer"}, "branches.llama.teacher", "not among models: base, merge-base"),
         ({"branches.qwen.student": "nobody"}, "branches.qwen.student", "not among models"),
         ({"fusion.merge_base": "nobody"}, "fusion.merge_base", "not among models"),
@@ -205,8 +207,11 @@ def test_smoke_is_the_same_dag_under_other_keys(profile: str) -> None:
 
 
 def test_smoke_bounds_what_takes_everything() -> None:
+    extra = "fine_tuning.clean.recipe.evaluations=[{type: lm_eval, name: gsm8k}]"
     with constant_content():
-        smoke = load_profile("medius", smoke=True)
+        smoke = load_profile("medius", [extra], smoke=True)
+    assert smoke.fine_tuning.clean is not None
+    assert [each.name for each in smoke.fine_tuning.clean.recipe.evaluations if each.type == "lm_eval"] == ["gsm8k"]
     source = smoke.fine_tuning.evolve.recipe.source
     assert source.kind == "dataset"
     assert source.max_rows == 64
@@ -405,5 +410,10 @@ def test_what_would_make_a_comparison_unfair_is_refused() -> None:
         load_profile("micro", ["branches.llama.corpus.recipe.seed=9"])
     with pytest.raises(BadInputError, match=r"distill and twin differ in steps"):
         load_profile("tiny", ["branches.llama.distill.recipe.steps=5"])
+    with pytest.raises(
+        BadInputError, match=r"fine_tuning\.corpus.*heldout_fraction 0\.02, against 0 and 0\.1.*trained on"
+    ):
+        load_profile("tiny", ["fine_tuning.corpus.recipe.heldout_fraction=0.02"])
+    load_profile("micro", ["fine_tuning.corpus.recipe.heldout_fraction=0.02"])  # instructions alone
     with pytest.raises(BadInputError, match=r"'qwen' would name two models"):
         load_profile("micro", ["models.qwen={recipe: {source: {kind: miniature, name: qwen-base}}}"])

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from flows.pipeline import build
+from flows.dag import build
 from flows.profiles import load_profile
+from flows.results import show_results_in_prefect
 from flows.run_report import keep_page, report_line, show_page_in_prefect, write_reports
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.errors import TransientStoreError
+from tasks.artifacts.fingerprint import sha256_hex
+from tasks.artifacts.manifest import Manifest, ObjectRecord, Provenance, digest_of
 from tasks.artifacts.store import Store, open_store
 from tasks.artifacts.verify import find_damage
+from tasks.evaluate.results import build_results
 from tasks.runtime.execute import RunContext, execute
 from tests.flows.conftest import Medius
+from tests.publish.conftest import measured
 
 
 @pytest.fixture
@@ -33,7 +40,8 @@ def test_report_writes_markdown_and_a_page_whose_path_is_the_last_word(
     assert said.code == 0
     assert said.out.splitlines() == ["build/reports/micro.md", "build/reports/micro.html"]
     text, page = (Path(line).read_text(encoding="utf-8") for line in said.out.splitlines())
-    assert "| evolve | evolve | finished |" in text
+    assert f"- stages finished: 1 of {len(build(load_profile('micro')))}" in text
+    assert "100 % of what was offered became instructions" in text
     assert page.startswith("<!doctype html>")
     assert f"1 of {len(build(load_profile('micro')))}" in page
     assert "100 % of what was offered became instructions" in page
@@ -62,6 +70,7 @@ def test_the_page_lies_beside_the_published_model_and_changes_no_digest(begun: S
     assert uri == f"file://{begun.uri}/{publish.directory}/report/micro.html"
     page = begun.get(f"{publish.directory}/report/micro.html").decode()
     assert "<h1>micro</h1>" in page
+    assert begun.get(f"{publish.directory}/report/micro.md").startswith(b"# Run of the profile micro")
     after = Artifact(begun, evolve.directory).manifest()
     assert before is not None
     assert after == before
@@ -86,6 +95,64 @@ def test_a_report_that_finds_no_room_fails_no_run(
     monkeypatch.setattr(begun, "put", refuse)
     show_page_in_prefect(profile, steps, begun)
     assert "the store is away" in caplog.text
+
+
+def finish_evaluation(store: Store) -> None:
+    """Commits an evaluation of two models where micro looks for its own."""
+    step = next(step for step in build(load_profile("micro")) if step.label == "evaluate")
+    recipe: Any = step.config.recipe
+    recipe = recipe.model_copy(update={"parents": ()})
+    results = build_results({"base": measured(0, 0.2), "final": measured(1, 0.8)}, recipe)
+    data, path = json.dumps(results).encode(), "data/main/results.json"
+    artifact = Artifact(store, step.directory)
+    store.create(artifact.path(path), data)
+    objects = (ObjectRecord(name="results.json", path=path, size=len(data), sha256=sha256_hex(data)),)
+    unknown: dict[str, Any] = {"flow_run": None, "git_sha": None, "git_dirty": None}
+    provenance = Provenance(
+        write_id="one", created="", seconds=0, attempts=1, hardware={}, versions={}, runtime={}, **unknown
+    )
+    nothing: dict[str, Any] = {"recipe": {}, "inputs": {}, "metrics": {}}
+    about: dict[str, Any] = {"stage": "evaluate", "version": 1, "label": step.label, "key": step.key}
+    artifact.commit(Manifest(digest=digest_of(objects), objects=objects, provenance=provenance, **about, **nothing))
+
+
+@pytest.mark.parametrize("fault", [TransientStoreError("the store answered 503"), KeyError("a bug")])
+def test_a_finished_run_shows_its_results_whatever_becomes_of_the_report(
+    medius: Medius, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Exception
+) -> None:
+    store = open_store(str(tmp_path / "store"))
+    finish_evaluation(store)
+    # Not the flow, which would take a minute: what the command does when the flow has returned.
+    monkeypatch.setattr("flows.cli.start_prefect", lambda: lambda: None)
+    monkeypatch.setattr("flows.pipeline.distillation", lambda *_: {})
+    assert medius("run", "micro", "--store", store.uri).out.splitlines()[-1] == "report: build/reports/micro.html"
+
+    def fail(*_: object) -> None:
+        raise fault
+
+    monkeypatch.setattr("flows.run_report.stage_records", fail)
+    said = medius("run", "micro", "--store", store.uri)
+    assert said.code == 0, said.err
+    lines = said.out.splitlines()
+    assert any(line.startswith("│ final") for line in lines)
+    assert lines[-2].startswith("model: ")
+    assert lines[-1].startswith("report: not written: ")
+    assert str(fault.args[0]) in lines[-1]
+    assert "medius report micro" in lines[-1]
+
+
+def test_the_flow_does_not_fail_by_its_dashboard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = open_store(str(tmp_path / "store"))
+    finish_evaluation(store)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise ConnectionError("the server is away")
+
+    monkeypatch.setattr("flows.results.create_table_artifact", refuse)
+    show_results_in_prefect(build(load_profile("micro")), store)
+    assert "the server is away" in caplog.text
 
 
 def test_an_empty_store_has_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import socket
-import stat
 import subprocess
 import sys
 import urllib.error
@@ -21,8 +21,9 @@ from rich.console import Console
 from flows import stack as stack_module
 from flows import stack_services
 from flows.stack import Stack
+from flows.stack_environment import client_environment
 from flows.stack_processes import marked, wait_until
-from flows.stack_services import POOLS, Ports
+from flows.stack_services import POOLS, Ports, worker_command
 from tasks.artifacts.errors import BadInputError, MediusError
 from tests.flows.conftest import Medius
 from tests.seaweed import free_ports
@@ -86,23 +87,6 @@ def test_two_at_once_are_refused(tmp_path: Path) -> None:
         Stack(Console(), tmp_path).down()
 
 
-def test_the_secret_is_for_its_owner_and_stays(tmp_path: Path) -> None:
-    stack = Stack(Console(), tmp_path)
-    before = stack._client_environment(Ports())
-    assert stack._client_environment(Ports()) == before
-    assert len(before["AWS_SECRET_ACCESS_KEY"]) >= 40
-    for name in ("environment", "s3-secret"):
-        assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o600
-    command = f'. {tmp_path / "environment"}; printf %s "$AWS_SECRET_ACCESS_KEY"'
-    shell = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True)
-    assert shell.stdout == before["AWS_SECRET_ACCESS_KEY"]
-
-
-def test_a_password_of_the_server_reaches_the_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PREFECT_SERVER_API_AUTH_STRING", "medius:secret")
-    assert Stack(Console(), tmp_path)._client_environment(Ports())["PREFECT_API_AUTH_STRING"] == "medius:secret"
-
-
 def test_a_part_that_ends_at_once_is_one_sentence_and_the_rest_is_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -118,6 +102,22 @@ def test_a_part_that_ends_at_once_is_one_sentence_and_the_rest_is_stopped(
     assert state is not None
     assert not state.living()
     assert not marked(state.token)
+
+
+def test_runs_that_cannot_be_marked_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = io.StringIO()
+    stack = Stack(Console(file=said), tmp_path)
+    nobody = {**os.environ, "PREFECT_API_URL": f"http://127.0.0.1:{free_ports(1)[0]}/api", "MEDIUS_STORE": "store"}
+    stack._mark_dead(nobody, "--settled", "0")
+    assert said.getvalue().startswith("runs that ended without a word could not be marked: the Prefect server at http")
+    assert 'the next "medius up" tries again' in said.getvalue()
+
+
+def test_one_run_at_a_time_is_taken_for_the_gpus() -> None:
+    command = worker_command("gpu")
+    assert command[command.index("--limit") + 1] == "1"
+    assert "--limit" not in worker_command("medius")
 
 
 def test_ports_beyond_what_tcp_has_are_refused() -> None:
@@ -155,8 +155,8 @@ class Running:
         return loaded
 
     def environment(self) -> dict[str, str]:
-        own = Stack(Console(), self.folder / ".medius/up")
-        return {**os.environ, **own._client_environment(Ports(prefect=self.prefect, s3=self.s3))}
+        ports = Ports(prefect=self.prefect, s3=self.s3)
+        return {**os.environ, **client_environment(self.folder / ".medius/up", ports)}
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -39,23 +40,33 @@ def _tokenizer(digits: int, eos: str) -> PreTrainedTokenizerFast:
 
 @pytest.fixture
 def make_model(tmp_path: Path) -> MakeModel:
-    """make_model(name, seed, …) writes a Qwen2 of 4 layers in bfloat16."""
+    """make_model(name, seed, …) writes a Qwen2 of 4 layers in bfloat16; other words are fields of its config."""
 
     def make(
-        name: str, seed: int, *, rows: int = 288, digits: int = 1, eos: str = "<|im_end|>", tied: bool = True
+        name: str,
+        seed: int,
+        *,
+        rows: int = 288,
+        digits: int = 1,
+        eos: str = "<|im_end|>",
+        tied: bool = True,
+        **fields: Any,
     ) -> Path:
         torch.manual_seed(seed)
         tokenizer = _tokenizer(digits, eos)
         model = Qwen2ForCausalLM(
             Qwen2Config(
-                vocab_size=rows,
-                hidden_size=16,
-                intermediate_size=32,
-                num_hidden_layers=NUM_LAYERS,
-                num_attention_heads=2,
-                num_key_value_heads=1,
-                tie_word_embeddings=tied,
-                eos_token_id=tokenizer.eos_token_id,
+                **{
+                    "vocab_size": rows,
+                    "hidden_size": 16,
+                    "intermediate_size": 32,
+                    "num_hidden_layers": NUM_LAYERS,
+                    "num_attention_heads": 2,
+                    "num_key_value_heads": 1,
+                    "tie_word_embeddings": tied,
+                    "eos_token_id": tokenizer.eos_token_id,
+                    **fields,
+                }
             )
         )
         for parameter in model.parameters():

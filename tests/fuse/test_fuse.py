@@ -1,4 +1,4 @@
-"""Merges give what their formulas say, and models of different vocabularies are never merged."""
+"""Merges give what their formulas say, and depend on nothing that is in no key."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from tasks.modeling.model_files import load_causal_lm
 from tasks.modeling.stopping import compared_stops
 from tasks.modeling.tokenizer_files import load_tokenizer, tokenizer_digest
 from tasks.runtime.text_gates import TEXT_KINDS
+from tasks.worker.job import Job, PreemptedError
 
 RunStage = Callable[..., Artifact]
 MakeModel = Callable[..., Path]
@@ -173,20 +174,56 @@ def test_result_chats_like_the_model_that_the_recipe_names(
     assert load_causal_lm(result, dtype=torch.float32).generation_config.eos_token_id == im_end
 
 
-@pytest.mark.parametrize(
-    ("other", "message"),
-    [
-        ({"digits": 3}, "base and two have different tokenizers"),
-        ({"rows": 320}, "base has 288 embedding rows and two 320"),
-        ({"tied": False}, "lm_head"),
-    ],
-)
-def test_models_that_do_not_match_are_refused(
-    run_stage: RunStage, make_model: MakeModel, other: dict[str, Any], message: str
+def test_the_order_of_the_models_means_nothing(
+    run_stage: RunStage, artifact_of: Callable[..., Artifact], make_model: MakeModel
 ) -> None:
-    model, odd = make_model("model", 0), make_model("odd", 1, **other)
-    with pytest.raises(BadInputError, match=message):
-        run_stage("fuse", LINEAR, {"base": model, "branch.one": model, "branch.two": odd})
+    """It is in no key, and dare drops entries of one model after the other."""
+    models = {"one": {"parameters": {"density": 0.5, "weight": 0.5}}, "two": {"parameters": {"weight": 0.7}}}
+    parameters = {"density": 0.4, "normalize": False}
+    recipes = [
+        {"merge_method": "dare_linear", "models": dict(order(models)), "parameters": dict(order(parameters))}
+        for order in (dict.items, lambda settings: reversed(settings.items()))
+    ]
+    base, one, two = (make_model(name, seed) for seed, name in enumerate(("base", "one", "two")))
+    digests = {
+        _manifest(run_stage("fuse", recipe, {"base": artifact_of(base), "branch.one": one, "branch.two": two})).digest
+        for recipe in recipes
+    }
+    assert len(digests) == 1
+
+
+def test_a_fusion_with_broken_logits_is_kept_and_its_gates_fail(run_stage: RunStage, make_model: MakeModel) -> None:
+    models = {name: {"parameters": {"weight": 1e6}} for name in ("one", "two")}
+    recipe = {**LINEAR, "models": models, "parameters": {"normalize": False}, "out_dtype": "float16"}
+    model = make_model("model", 0)
+    metrics = _manifest(run_stage("fuse", recipe, {"base": model, "branch.one": model, "branch.two": model})).metrics
+    assert metrics["bits_per_byte_ratio"] == dict.fromkeys(TEXT_KINDS)
+    assert metrics["relative_distance"] == {"base": None, "one": None, "two": None}
+    for verdict in STAGE.judge(metrics, FuseGates()):
+        assert verdict.passed is (verdict.gate == "max_stops_lost")
+        assert ("logits are not finite" in verdict.meaning) is not verdict.passed
+
+
+def test_without_a_base_the_config_is_that_of_the_input_base(
+    tmp_path: Path, run_stage: RunStage, make_model: MakeModel
+) -> None:
+    """mergekit takes that of any model, the first of a set."""
+    inputs = {"base": make_model("base", 0, max_position_embeddings=96)}
+    inputs |= {f"branch.{name}": make_model(name, 1, max_position_embeddings=64) for name in ("one", "two")}
+    result = _files(run_stage("fuse", LINEAR, inputs), tmp_path / "result")
+    config = json.loads((result / "config.json").read_text())
+    assert (config["max_position_embeddings"], config["dtype"]) == (96, "float32")
+
+
+def test_a_worker_that_is_asked_to_stop_ends(
+    monkeypatch: pytest.MonkeyPatch, run_stage: RunStage, make_model: MakeModel
+) -> None:
+    model = make_model("model", 0)
+    for polls in (0, 5):
+        asked = iter([False] * polls)
+        monkeypatch.setattr(Job, "stop_requested", property(lambda _, asked=asked: next(asked, True)))
+        with pytest.raises(PreemptedError):
+            run_stage("fuse", LINEAR, {"base": model, "branch.one": model, "branch.two": model})
 
 
 def test_branches_of_recipe_and_inputs_must_be_the_same(run_stage: RunStage, make_model: MakeModel) -> None:
@@ -202,6 +239,7 @@ def test_branches_of_recipe_and_inputs_must_be_the_same(run_stage: RunStage, mak
         ({"base_model": "three"}, "base_model is 'three'"),
         ({"chat_from": "three"}, "chat_from is 'three'"),
         ({"models": {"../one": {}}}, "lower-case"),
+        ({"models": {"fused": {}}}, "which is the result's"),
         ({"dtype": "int8"}, "float32"),
         ({"models": {"one": {"parameters": {"weight": [{"filtre": "mlp", "value": 1}]}}}}, "filtre"),
         ({"models": {"one": {"parameters": {"wieght": 1}}}}, "models.one.parameters has 'wieght'.*it reads weight"),

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from flows.pipeline import build
+from flows.dag import build
 from flows.profiles import CONFIGS, load_profile
 from tasks.artifacts.frozen import Frozen
 

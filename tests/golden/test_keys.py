@@ -28,7 +28,7 @@ def test_the_golden_file_holds_no_profile_that_is_gone() -> None:
 
 
 def test_the_constant_stands_for_every_content_hash_and_only_in_its_block() -> None:
-    from flows.pipeline import build
+    from flows.dag import build
     from flows.profiles import load_profile
 
     with constant_content():

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flows.pipeline import build
+from flows.dag import build
 from flows.profiles import CONFIGS, load_profile
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.errors import BadInputError

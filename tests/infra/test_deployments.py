@@ -34,6 +34,13 @@ def test_every_profile_has_a_deployment_of_its_name() -> None:
         assert entry["concurrency_limit"] == {"limit": 1, "collision_strategy": "ENQUEUE"}
 
 
+def test_dead_runs_are_looked_for_every_minute_and_not_by_the_worker_of_the_recipes() -> None:
+    [entry] = [entry for entry in DEPLOYMENTS if entry["entrypoint"] == "flows.maintenance.mark_dead_runs"]
+    assert [schedule["interval"] for schedule in entry["schedules"]] == [60]
+    assert entry["work_pool"]["name"] != "medius"
+    assert entry["concurrency_limit"] == {"limit": 1, "collision_strategy": "CANCEL_NEW"}
+
+
 @pytest.mark.parametrize("deployment", DEPLOYMENTS, ids=lambda entry: entry["name"])
 def test_a_deployment_has_a_pool_tags_and_parameters_that_its_form_takes(deployment: dict[str, Any]) -> None:
     assert deployment["work_pool"]["name"] in POOLS

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from tasks.artifacts.errors import BadInputError
-from tasks.modeling.bits_per_byte import TEXTS, bits_per_byte
+from tasks.modeling.bits_per_byte import TEXTS, bits_per_byte, bits_per_byte_of_result
 from tasks.modeling.model_files import load_causal_lm, save_causal_lm, stored_dtype
 
 
@@ -69,6 +71,56 @@ def test_directory_without_a_config_is_refused(tmp_path: Path) -> None:
         load_causal_lm(tmp_path, dtype=torch.float32)
 
 
+def _rewrite(directory: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    weights = load_file(directory / "model.safetensors")
+    change(weights)
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda weights: weights.pop("lm_head.weight"), r"lack lm_head\.weight, which"),
+        (lambda weights: weights.update(extra=torch.zeros(3)), "have extra, which Qwen2ForCausalLM does not use"),
+        (
+            lambda weights: [weights.pop(name) for name in sorted(weights) if "mlp" in name],
+            r"lack model\.layers\.0\.mlp\.down_proj\.weight and 2 more",
+        ),
+        (
+            lambda weights: weights.update({"model.norm.weight": torch.ones(8)}),
+            r"have model\.norm\.weight in the shape \[8\] where their config\.json asks for \[16\]",
+        ),
+    ],
+)
+def test_weights_that_the_config_does_not_describe_are_refused(
+    tmp_path: Path, change: Callable[[dict[str, torch.Tensor]], None], message: str
+) -> None:
+    """transformers makes up what is missing and drops what it does not know."""
+    save_causal_lm(_model(64, tied=False), tmp_path)
+    _rewrite(tmp_path, change)
+    with pytest.raises(BadInputError, match=message) as refused:
+        load_causal_lm(tmp_path, dtype=torch.float32)
+    assert str(tmp_path) in str(refused.value)
+
+
+def test_a_tied_head_and_what_an_architecture_ignores_are_no_reason_to_refuse(tmp_path: Path) -> None:
+    save_causal_lm(_model(64, tied=True), tmp_path)
+    assert "lm_head.weight" not in load_file(tmp_path / "model.safetensors")
+    # A buffer of older checkpoints.
+    _rewrite(tmp_path, lambda weights: weights.update({"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}))
+    load_causal_lm(tmp_path, dtype=torch.float32)
+
+
+def test_the_row_of_an_end_token_that_stands_in_for_padding_learns(tmp_path: Path) -> None:
+    save_causal_lm(_model(64, tied=False, eos_token_id=3, pad_token_id=3), tmp_path)
+    model = load_causal_lm(tmp_path, dtype=torch.float32)
+    ids_BT = torch.tensor([[5, 3, 7, 8]])
+    model(input_ids=ids_BT, labels=ids_BT).loss.backward()
+    gradient = model.get_input_embeddings().weight.grad
+    assert isinstance(gradient, torch.Tensor)
+    assert gradient.any(dim=1).nonzero()[:, 0].tolist() == [3, 5, 7]
+
+
 def test_bits_per_byte_is_uniform_for_a_flat_model_and_ignores_padding_rows(
     qwen_like: PreTrainedTokenizerFast,
 ) -> None:
@@ -78,6 +130,19 @@ def test_bits_per_byte_is_uniform_for_a_flat_model_and_ignores_padding_rows(
     num_bytes = sum(len(text.encode()) for text in TEXTS["code"])
     expected = num_tokens * torch.log2(torch.tensor(float(len(qwen_like)))) / num_bytes
     assert bits_per_byte(model, qwen_like)["code"] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_logits_that_are_not_finite_are_refused_or_told(qwen_like: PreTrainedTokenizerFast) -> None:
+    """Of a given model and of one that a stage has just made."""
+    model = _model(320, tied=False)
+    digit = qwen_like.convert_tokens_to_ids("7")
+    with torch.no_grad():
+        # English prose has no digit.
+        model.model.embed_tokens.weight[digit] = float("nan")
+    bits = bits_per_byte_of_result(model, qwen_like)
+    assert {kind for kind, value in bits.items() if value is None} == {"digits"}
+    with pytest.raises(BadInputError, match="not finite on digits text"):
+        bits_per_byte(model, qwen_like)
 
 
 def test_bits_per_byte_refuses_a_model_with_too_few_rows(qwen_like: PreTrainedTokenizerFast) -> None:

@@ -23,6 +23,32 @@ def test_equal_outcomes_have_no_z() -> None:
     assert (pair["difference"], pair["stderr"], pair["z"]) == (0, 0, None)
 
 
+def test_questions_asked_several_times_are_no_more_questions() -> None:
+    """Against the cluster-robust covariance of a regression on a constant, (X'X)^-1 X'ee'X (X'X)^-1 G/(G-1)."""
+    rng = np.random.default_rng(4)
+    once = rng.random(60)
+    times = rng.integers(1, 4, 60)
+    clusters = np.repeat(np.arange(60), times)
+    one, other = np.repeat(once, times), rng.random(len(clusters))
+    shuffled = rng.permutation(len(clusters))
+    for values, found in (
+        (one, mean_with_error(one[shuffled], [f"r{each}" for each in clusters[shuffled]])),
+        (one - other, paired_mean(one, other, clusters.tolist())),
+    ):
+        residuals = values - values.mean()
+        same = clusters[:, None] == clusters[None, :]
+        meat = (np.outer(residuals, residuals) * same).sum()
+        assert found["stderr"] == pytest.approx(np.sqrt(60 / 59 * meat) / len(values), rel=1e-12)
+        assert (found["n"], found["clusters"]) == (len(values), 60)
+    # Three times the same answers tell nothing new.
+    twenty = once[:20]
+    assert mean_with_error(np.tile(twenty, 3), list(range(20)) * 3)["stderr"] == pytest.approx(
+        mean_with_error(twenty)["stderr"], rel=1e-12
+    )
+    alone = paired_mean(one, other, list(range(len(one))))
+    assert alone["stderr"] == pytest.approx(paired_mean(one, other)["stderr"], rel=1e-12)
+
+
 def test_ratio_error_matches_the_spread_over_resampled_documents() -> None:
     rng = np.random.default_rng(1)
     sizes = rng.integers(50, 5000, 300)

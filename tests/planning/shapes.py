@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from flows.model_sizes import SHAPES
+from flows.model_shapes import SHAPES
 
 FILES = sorted(path.stem for path in SHAPES.glob("*.json"))
 

@@ -80,8 +80,12 @@ def test_every_known_architecture_has_the_matrices_that_are_counted(kind: str) -
 
 def test_what_is_not_known_is_not_guessed() -> None:
     config = make_model().config.to_dict()
-    with pytest.raises(BadInputError, match="'gpt2' are not known"):
-        model_shape({**config, "model_type": "gpt2"})
+    for kind in ("gpt2", ["llama"], None):
+        with pytest.raises(BadInputError, match="are not known"):
+            model_shape({**config, "model_type": kind})
+    for name in ("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim"):
+        with pytest.raises(BadInputError, match=f"{name} '16', no positive whole number"):
+            model_shape({**config, name: "16"})
     del config["intermediate_size"]
     with pytest.raises(BadInputError, match="no 'intermediate_size'"):
         model_shape(config)

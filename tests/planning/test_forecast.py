@@ -14,7 +14,7 @@ from tasks.planning.hardware import hardware_named
 from tasks.planning.quantities import byte_size, figure, money, span
 from tasks.planning.text import Documents, tokens_of_bytes
 
-H100 = hardware_named("h100-sxm")
+H100, CORE = hardware_named("h100-sxm"), hardware_named("cpu-core")
 
 
 @pytest.mark.parametrize(
@@ -28,24 +28,51 @@ H100 = hardware_named("h100-sxm")
     ],
 )
 def test_what_does_not_fit_is_said(changes: dict[str, Any], said: str) -> None:
-    warnings = Forecast(**{"hardware": H100, "devices": 8, **changes}).checked().warnings
+    warnings = Forecast(**{"hardware": H100, "devices": 8, **changes}).checked(CORE).warnings
     assert bool(warnings) == bool(said)
     for part in said.split(" .* "):
         assert part in "".join(warnings)
 
 
+def test_a_stage_without_a_device_has_the_memory_of_the_node_that_is_named() -> None:
+    fits, too_much = (Forecast(host_memory=size).checked(CORE).warnings for size in (100e9, 200e9))
+    assert fits == ()
+    assert too_much == ("needs 200 GB of a node's own memory and a node of cpu-core has 118 GB to give",)
+
+
+def test_the_cores_of_a_process_hold_it_together() -> None:
+    memory = {"weights": 7e9, "peak": 7e9}
+    assert Forecast(hardware=CORE, devices=2, per_process=2, memory=memory).checked(CORE).warnings == ()
+    assert Forecast(hardware=CORE, devices=2, memory=memory).checked(CORE).warnings == (
+        "needs 7 GB on a device and cpu-core has 3.68 GB to give; most of it is weights (7 GB)",
+    )
+    more = {"weights": 8e9, "peak": 8e9}
+    assert Forecast(hardware=CORE, devices=2, per_process=2, memory=more).checked(CORE).warnings == (
+        "needs 8 GB in a process and 2 × cpu-core have 7.36 GB to give; most of it is weights (8 GB)",
+    )
+
+
+def test_a_begun_stage_starts_again_and_goes_on_at_its_own_speed() -> None:
+    seconds = {"start": 120, "weights": 60, "compute": 1e4, "traffic": 2e3, "judging": 40, "export": 30}
+    whole = Forecast(tokens=1e6, seconds=seconds, stored=8e9, moved=8e9, objects=10).at_speed(500)
+    assert whole.seconds == {"start": 120, "weights": 60, "judging": 40, "export": 30, "measured speed": 2000}
+    left = whole.left(0.25, unstored=1.0)
+    assert left.seconds == {"start": 120, "weights": 60, "judging": 10, "export": 30, "measured speed": 500}
+    assert (left.tokens, left.stored, left.moved, left.objects) == (0.25e6, 8e9, 2e9, 10)
+    assert (whole.left(0.25, unstored=0.25).stored, whole.left(0.25, unstored=0.25).objects) == (2e9, 3)
+
+
 def test_a_processor_costs_no_accelerator_hours() -> None:
-    core = hardware_named("cpu-core")
-    forecast = Forecast(hardware=core, devices=2, seconds={"compute": 1800.0, "start": 1800.0})
+    forecast = Forecast(hardware=CORE, devices=2, seconds={"compute": 1800.0, "start": 1800.0})
     assert forecast.duration == 3600
     assert forecast.device_hours == 0
     assert forecast.usd({}) == pytest.approx(2 * 0.04)
     assert Forecast(seconds={"disk": 3600.0}).usd({}) == 0
     given = assumptions()
-    assert utilisation_of(core, 0.4, given) == given.cpu_utilisation
+    assert utilisation_of(CORE, 0.4, given) == given.cpu_utilisation
     assert utilisation_of(H100, 0.4, given) == 0.4
-    assert start_seconds(given) == start_seconds(given, core) == given.cpu_start_seconds
-    assert (device_bandwidth(H100, 1), device_bandwidth(H100, 2)) == (450e9, 50e9)
+    assert start_seconds(given) == start_seconds(given, CORE) == given.cpu_start_seconds
+    assert (device_bandwidth(H100, 1, 0.5), device_bandwidth(H100, 2, 0.5)) == (225e9, 25e9)
 
 
 def test_assumptions_can_be_changed_within_their_range() -> None:

@@ -47,10 +47,12 @@ def test_a_dump_holds_logits_of_one_chunk_and_activations_of_one_batch() -> None
 
 def test_an_evaluation_needs_room_for_the_logits_of_whole_prompts() -> None:
     model = architecture(config_json("Qwen--Qwen2.5-14B-Instruct"))
-    eight, sixty_four = (evaluation_memory(model, "bfloat16", batch=batch, prompt=3000, window=0) for batch in (8, 64))
+    eight, sixty_four = (
+        evaluation_memory(model, "bfloat16", batch=batch, prompt=3000, window=0, windows=0) for batch in (8, 64)
+    )
     assert eight.head == 2 * 2 * 8 * 3000 * 152_064
     assert eight.cache == 2 * 2 * 48 * 1024 * 8 * 3000
     assert eight.peak < 80e9 < sixty_four.peak
-    text = evaluation_memory(model, "bfloat16", batch=8, prompt=40, window=2048)
-    assert text.head == (2 * 8 + 8) * 2048 * 152_064
+    text = evaluation_memory(model, "bfloat16", batch=8, prompt=40, window=2048, windows=5)
+    assert text.head == (2 * 5 + 8) * 2048 * 152_064
     assert text.cache == 0

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from tasks.artifacts.errors import BadInputError
 from tasks.planning import peak
-from tasks.planning.hardware import hardware_named, hardware_of_device, hardware_table
+from tasks.planning.hardware import OWN_TABLE, hardware_named, hardware_of_device, hardware_table
 from tasks.planning.peak import UnknownPeakError, emulated_bfloat16, peak_of
 
 
@@ -31,6 +33,34 @@ def test_a_device_is_found_by_its_whole_name() -> None:
     assert hardware_of_device("NVIDIA H100 PCIe") is None, "it is a third slower"
     with pytest.raises(BadInputError, match=r"use one of .*h200"):
         hardware_named("h300")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("gpu: {name: gpu, peak_flops: {bfloat16: 1e14}, source: x}", r"own\.yaml: gpu has a key name, .*; remove it"),
+        (
+            "gpu: {1: 2, peak_flops: {bfloat16: 1e14}, source: x}",
+            r"own\.yaml: gpu\.1: .*; write it as .*hardware\.yaml",
+        ),
+        ("4090: {peak_flops: {bfloat16: 1e14}}", r"own\.yaml: 4090\.source: Field required; write it as"),
+        ("gpu: fast", r"own\.yaml: gpu is no block of keys; write it as"),
+        ("[gpu]", r"own\.yaml is no table of hardware; write one as"),
+    ],
+)
+def test_a_table_of_ones_own_that_is_wrong_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, said: str
+) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text(content)
+    monkeypatch.setenv(OWN_TABLE, str(own))
+    with pytest.raises(BadInputError, match=said):
+        hardware_table()
+
+
+def test_a_thread_takes_a_core_and_no_accelerator() -> None:
+    assert hardware_named("cpu-core").devices_of(3) == 3
+    assert hardware_named("h100-sxm").devices_of(3) == 1
 
 
 def test_the_peak_of_a_named_and_of_an_unknown_device(monkeypatch: pytest.MonkeyPatch) -> None:

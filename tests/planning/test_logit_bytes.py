@@ -106,6 +106,7 @@ def test_long_documents_take_more_objects() -> None:
         ({"kind": "adaptive", "min_probability": 1e-3, "min_kept": 1, "max_kept": 128}, 44, 51),
         ({"kind": "adaptive", "min_probability": 1e-6, "min_kept": 1, "max_kept": 128}, 128, 128),
         ({"kind": "adaptive", "min_probability": 0.5, "min_kept": 4, "max_kept": 128}, 4, 4),
+        ({"kind": "adaptive", "min_probability": None, "min_mass": 0.99, "min_kept": 1, "max_kept": 200}, 200, 200),
         ({"kind": "sampled", "num_draws": 50}, 15, 17),
     ],
 )

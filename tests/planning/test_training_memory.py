@@ -41,6 +41,16 @@ def test_states_are_cut_as_the_paper_cuts_them(stage: int) -> None:
     assert memory.gradients == 4 * count / (DEVICES if stage >= 2 else 1)
 
 
+def test_embedding_and_head_are_one_group_of_the_optimiser() -> None:
+    wide = sizes().with_layers(4)
+    assert wide.ends > wide.shape.layer_weights > wide.end
+    for model, group in ((wide, wide.ends), (sizes(), sizes().shape.layer_weights)):
+        memory = training_memory(
+            model, Sharding(stage=0, devices=1), "float32", tokens=1, row_tokens=1, checkpointing=True
+        )
+        assert memory.step == 2 * 4 * group
+
+
 def test_the_papers_own_example() -> None:
     # 7.5 billion parameters on 64 devices: 120, 31.4, 16.6 and 1.9 GB; 2 of every 16 bytes are its 16-bit gradients.
     model = sizes()

@@ -110,9 +110,9 @@ def model_files(seed: int, tmp_path: Path) -> dict[str, bytes]:
     return {
         "config.json": json.dumps(config).encode(),
         "model.safetensors": file.read_bytes(),
-        "tokenizer.json": b"{}",
+        "tokenizer.json": json.dumps({"model": {"vocab": {"a": 0, "b": 6}}, "added_tokens": [{"id": 7}]}).encode(),
         "chat_template.jinja": b"{{ messages }}",
-        "generation_config.json": b"{}",
+        "generation_config.json": b'{"eos_token_id": 7}',
         "training_log.jsonl": b'{"step": 1}\n',
     }
 
@@ -138,14 +138,21 @@ def measured(seed: int, rate: float) -> Measured:
     )
 
 
+def hub_model(repository: str) -> dict[str, Any]:
+    """The recipe of a model on the hub."""
+    return {"source": {"kind": "hub", "repo": repository, "revision": "0" * 40, "mode": "copy"}}
+
+
 @pytest.fixture
 def pipeline(make: Make, tmp_path: Path) -> dict[str, Artifact]:
     """All artifacts by label, in the order in which they were made."""
-    base = make("models", "student", model_files(0, tmp_path))
-    corpus = make("corpus", "corpus", {"heldout.parquet": b"rows"}, {"tokenizer": base})
+    base = make("models", "student", model_files(0, tmp_path), recipe=hub_model("Qwen/Qwen2.5-14B-Instruct"))
+    texts = {"sources": [{"kind": "hub", "dataset": "HuggingFaceFW/fineweb"}, {"kind": "stdlib_docs"}]}
+    corpus = make("corpus", "corpus", {"heldout.parquet": b"rows"}, {"tokenizer": base}, recipe=texts)
     made = {"student": base, "corpus": corpus}
-    for index, name in enumerate(("llama", "qwen")):
-        teacher = make("models", f"teacher-{name}", model_files(10 + index, tmp_path))
+    repositories = {"llama": "meta-llama/Llama-3.1-405B-Instruct", "qwen": "Qwen/Qwen2.5-72B-Instruct"}
+    for index, (name, repository) in enumerate(repositories.items()):
+        teacher = make("models", f"teacher-{name}", model_files(10 + index, tmp_path), recipe=hub_model(repository))
         dump = make(
             "dump_logits",
             f"dump-{name}",
@@ -169,7 +176,8 @@ def pipeline(make: Make, tmp_path: Path) -> dict[str, Artifact]:
         recipe={"mode": "revert"},
     )
     branches = {"branch.llama": made["revert-llama"], "branch.qwen": made["distill-qwen"]}
-    made["fuse"] = make("fuse", "fuse", model_files(31, tmp_path), {"base": base, **branches})
+    merge = {"merge_method": "ties", "models": {"llama": {"parameters": {"density": 1.0, "weight": 0.5}}}}
+    made["fuse"] = make("fuse", "fuse", model_files(31, tmp_path), {"base": base, **branches}, recipe=merge)
     models = {
         "base": base,
         "branch-llama": made["revert-llama"],
@@ -177,7 +185,7 @@ def pipeline(make: Make, tmp_path: Path) -> dict[str, Artifact]:
         "twin-qwen": made["twin-qwen"],
         "final": made["fuse"],
     }
-    recipe = EvaluateRecipe.model_validate(
+    evaluated = EvaluateRecipe.model_validate(
         {
             "tasks": [{"type": "exercises", "kinds": ["add"], "items_per_kind": 50}],
             "reference": "base",
@@ -186,13 +194,13 @@ def pipeline(make: Make, tmp_path: Path) -> dict[str, Artifact]:
         }
     )
     rates = {"base": 0.1, "branch-llama": 0.6, "branch-qwen": 0.6, "twin-qwen": 0.3, "final": 0.8}
-    results = build_results({name: measured(index, rates[name]) for index, name in enumerate(models)}, recipe)
+    results = build_results({name: measured(index, rates[name]) for index, name in enumerate(models)}, evaluated)
     made["evaluate"] = make(
         "evaluate",
         "evaluate",
         {"results.json": json.dumps(results).encode()},
         {**{f"model.{name}": artifact for name, artifact in models.items()}, "corpus": corpus},
         gate_metrics(results),
-        recipe.model_dump(mode="json"),
+        evaluated.model_dump(mode="json"),
     )
     return made

@@ -1,36 +1,41 @@
 import json
 import re
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from huggingface_hub import ModelCard
 
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.errors import BadInputError
+from tasks.publish.lineage import marker
+from tests.publish.conftest import Make
 
 RunStage = Callable[..., Artifact]
 RECIPE: dict[str, Any] = {
     "repo_name": "somebody/Llama-Medius-tiny",
     "title": "Llama Medius tiny",
-    "base_model": ["Qwen/Qwen2.5-14B-Instruct"],
-    "teachers": [
-        {"name": "Llama-3.1-405B-Instruct", "license": "llama3.1", "family": "llama"},
-        {"name": "Qwen2.5-72B-Instruct", "license": "qwen", "family": "qwen"},
-    ],
-    "student": {"name": "Qwen2.5-14B-Instruct", "license": "apache-2.0"},
-    "datasets": [{"name": "HuggingFaceFW/fineweb", "license": "odc-by"}],
-    "generated_data": True,
     "merge_method": "TIES",
     "expected": {"exercise_add": 0.7, "leaderboard_ifeval": 0.55},
 }
 
 
-def publish(run_stage: RunStage, pipeline: dict[str, Artifact], **changes: Any) -> Artifact:
+def tuned(make: Make, pipeline: dict[str, Artifact], source: Mapping[str, Any], **counts: int) -> Artifact:
+    """A fine-tuning on instructions of this source that left the fusion's bytes as they were."""
+    evolved = make("evolve", "evolve", {"instructions.jsonl": b"{}\n"}, metrics=counts, recipe={"source": source})
+    recipe = {"sources": [{"kind": "instructions"}]}
+    corpus = make("corpus", "corpus-sft", {"train.parquet": b"rows"}, {"instructions": evolved}, recipe=recipe)
+    return make("sft", "sft", objects(pipeline["fuse"]), {"model": pipeline["fuse"], "corpus": corpus})
+
+
+def publish(
+    run_stage: RunStage, pipeline: dict[str, Artifact], model: Artifact | None = None, **changes: Any
+) -> Artifact:
     runtime = changes.pop("runtime", {})
-    inputs = {"model": pipeline["fuse"], "evaluation": pipeline["evaluate"]}
+    inputs = {"model": model or pipeline["fuse"], "evaluation": pipeline["evaluate"]}
     return run_stage("publish", {**RECIPE, **changes}, inputs, runtime)
 
 
@@ -47,13 +52,14 @@ def test_the_model_is_there_byte_for_byte(run_stage: RunStage, pipeline: dict[st
     assert set(files) - set(model) == {"README.md", "NOTICE"}
     assert b"Built with Llama" in files["NOTICE"]
     assert b"Improved using Qwen" in files["NOTICE"]
+    assert b"ODC Attribution License" in files["NOTICE"]
 
 
 def test_the_card_is_one_and_says_what_was_measured(run_stage: RunStage, pipeline: dict[str, Artifact]) -> None:
     text = objects(publish(run_stage, pipeline))["README.md"].decode()
     card = ModelCard(text)
     assert card.data.license == "llama3.1"
-    assert card.data.base_model == ["Qwen/Qwen2.5-14B-Instruct"]
+    assert card.data.base_model == ["Qwen/Qwen2.5-14B-Instruct"], "neither a teacher nor a donor"
     assert card.data.tags == ["mergekit", "merge", "distillation"]
     assert card.data.datasets == ["HuggingFaceFW/fineweb"]
     results = json.loads(objects(pipeline["evaluate"])["results.json"])
@@ -69,12 +75,22 @@ def test_the_card_is_one_and_says_what_was_measured(run_stage: RunStage, pipelin
         "Distillation steps",
         "Evaluation",
         "Use cases",
-        "Deployment",
-        "Technical specification",
+        "Deployment options",
+        "Technical specifications",
         "Lineage",
         "Licence and notices",
     ]
-    assert "generated from rules" in text
+    assert (
+        "distilled from the stored logits of meta-llama/Llama-3.1-405B-Instruct and Qwen/Qwen2.5-72B-Instruct" in text
+    )
+    assert "merged (TIES; ties, llama density 1.0 weight 0.5) (`fuse`)" in text
+    assert "twin" not in text.partition("## Distillation steps")[2].partition("## Evaluation")[0], "no step of it"
+    assert "**Built with Llama** · **Improved using Qwen**" in text
+    assert "| teacher | Qwen/Qwen2.5-72B-Instruct | qwen |" in text
+    # What the hub reads: the metrics as a model index.
+    index = yaml.safe_load(text.split("---\n")[1])["model-index"]
+    (metric,) = [each["metrics"][0] for each in index[0]["results"] if each["dataset"]["type"] == "exercise_add"]
+    assert (index[0]["name"], metric["value"]) == ("Llama Medius tiny", final["accuracy"]["value"])
     row = f"| final | {final['bits_per_byte']['value']:.4f} ± {final['bits_per_byte']['stderr']:.4f} |"
     assert row in text
     assert "| leaderboard_ifeval | – | 0.5500 | – | – |" in text
@@ -115,13 +131,87 @@ def test_a_directory_is_filled_whole_and_never_overwritten(
     assert not any(file.is_symlink() for file in target.iterdir())
     (target / "README.md").write_text("mine")
     with pytest.raises(BadInputError, match="exists with other content"):
-        publish(run_stage, pipeline, target="directory", title="Another", runtime=runtime)
+        publish(run_stage, pipeline, target="directory", title="Llama another", runtime=runtime)
     assert (target / "README.md").read_text() == "mine"
 
 
-def test_a_permissive_model_has_no_notice(run_stage: RunStage, pipeline: dict[str, Artifact]) -> None:
-    files = objects(publish(run_stage, pipeline, teachers=[], repo_name="tiny", generated_data=False))
+def test_a_permissive_model_has_no_notice(
+    run_stage: RunStage, make: Make, pipeline: dict[str, Artifact], tmp_path: Path
+) -> None:
+    source = {"source": {"kind": "miniature", "name": "qwen-student"}}
+    model = make("models", "alone", objects(pipeline["fuse"]), recipe=source)
+    files = objects(publish(run_stage, pipeline, model, repo_name="tiny", title="tiny"))
     assert "NOTICE" not in files
     card = ModelCard(files["README.md"].decode())
     assert card.data.license == "apache-2.0"
-    assert "generated from rules" not in card.text
+    assert "The instructions" not in card.text
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ({"kind": "exercises"}, "are 1,200 exercises generated from rules"),
+        (
+            {"kind": "dataset", "rows": {"origin": "hub", "dataset": "arcee-ai/EvolKit-75K"}},
+            "are 1,200 of 1,500 conversations of arcee-ai/EvolKit-75K",
+        ),
+        (
+            {"kind": "autoevol", "seeds": {"origin": "inline"}, "evolver": {"model": "Qwen/Qwen3-8B"},
+             "optimiser": {"model": "Qwen/Qwen3-8B"}, "answerer": {"model": "Qwen/Qwen2.5-72B-Instruct"}},
+            "1,200 instructions were evolved from 1,500 seeds of the profile by Qwen/Qwen3-8B and answered by Qwen",
+        ),
+    ],
+)  # fmt: skip
+def test_the_card_says_what_the_instructions_were(
+    run_stage: RunStage, make: Make, pipeline: dict[str, Artifact], source: dict[str, Any], said: str
+) -> None:
+    model = tuned(make, pipeline, source, answered=1200, seeds=1500)
+    licenses = {"data": {"arcee-ai/EvolKit-75K": "mit"}} if source["kind"] == "dataset" else {}
+    text = objects(publish(run_stage, pipeline, model, licenses=licenses))["README.md"].decode()
+    overview = text.partition("## Overview")[2].partition("##")[0]
+    assert said in overview
+    assert said in text.partition("## Distillation steps")[2].partition("##")[0]
+    own = "No evolved instruction set of another project was used" in overview
+    assert own == (source["kind"] == "exercises")
+
+
+def test_a_source_without_a_licence_is_refused(run_stage: RunStage, make: Make, pipeline: dict[str, Artifact]) -> None:
+    source = {"kind": "dataset", "rows": {"origin": "hub", "dataset": "arcee-ai/EvolKit-75K"}}
+    model = tuned(make, pipeline, source, answered=1, seeds=1)
+    with pytest.raises(BadInputError, match=r"arcee-ai/EvolKit-75K is part .* licence is not known"):
+        publish(run_stage, pipeline, model)
+
+
+def test_how_to_run_it(run_stage: RunStage, pipeline: dict[str, Artifact]) -> None:
+    text = objects(publish(run_stage, pipeline))["README.md"].decode()
+    options = text.partition("## Deployment options")[2].partition("\n## ")[0]
+    for command in (
+        'AutoModelForCausalLM.from_pretrained("somebody/Llama-Medius-tiny"',
+        "apply_chat_template",
+        "vllm serve somebody/Llama-Medius-tiny",
+        "python -m sglang.launch_server --model-path somebody/Llama-Medius-tiny",
+        "python convert_hf_to_gguf.py somebody/Llama-Medius-tiny --outfile Llama-Medius-tiny.gguf --outtype f32",
+    ):
+        assert command in options
+
+
+def test_a_model_that_never_ends_is_not_published(
+    run_stage: RunStage, make: Make, pipeline: dict[str, Artifact]
+) -> None:
+    files = {**objects(pipeline["fuse"]), "generation_config.json": b"{}"}
+    model = make("sft", "endless", files, {"model": pipeline["fuse"]})
+    results = objects(pipeline["evaluate"])["results.json"]
+    evaluation = make("evaluate", "evaluate-endless", {"results.json": results}, {"model.final": model})
+    with pytest.raises(BadInputError, match="answers never end"):
+        run_stage("publish", RECIPE, {"model": model, "evaluation": evaluation})
+    nested = make("sft", "nested", {"part/model.safetensors": b""}, {"model": pipeline["fuse"]})
+    evaluation = make("evaluate", "evaluate-nested", {"results.json": results}, {"model.final": nested})
+    with pytest.raises(BadInputError, match=r"has the weights part/model\.safetensors in a folder"):
+        run_stage("publish", RECIPE, {"model": nested, "evaluation": evaluation})
+
+
+def test_a_card_is_known_again_by_its_model(run_stage: RunStage, pipeline: dict[str, Artifact]) -> None:
+    manifest = pipeline["fuse"].manifest()
+    assert manifest is not None
+    files = objects(publish(run_stage, pipeline, overview="Another card."))
+    assert marker(manifest) in files["README.md"].decode().splitlines()

@@ -36,6 +36,7 @@ class ErrandRuntime(Runtime):
     behaviour: Behaviour = "finish"
     salt: str = ""
     """Goes into the output, as nothing of a runtime ever should: two launches of one key then differ."""
+    replicas: int = 1
     announce: str = ""
     """A folder in which each process of the launch leaves a file named after its process id."""
     end: str = ""

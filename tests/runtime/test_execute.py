@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -321,6 +322,49 @@ def test_a_torn_manifest_is_no_artifact_and_no_crash(context: RunContext) -> Non
     context.store.put(f"{step.directory}/manifest.json", b'{"record": 1, "sta')
     with pytest.raises(CorruptArtifactError, match="cannot be read"):
         execute(step, context)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "verdict.json", "shards/main.json", "acceptances/max_length.json"])
+def test_a_record_of_another_version_is_one_sentence(context: RunContext, name: str) -> None:
+    step = errand("too long", max_length=3)
+    with pytest.raises(GateFailedError):
+        execute(step, context)
+    if name.startswith("shards/"):
+        context.store.delete(f"{step.directory}/manifest.json")
+    path = f"{step.directory}/{name}"
+    context.store.put(path, b'{"record": 99, "shape": "unheard of"}')
+    # A run judges anew, and writes over a verdict.
+    look = (lambda: step_state(step, context.store)) if name == "verdict.json" else (lambda: execute(step, context))
+    with pytest.raises(CorruptArtifactError, match=rf"{path} cannot be read, as it was written by another version of"):
+        look()
+
+
+def test_a_lease_of_another_version_is_one_sentence(context: RunContext) -> None:
+    step = errand("a")
+    context.store.put(f"{step.directory}/lease.json", b'{"holder": "unheard of"}')
+    with pytest.raises(CorruptArtifactError, match=r"lease\.json cannot be read, as it was written by another version"):
+        step_state(step, context.store)
+
+
+def test_a_store_that_is_away_does_not_hide_what_the_worker_said(
+    context: RunContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[str] = []
+    exists = context.store.exists
+
+    def away_after_the_launch(path: str) -> bool:
+        looked.append(path)
+        if len(looked) > 1:
+            raise TransientStoreError("the object store does not answer")
+        return exists(path)
+
+    def no_copy(*_arguments: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(context.store, "exists", away_after_the_launch)
+    monkeypatch.setattr("shutil.copyfile", no_copy)
+    with pytest.raises(WorkerFailedError, match="It ran out of memory"):
+        execute(errand("a", behaviour="out_of_memory"), context)
 
 
 def run_twice_at_once(step: Step, context: RunContext) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 import threading
 from pathlib import Path
+
+import pytest
 
 from tasks.runtime.launch_folder import scratch_folder
 
@@ -64,3 +67,16 @@ def test_launches_that_come_and_go_at_once_keep_their_own_folders(tmp_path: Path
         thread.join()
     assert failures == []
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_removed_hides_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(_parent: Path) -> None:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    def fail() -> None:
+        with scratch_folder(tmp_path, "step", "mine"):
+            monkeypatch.setattr("tasks.runtime.launch_folder._sweep", away)
+            raise KeyError("the cause")
+
+    with pytest.raises(KeyError, match="the cause"):
+        fail()

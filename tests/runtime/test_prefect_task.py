@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import itertools
+import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -11,12 +12,12 @@ import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterTaskRunId, FlowRunFilter, FlowRunFilterId
-from prefect.client.schemas.objects import TaskRun
+from prefect.client.schemas.objects import Artifact, TaskRun
 from prefect.testing.utilities import prefect_test_harness
 
 from flows.opened import gather
 from tasks.artifacts.errors import BadInputError
-from tasks.runtime import prefect_task
+from tasks.runtime import dashboard
 from tasks.runtime.declare import Step
 from tasks.runtime.execute import RunContext
 from tasks.runtime.prefect_task import submit_stage
@@ -26,7 +27,7 @@ from tests.runtime.errand import errand
 
 @pytest.fixture(scope="module", autouse=True)
 def _server() -> Iterator[None]:
-    with prefect_test_harness(server_startup_timeout=120):
+    with prefect_test_harness(server_startup_timeout=300):
         yield
 
 
@@ -94,10 +95,22 @@ def test_what_will_not_pass_is_not_tried_again(context: RunContext, launches: Lo
     assert len(launches(step)) == 1
 
 
-def test_a_failed_gate_is_not_tried_again(context: RunContext) -> None:
-    _, error, runs = run([errand("too long", max_length=3, retries=2, retry_delay_seconds=0.1)], context)
+def artifacts_of(run: TaskRun) -> dict[str, Artifact]:
+    """What a task run left on the dashboard, by key."""
+    wanted = ArtifactFilter(task_run_id=ArtifactFilterTaskRunId(any_=[run.id]))
+    with get_client(sync_client=True) as client:
+        return {str(artifact.key): artifact for artifact in client.read_artifacts(artifact_filter=wanted)}
+
+
+def test_a_failed_gate_is_not_tried_again_and_stands_on_the_dashboard(context: RunContext) -> None:
+    step = errand("too long", max_length=3, retries=2, retry_delay_seconds=0.1)
+    _, error, runs = run([step], context)
     assert getattr(error, "exit_code", None) == 3
     assert runs["errand"].run_count == 1
+    table = artifacts_of(runs["errand"])["gates-errand"]
+    assert context.store.locate(step.directory) in str(table.description)
+    [row] = json.loads(str(table.data))
+    assert (row["gate"], row["passed"], row["value"], row["wants"]) == ("max_length", "NO", 8, "<= 3")
 
 
 def test_the_flow_fails_with_the_cause_and_what_needs_it_does_not_run(context: RunContext, launches: Logs) -> None:
@@ -113,14 +126,10 @@ def test_the_flow_fails_with_the_cause_and_what_needs_it_does_not_run(context: R
 
 
 def test_progress_and_curves_are_on_the_dashboard(context: RunContext, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prefect_task, "_PROGRESS_SECONDS", 0)
+    monkeypatch.setattr(dashboard, "_PROGRESS_SECONDS", 0)
     _, error, runs = run([errand("a", label="drawn", behaviour="work", steps=4)], context)
     assert error is None
-    with get_client(sync_client=True) as client:
-        found = client.read_artifacts(
-            artifact_filter=ArtifactFilter(task_run_id=ArtifactFilterTaskRunId(any_=[runs["drawn"].id]))
-        )
-    artifacts = {artifact.key: artifact for artifact in found}
+    artifacts = artifacts_of(runs["drawn"])
     assert artifacts.keys() == {"drawn", "curves-drawn", "stage-drawn"}, "one of each, however often it changed"
     progress = artifacts["drawn"]
     assert (progress.type, progress.data) == ("progress", 75)
@@ -132,10 +141,8 @@ def test_progress_and_curves_are_on_the_dashboard(context: RunContext, monkeypat
 
 def test_what_is_said_beside_a_progress() -> None:
     values = {"loss": 1.23456, "tokens_per_second": 41234.5, "mfu": 0.4123, "seconds_left": 5000}
-    assert (
-        prefect_task._said(values, 5000) == ", loss 1.235, 41,234 tokens/s, 41.2 % of the peak FLOP/s, 1 h 23 min left"
-    )
-    assert [prefect_task._duration(seconds) for seconds in (59, 61, 3599, 86400, 864000)] == [
+    assert dashboard._said(values, 5000) == ", loss 1.235, 41,234 tokens/s, 41.2 % of the peak FLOP/s, 1 h 23 min left"
+    assert [dashboard._duration(seconds) for seconds in (59, 61, 3599, 86400, 864000)] == [
         "59 s", "1 min", "1 h 0 min", "24 h 0 min", "10.0 days",
     ]  # fmt: skip
 

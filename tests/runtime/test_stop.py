@@ -15,7 +15,7 @@ import pytest
 
 from tasks.artifacts.artifact import Artifact, encode_record
 from tasks.artifacts.errors import InterruptedRunError, LeaseLostError, WorkerInterruptedError
-from tasks.artifacts.lease import LeaseRecord
+from tasks.artifacts.lease import Lease, LeaseRecord
 from tasks.artifacts.store import Store
 from tasks.runtime.declare import Step
 from tasks.runtime.execute import RunContext, execute
@@ -98,6 +98,25 @@ def test_a_lost_lease_ends_the_worker(context: RunContext, announced: Path) -> N
     assert running.error.retryable
     assert not any(is_alive(process) for process in processes(announced))
     assert LeaseRecord.model_validate_json(context.store.get(path)) == taken
+
+
+def test_a_lease_that_is_lost_before_there_is_a_worker_ends_it_too(
+    context: RunContext, announced: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class TellsNobody(Lease):
+        """The call that ends the workers came when there were none."""
+
+        def __init__(self, store: Store, path: str, ttl_seconds: float, _on_lost: object) -> None:
+            super().__init__(store, path, ttl_seconds)
+
+    monkeypatch.setattr("tasks.runtime.execute.Lease", TellsNobody)
+    step = errand("a", behaviour="deaf", announce=str(announced), lease_ttl_seconds=5)
+    running = Background(step, context)
+    wait_for(lambda: processes(announced), 30, "the worker starts")
+    context.store.delete(f"{step.directory}/lease.json")
+    running.thread.join(10)
+    assert isinstance(running.error, LeaseLostError)
+    assert not any(is_alive(process) for process in processes(announced))
 
 
 _LAUNCH = """

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from flows import surgery
-from flows.pipeline import build
+from flows.dag import build
 from flows.profiles import load_profile
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.errors import BadInputError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,32 +10,24 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.errors import BadInputError
 from tasks.modeling.model_files import copy_tokenizer_files, load_causal_lm, save_causal_lm
 from tasks.modeling.tokenizer_files import load_tokenizer, tokenizer_digest
 from tasks.surgeon.reversion_rows import TokenMatch, check_match, match_tokens, reverted_matrix
 from tasks.surgeon.stage import RevertRecipe
-from tests.surgeon.test_surgery import EMBEDDING, HEAD, MAP, TRANSPLANT, MakeModel, RunStage
+from tests.surgeon.test_surgery import COMPOSED, EMBEDDING, HEAD, MAP, MakeModel, RunStage, fetched, metrics_of
 
 STRATEGIES = ("original_rows", "shared_trained", "delta_transplant", "back_transplant")
-COMPOSED = {**TRANSPLANT, "method": "composed"}
 
 
-def _revert(strategy: str, **fields: Any) -> dict[str, Any]:
-    return {"mode": "revert", "strategy": strategy, "k": 8, **fields}
+def reversion(strategy: str, k: int = 8) -> dict[str, Any]:
+    made_of_shared = strategy in ("delta_transplant", "back_transplant")
+    return {"mode": "revert", "strategy": strategy, **({"k": k} if made_of_shared else {})}
 
 
-def _files(artifact: Artifact, target: Path) -> Path:
-    manifest = artifact.manifest()
-    assert manifest is not None
-    return artifact.fetch(manifest, target)
-
-
-def _metrics(artifact: Artifact) -> dict[str, Any]:
-    manifest = artifact.manifest()
-    assert manifest is not None
-    return manifest.metrics
+def match_of_text(original_ids_S: torch.Tensor, foreign_ids_S: torch.Tensor, other_ids_N: torch.Tensor) -> TokenMatch:
+    """Of text alone."""
+    return TokenMatch(original_ids_S, foreign_ids_S, torch.ones_like(original_ids_S, dtype=torch.bool), other_ids_N)
 
 
 @pytest.mark.parametrize(
@@ -59,12 +52,12 @@ def test_what_was_not_trained_comes_back_as_it_was(
     others = match_tokens(load_tokenizer(student), load_tokenizer(donor), {}).other_ids_N.tolist()
     assert others
     for strategy in strategies:
-        reverted = run_stage("surgeon", _revert(strategy), {"trained": transplanted, "original": student})
-        back = _files(reverted, tmp_path / strategy)
+        reverted = run_stage("surgeon", reversion(strategy), {"trained": transplanted, "original": student})
+        back = fetched(reverted, tmp_path / strategy)
         for file in student.iterdir():
             if strategy != "back_transplant" or file.name != "model.safetensors":
                 assert (back / file.name).read_bytes() == file.read_bytes(), (strategy, file.name)
-        metrics = _metrics(reverted)
+        metrics = metrics_of(reverted)
         assert metrics["trunk_moved_relative"] == 0
         if strategy == "back_transplant":
             before, after = load_file(student / "model.safetensors"), load_file(back / "model.safetensors")
@@ -81,7 +74,7 @@ def test_each_strategy_takes_its_rows(
     tmp_path: Path, run_stage: RunStage, make_student: MakeModel, make_donor: MakeModel
 ) -> None:
     student, donor = make_student(), make_donor()
-    transplanted = _files(
+    transplanted = fetched(
         run_stage("surgeon", COMPOSED, {"student": student, "donor": donor}), tmp_path / "transplanted"
     )
     model = load_causal_lm(transplanted, dtype=torch.float32)
@@ -98,8 +91,8 @@ def test_each_strategy_takes_its_rows(
     rest = sorted(set(range(320)) - {*shared.tolist(), *others.tolist()})
     assert rest == list(range(len(tokenizer) - 3, 320))
     for strategy in ("original_rows", "delta_transplant"):
-        reverted = run_stage("surgeon", _revert(strategy), {"trained": tmp_path / "trained", "original": student})
-        result = _files(reverted, tmp_path / strategy)
+        reverted = run_stage("surgeon", reversion(strategy), {"trained": tmp_path / "trained", "original": student})
+        result = fetched(reverted, tmp_path / strategy)
         after = load_file(result / "model.safetensors")
         for name, tensor in before.items():
             if name not in (EMBEDDING, HEAD):
@@ -109,7 +102,7 @@ def test_each_strategy_takes_its_rows(
             assert torch.equal(after[name][shared], tensor[shared] * (1 if strategy == "original_rows" else 1.5))
             assert torch.equal(after[name][others], tensor[others]) is (strategy == "original_rows")
         assert tokenizer_digest(load_tokenizer(result)) == tokenizer_digest(tokenizer)
-        metrics = _metrics(reverted)
+        metrics = metrics_of(reverted)
         assert metrics["trunk_moved_relative"] == pytest.approx(0.5, rel=1e-5)
         assert (metrics["shared_tokens"], metrics["other_tokens"]) == (len(shared), len(others))
         assert metrics["stops"]["prompts"] == 8
@@ -139,14 +132,14 @@ def test_a_row_takes_the_changes_of_the_rows_that_it_is_made_of() -> None:
     trained_VD = torch.full((7, 4), 1e9)
     foreign_ids_A = torch.tensor([6, 2, 4])
     trained_VD[foreign_ids_A] = anchors_AD + changes_AD
-    match = TokenMatch(torch.arange(3), foreign_ids_A, torch.tensor([3]))
+    match = match_of_text(torch.arange(3), foreign_ids_A, torch.tensor([3]))
     expected = {
         "delta_transplant": original_RD[3] + 2 * changes_AD[0] - changes_AD[1],
         "back_transplant": 2 * (anchors_AD[0] + changes_AD[0]) - (anchors_AD[1] + changes_AD[1]),
         "shared_trained": original_RD[3],
     }
     for strategy, row_D in expected.items():
-        recipe = RevertRecipe.model_validate(_revert(strategy, k=2))
+        recipe = RevertRecipe.model_validate(reversion(strategy, k=2))
         device = torch.device("cpu")
         result = reverted_matrix(recipe, match, original_RD, trained_VD, batch_size=None, device=device)
         torch.testing.assert_close(result.rows_RD[3], row_D)
@@ -160,11 +153,11 @@ def test_without_training_no_bit_of_a_row_changes() -> None:
     torch.manual_seed(0)
     original_RD = torch.randn(40, 8, dtype=torch.bfloat16)
     original_RD[35:, ::2] = -0.0
-    match = TokenMatch(torch.arange(30), torch.arange(29, -1, -1), torch.arange(30, 38))
+    match = match_of_text(torch.arange(30), torch.arange(29, -1, -1), torch.arange(30, 38))
     trained_VD = original_RD[:30].flip(0)
     device = torch.device("cpu")
     for strategy in STRATEGIES:
-        recipe = RevertRecipe.model_validate(_revert(strategy))
+        recipe = RevertRecipe.model_validate(reversion(strategy))
         result = reverted_matrix(recipe, match, original_RD, trained_VD, batch_size=None, device=device)
         same = result.rows_RD.view(torch.int16) == original_RD.view(torch.int16)
         assert bool(same.all()) is (strategy != "back_transplant")
@@ -172,9 +165,9 @@ def test_without_training_no_bit_of_a_row_changes() -> None:
 
 
 def test_strategies_that_the_shared_tokens_do_not_allow_are_refused() -> None:
-    few, none = (TokenMatch(torch.arange(n), torch.arange(n), torch.tensor([9])) for n in (7, 0))
+    few, none = (match_of_text(torch.arange(n), torch.arange(n), torch.tensor([9])) for n in (7, 0))
     for strategy in STRATEGIES:
-        recipe = RevertRecipe.model_validate(_revert(strategy))
+        recipe = RevertRecipe.model_validate(reversion(strategy))
         if strategy == "original_rows":
             check_match(recipe, none)
             continue
@@ -183,12 +176,9 @@ def test_strategies_that_the_shared_tokens_do_not_allow_are_refused() -> None:
         if strategy == "shared_trained":
             check_match(recipe, few)
             continue
-        with pytest.raises(BadInputError, match=r"share 7 tokens, and recipe\.k asks for 8"):
+        with pytest.raises(BadInputError, match=r"share 7 tokens of text, and recipe\.k asks for 8"):
             check_match(recipe, few)
-
-
-def test_reversion_to_another_architecture_is_refused(
-    run_stage: RunStage, make_student: MakeModel, make_donor: MakeModel
-) -> None:
-    with pytest.raises(BadInputError, match="give the model that the trained one was transplanted from"):
-        run_stage("surgeon", {"mode": "revert"}, {"trained": make_donor(), "original": make_student()})
+        # Special tokens are no anchors.
+        eight = match_of_text(torch.arange(8), torch.arange(8), torch.tensor([9]))
+        with pytest.raises(BadInputError, match=r"share 7 tokens of text, and recipe\.k asks for 8"):
+            check_match(recipe, replace(eight, is_text_S=torch.arange(8) > 0))

@@ -12,6 +12,7 @@ from tasks.modeling.bits_per_byte import TEXTS
 from tasks.modeling.stopping import compared_stops
 from tasks.runtime.text_gates import TEXT_KINDS
 from tasks.surgeon.plan import plan_transplant
+from tasks.surgeon.result import compared
 from tasks.surgeon.stage import STAGE, RevertRecipe, SurgeonConfig, SurgeonGates, TransplantRecipe
 
 
@@ -33,11 +34,36 @@ def test_mode_chooses_the_recipe() -> None:
         ({"method": "stb"}, "omp"),
         ({"rows": 100, "pad_rows_to_multiple_of": 64}, "not a multiple"),
         ({"method": "mean", "new_row_scale": 0.5}, "method mean"),
+        ({"method": "composed", "k": 8}, "k is given, but method composed does not read it.*omp_anchored or omp"),
+        ({"method": "composed", "num_anchors": 100}, "num_anchors is given"),
+        ({"method": "composed", "composed_kinds": ["digits"]}, "composed_kinds is given"),
+        ({"method": "composed", "weight_scheme": "barycentric"}, "weight_scheme is given"),
+        ({"method": "omp", "cosine_similarity": True}, "set method to common_interpolation"),
+        ({"method": "zero", "k": 8}, "k is given, but method zero"),
+        ({"method": "omp", "composition": {"scale": 0.5}}, "composition is given, but method omp"),
     ],
 )
 def test_impossible_recipes_are_refused(fields: dict[str, object], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         SurgeonConfig.model_validate({"recipe": _transplant(**fields)})
+
+
+def test_a_setting_at_its_default_says_nothing() -> None:
+    """So that what a profile resolves to is a profile."""
+    for method in ("composed", "omp", "omp_anchored", "common_interpolation", "mean", "zero"):
+        recipe = TransplantRecipe.model_validate(_transplant(method=method))
+        assert TransplantRecipe.model_validate(recipe.model_dump()) == recipe
+    kinds = _transplant(method="mean", composed_kinds=["digits"], composition={"scale": 0.5})
+    assert TransplantRecipe.model_validate(kinds).composition.scale == 0.5
+
+
+def test_another_strategy_keeps_what_it_reads() -> None:
+    now = RevertRecipe(mode="revert", strategy="delta_transplant", k=8, special_tokens={"a": "b"})
+    assert now.by("back_transplant", {"a": "b"}) == now.model_copy(update={"strategy": "back_transplant"})
+    assert now.by("shared_trained", {"a": "c"}) == RevertRecipe(
+        mode="revert", strategy="shared_trained", special_tokens={"a": "c"}
+    )
+    assert now.by("original_rows", {}) == RevertRecipe(mode="revert")
 
 
 def test_vocabularies_without_a_common_token_are_refused() -> None:
@@ -53,7 +79,13 @@ def test_vocabularies_without_a_common_token_are_refused() -> None:
 
 
 def test_impossible_reversions_are_refused() -> None:
-    for fields, message in (({"strategy": "nothing"}, "original_rows"), ({"k": 64, "num_anchors": 32}, "more than")):
+    delta = {"strategy": "delta_transplant"}
+    for fields, message in (
+        ({"strategy": "nothing"}, "original_rows"),
+        ({**delta, "k": 64, "num_anchors": 32}, "more than"),
+        ({"special_tokens": {"a": "b"}}, "special_tokens is given, but strategy original_rows does not read it"),
+        ({"strategy": "shared_trained", "k": 8}, "set strategy to delta_transplant or back_transplant"),
+    ):
         with pytest.raises(ValidationError, match=message):
             SurgeonConfig.model_validate({"recipe": {"mode": "revert", **fields}})
 
@@ -69,6 +101,22 @@ def test_gates_judge_each_kind_and_fail_without_a_value() -> None:
         "max_ratio_non_latin": False,
         "max_stops_lost": False,
     }
+
+
+def test_a_kind_without_finite_logits_fails_and_the_verdict_says_why() -> None:
+    nothing: dict[str, float | None] = dict.fromkeys(TEXT_KINDS)
+    ratios = compared(dict.fromkeys(TEXT_KINDS, 1.0), {**nothing, "prose": 1.1})
+    verdicts = STAGE.judge({**ratios, "stops": compared_stops([], [])}, SurgeonGates())
+    assert {result.gate: result.passed for result in verdicts} == {
+        "max_ratio_prose": True,
+        "max_ratio_code": False,
+        "max_ratio_digits": False,
+        "max_ratio_non_latin": False,
+        "max_stops_lost": True,
+    }
+    assert [result.gate for result in verdicts if "logits are not finite" in result.meaning] == [
+        "max_ratio_code", "max_ratio_digits", "max_ratio_non_latin"
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

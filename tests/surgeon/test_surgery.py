@@ -35,32 +35,33 @@ TRANSPLANT = {
     "pad_rows_to_multiple_of": 64,
     "special_tokens": MAP,
 }
+COMPOSED = {name: value for name, value in TRANSPLANT.items() if name != "k"} | {"method": "composed"}
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
-def _files(artifact: Artifact, target: Path) -> Path:
+def fetched(artifact: Artifact, target: Path) -> Path:
     manifest = artifact.manifest()
     assert manifest is not None
     return artifact.fetch(manifest, target)
 
 
-def _metrics(artifact: Artifact) -> dict[str, Any]:
+def metrics_of(artifact: Artifact) -> dict[str, Any]:
     manifest = artifact.manifest()
     assert manifest is not None
     return manifest.metrics
 
 
-def _tensors(directory: Path) -> dict[str, torch.Tensor]:
+def tensors_of(directory: Path) -> dict[str, torch.Tensor]:
     return load_file(directory / "model.safetensors")
 
 
-def _plan(directory: Path) -> dict[str, Any]:
+def plan_of(directory: Path) -> dict[str, Any]:
     plan: dict[str, Any] = json.loads((directory / "transplant_plan.json").read_text())
     return plan
 
 
 def _check_transplant(result: Path, student: Path, donor: Path, *, tied: bool) -> None:
-    before, after = _tensors(student), _tensors(result)
+    before, after = tensors_of(student), tensors_of(result)
     theirs, ours = load_tokenizer(donor), load_tokenizer(student)
     student_ids, donor_ids = ours.get_vocab(), theirs.get_vocab()
     names = [EMBEDDING] if tied else [EMBEDDING, HEAD]
@@ -94,7 +95,7 @@ def test_a_transplant_is_a_model_with_the_donors_tokens(
 ) -> None:
     student, donor = make_student(tied=student_tied, dtype=dtype), make_donor(tied=donor_tied, dtype=dtype)
     transplanted = run_stage("surgeon", TRANSPLANT, {"student": student, "donor": donor})
-    result = _files(transplanted, tmp_path / "result")
+    result = fetched(transplanted, tmp_path / "result")
     _check_transplant(result, student, donor, tied=student_tied)
 
     theirs = load_tokenizer(donor)
@@ -124,7 +125,7 @@ def test_a_transplant_is_a_model_with_the_donors_tokens(
     assert {token["donor"]: token["student"] for token in record["mapped"]} == MAP
     assert sum(record["counts"][part]["total"] for part in ("shared", "mapped", "approximated")) == len(theirs)
     assert record["counts"]["approximated"]["digits"] > 0
-    metrics = _metrics(transplanted)
+    metrics = metrics_of(transplanted)
     assert set(metrics["bits_per_byte_ratio"]) == {"prose", "code", "digits", "non_latin"}
     # Eight of some 200 random rows of width 24 cannot give another one exactly, nor miss it altogether.
     assert set(metrics["reconstruction_cosine"]) == ({"embedding"} if student_tied else {"embedding", "head"})
@@ -151,18 +152,18 @@ def test_a_tokenizer_alone_is_donor_enough_for_composed_rows(
 ) -> None:
     student = make_student(tied=tied)
     copy_tokenizer_files(make_donor(), tmp_path / "tokenizer")
-    recipe = {**TRANSPLANT, "method": "composed", "composition": {"scale": 0.8, "embedding_decay": 0.25}}
-    result = _files(
+    recipe = {**COMPOSED, "composition": {"scale": 0.8, "embedding_decay": 0.25}}
+    result = fetched(
         run_stage("surgeon", recipe, {"student": student, "donor": tmp_path / "tokenizer"}), tmp_path / "result"
     )
     _check_transplant(result, student, tmp_path / "tokenizer", tied=tied)
-    plan = _plan(result)
+    plan = plan_of(result)
     assert not plan["approximated"]
     decays = {EMBEDDING: 0.7} if tied else {EMBEDDING: 0.25, HEAD: 1.0}
     for name, decay in decays.items():
-        rows_RD = _tensors(student)[name]
+        rows_RD = tensors_of(student)[name]
         expected_ND = composed([tuple(ids) for ids in plan["composed"].values()], scale=0.8, decay=decay).apply(rows_RD)
-        assert torch.equal(_tensors(result)[name][[int(token) for token in plan["composed"]]], expected_ND)
+        assert torch.equal(tensors_of(result)[name][[int(token) for token in plan["composed"]]], expected_ND)
     config, theirs = json.loads((result / "config.json").read_text()), load_tokenizer(tmp_path / "tokenizer")
     assert (config["bos_token_id"], config["eos_token_id"], config["pad_token_id"]) == (
         theirs.bos_token_id,
@@ -180,13 +181,13 @@ def test_anchored_rows_are_those_of_mergekit_when_every_shared_token_is_an_ancho
     for method in ("omp", "omp_anchored"):
         recipe = {**TRANSPLANT, "method": method, "composed_kinds": ["digits"], "new_row_scale": 0.5}
         made = run_stage("surgeon", recipe, {"student": student, "donor": donor})
-        results[method] = _files(made, tmp_path / method)
-    plans = [_plan(directory) for directory in results.values()]
+        results[method] = fetched(made, tmp_path / method)
+    plans = [plan_of(directory) for directory in results.values()]
     assert plans[0] == plans[1]
     assert plans[0]["composed"]
     assert plans[0]["approximated"]
     for name in (EMBEDDING, HEAD):
-        theirs_VD, ours_VD = (_tensors(directory)[name] for directory in results.values())
+        theirs_VD, ours_VD = (tensors_of(directory)[name] for directory in results.values())
         invented = plans[0]["approximated"]
         torch.testing.assert_close(ours_VD[invented], theirs_VD[invented], rtol=1e-3, atol=1e-5)
         others = sorted(set(range(320)) - set(invented))
@@ -198,13 +199,10 @@ def test_mergekits_other_methods_fill_every_row(
     tmp_path: Path, run_stage: RunStage, make_student: MakeModel, make_donor: MakeModel, method: str
 ) -> None:
     donor = make_donor(dtype=torch.bfloat16)
-    result = _files(
-        run_stage(
-            "surgeon", {**TRANSPLANT, "method": method, "rows": 384}, {"student": make_student(), "donor": donor}
-        ),
-        tmp_path / "result",
-    )
-    embedding = _tensors(result)[EMBEDDING]
+    recipe = {**COMPOSED, "method": method, "rows": 384, **({} if method == "mean" else {"k": 8})}
+    made = run_stage("surgeon", recipe, {"student": make_student(), "donor": donor})
+    result = fetched(made, tmp_path / "result")
+    embedding = tensors_of(result)[EMBEDDING]
     assert embedding.shape[0] == 384
     assert embedding[: len(load_tokenizer(donor))].any(dim=1).all()
     assert embedding.isfinite().all()
@@ -217,7 +215,7 @@ def _without(token: str) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"k": 1000}, r"share \d+ tokens, and recipe\.k asks for 1000"),
+        ({"k": 1000}, r"share \d+ tokens of text, and recipe\.k asks for 1000"),
         ({"special_tokens": {**MAP, "<|nobody|>": "a"}}, "donor's tokenizer does not have"),
         ({"special_tokens": _without("<|eot_id|>")}, r'"<\|eot_id\|>": "<\|im_end\|>"'),
         ({"rows": 256}, r"recipe\.rows is 256"),
@@ -244,9 +242,11 @@ def test_donors_that_cannot_give_what_the_method_reads_are_refused(
         with pytest.raises(BadInputError, match=r"tokenizer without a model.*set recipe\.method to composed"):
             run_stage("surgeon", recipe, {"student": student, "donor": alone})
     with pytest.raises(BadInputError, match=r"no safetensors.*set recipe\.method to composed"):
-        run_stage("surgeon", {**TRANSPLANT, "method": "mean"}, {"student": student, "donor": alone})
+        run_stage("surgeon", {**COMPOSED, "method": "mean"}, {"student": student, "donor": alone})
     short = make_donor()
-    weights = {name: tensor[:100] if name in (EMBEDDING, HEAD) else tensor for name, tensor in _tensors(short).items()}
+    weights = {
+        name: tensor[:100] if name in (EMBEDDING, HEAD) else tensor for name, tensor in tensors_of(short).items()
+    }
     save_file({name: tensor.contiguous() for name, tensor in weights.items()}, short / "model.safetensors")
     with pytest.raises(BadInputError, match=r"donor has 100 embedding rows.*give a donor with its own tokenizer"):
         run_stage("surgeon", TRANSPLANT, {"student": student, "donor": short})
@@ -265,7 +265,7 @@ def test_rows_are_read_from_the_shard_that_has_them(
     assert (vocabulary.names, vocabulary.tied) == ((EMBEDDING, HEAD), False)
     ids_N = torch.tensor([20, 6, 7, 13, 14, 6, 0, vocabulary.num_rows - 1])
     for matrix, name in enumerate((EMBEDDING, HEAD)):
-        assert torch.equal(vocabulary.rows(matrix, ids_N), _tensors(donor)[name][ids_N])
+        assert torch.equal(vocabulary.rows(matrix, ids_N), tensors_of(donor)[name][ids_N])
 
 
 @pytest.mark.slow
@@ -278,7 +278,7 @@ def test_mergekit_and_lm_eval_read_the_donors_tokens(
     from mergekit.tokenizer.build import get_stripped_tokenizer
 
     donor = make_donor()
-    result = _files(run_stage("surgeon", TRANSPLANT, {"student": make_student(), "donor": donor}), tmp_path / "result")
+    result = fetched(run_stage("surgeon", TRANSPLANT, {"student": make_student(), "donor": donor}), tmp_path / "result")
     harness = HFLM(pretrained=str(result), device="cpu")
     for tokenizer in (harness.tokenizer, get_stripped_tokenizer(ModelPath(path=str(result)))):
         assert_same_encoding(load_tokenizer(donor), tokenizer)

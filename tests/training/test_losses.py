@@ -70,15 +70,26 @@ def test_equals_the_dense_definition(tensors: Tensors, weights: LossWeights, for
             torch.testing.assert_close(parts, sums, rtol=tolerance, atol=1e-9)
 
 
-def test_gradcheck(tensors: Tensors) -> None:
+@pytest.mark.parametrize(
+    ("weights", "form", "num_draws"),
+    [
+        *((weights, HeadForm(17), 0) for weights in DIVERGENCES),
+        *((replace(weights, temperature=2.0), HeadForm(17), 0) for weights in DIVERGENCES),
+        (LossWeights(ce=1), HeadForm(17), 0),
+        (LossWeights(0.6, 0.3, 0.5, ce=0.4), HeadForm(17), 0),
+        (LossWeights(0.6, 0.3, 0.5, ce=0.4, temperature=1.7, entropy_exponent=0.2), HeadForm(17, 1.3, 6.0), 0),
+        (LossWeights(0.7, ce=0.3), HeadForm(17), 9),
+    ],
+    ids=str,
+)
+def test_gradcheck(tensors: Tensors, weights: LossWeights, form: HeadForm, num_draws: int) -> None:
     hidden, weight, teacher_logits = tensors
-    everything = LossWeights(0.6, 0.3, 0.5, ce=0.4, temperature=1.7, entropy_exponent=0.2)
-    for weights, form in ((everything, HeadForm(17, 1.3, 6.0)), (LossWeights(0.6, 0.3, 0.5, ce=0.4), HeadForm(17))):
-        targets = teacher(teacher_logits[:4, :17], K, weights.temperature, EMPTY)
-        assert torch.autograd.gradcheck(
-            lambda h, w, t=targets, lw=weights, f=form: head_loss(h, w, t, form=f, weights=lw, chunk_tokens=3)[0],
-            (hidden[:4, :3].clone().requires_grad_(), weight[:19, :3].clone().requires_grad_()),
-        )
+    part = teacher_logits[:4, :17]
+    targets = drawn(part, num_draws, seed=3) if num_draws else teacher(part, K, weights.temperature, EMPTY)
+    assert torch.autograd.gradcheck(
+        lambda h, w: head_loss(h, w, targets, form=form, weights=weights, chunk_tokens=3)[0],
+        (hidden[:4, :3].clone().requires_grad_(), weight[:19, :3].clone().requires_grad_()),
+    )
 
 
 def test_gradient_outside_the_kept_entries(tensors: Tensors) -> None:

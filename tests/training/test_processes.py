@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -179,3 +180,51 @@ def test_two_processes_stop_and_two_or_one_go_on(
     two = {"deepspeed_config": "configs/deepspeed/zero2.json"}
     run_sft(Job(make_spec(tmp_path, store, "sft", inputs, "by-one", recipe, **two)))
     assert_alike(Artifact(store, "artifacts/sft/by-one"), undisturbed, tmp_path)
+
+
+def start_slow(store: Store, spec: WorkerSpec, fault: str) -> list[subprocess.Popen[str]]:
+    """Both processes of `slow_main`, without a launcher that would end the one when the other dies."""
+    scratch = Path(spec.scratch)
+    scratch.mkdir(parents=True)
+    (scratch / "spec.json").write_text(spec.model_dump_json())
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1]), "WORLD_SIZE": "2"}
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.training.slow_main", str(scratch / "spec.json"), fault],
+            cwd=ROOT,
+            env={**os.environ, **place, "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+
+
+@pytest.mark.slow
+def test_work_of_any_length_is_waited_for(tmp_path: Path, store: Store, inputs: dict[str, Artifact]) -> None:
+    """A download, a look for checkpoints and an upload, each of 6 seconds where a collective may take 4."""
+    spec = make_spec(tmp_path, store, "sft", {"model": inputs["model"]}, "slow", {})
+    processes = start_slow(store, spec, "slow")
+    said = [process.communicate(timeout=240)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    manifest = inputs["model"].manifest()
+    assert manifest is not None
+    names = sorted(entry.name for entry in manifest.objects)
+    assert [text.splitlines()[-3:] for text in said] == [[str(names), "None", "1"]] * 2
+
+
+@pytest.mark.slow
+def test_a_frozen_process_at_work_is_noticed(tmp_path: Path, store: Store, inputs: dict[str, Artifact]) -> None:
+    """Its connections stand; after 4 seconds without a word the other ends, long before a collective would."""
+    spec = make_spec(tmp_path, store, "sft", {"model": inputs["model"]}, "frozen", {})
+    main, other = start_slow(store, spec, "frozen")
+    try:
+        said = other.communicate(timeout=240)[0]
+    finally:
+        main.kill()
+        other.kill()
+    assert other.returncode
+    assert "Timed out waiting 4000ms" in said

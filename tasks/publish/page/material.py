@@ -16,7 +16,6 @@ from tasks.runtime.state import StepState
 
 TRAINING_LOG = "training_log.jsonl"
 SURGERY_RECORD = "surgery.json"
-_PERFORMANCE = "performance.jsonl"
 MAX_RECEIPTS = 256
 """Read of one logit store: each is a request to the object storage."""
 
@@ -98,7 +97,9 @@ def judged_gates(store: Store, directory: str) -> tuple[JudgedGate, ...]:
 def object_lines(store: Store, record: StageRecord, name: str) -> list[dict[str, Any]]:
     """The lines of a JSONL object of a finished stage; nothing if there is no such object."""
     data = _object(store, record, name)
-    return _lines(data) if data is not None else []
+    if data is None:
+        return []
+    return [json.loads(line) for line in data.decode().splitlines() if line.strip()]
 
 
 def object_json(store: Store, record: StageRecord, name: str) -> dict[str, Any] | None:
@@ -108,15 +109,6 @@ def object_json(store: Store, record: StageRecord, name: str) -> dict[str, Any] 
         return None
     value: dict[str, Any] = json.loads(data)
     return value
-
-
-def performance_lines(store: Store, record: StageRecord) -> list[dict[str, Any]]:
-    """What the newest launch of a training measured of its speed. It lies beside the artifact and may be absent."""
-    prefix = f"{record.directory}/logs"
-    found = [entry for entry in store.list(prefix) if entry.path.endswith(f"/{_PERFORMANCE}")]
-    if not found:
-        return []
-    return _lines(store.get(max(found, key=lambda entry: entry.modified).path))
 
 
 def captured_histogram(store: Store, record: StageRecord) -> tuple[list[int], int, int]:
@@ -151,7 +143,3 @@ def _object(store: Store, record: StageRecord, name: str) -> bytes | None:
     except ObjectMissingError:
         # A report of a damaged store still shows all the rest; `medius verify` names the damage.
         return None
-
-
-def _lines(data: bytes) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in data.decode().splitlines() if line.strip()]

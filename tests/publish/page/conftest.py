@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from html.parser import HTMLParser
 from typing import Any
 
@@ -11,7 +11,9 @@ import pytest
 
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.store import Store
+from tasks.publish.page.contents import read_report
 from tasks.publish.page.material import JudgedGate, StageRecord, judged_gates
+from tasks.publish.page.page import render_page
 from tests.publish.conftest import Make
 
 RecordOf = Callable[..., StageRecord]
@@ -27,6 +29,13 @@ COUNTS: dict[str, dict[str, int]] = {
     "approximated": {"words": 8, "total": 8},
     "student_only": {"words": 3, "total": 3},
 }
+
+
+def html(
+    records: Sequence[StageRecord], store: Store, profile: str, expected: Mapping[str, float] | None = None
+) -> str:
+    """The page of these stages."""
+    return render_page(read_report(records, store, profile, expected))
 
 
 @pytest.fixture

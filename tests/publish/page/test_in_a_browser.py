@@ -1,8 +1,12 @@
-"""Chromium opens the page, asks no network for anything, and has nothing to complain of."""
+"""Chromium opens the page, asks no network for anything, and has nothing to complain of.
+
+Where there is no Chromium the test is left out, unless MEDIUS_REQUIRE_BROWSER=1 says that there must be one.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -13,9 +17,10 @@ import pytest
 
 from tasks.artifacts.store import Store
 from tasks.publish.page.material import StageRecord
-from tasks.publish.page.page import write_page
+from tests.publish.page.conftest import html
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+REQUIRED = "MEDIUS_REQUIRE_BROWSER"
 NOWHERE = "http://192.0.2.1/picture.png"
 """An address that belongs to no machine (RFC 5737)."""
 
@@ -29,12 +34,22 @@ class Opened:
     console: list[str]
 
 
+def chromium() -> str:
+    """The browser; without one the test is skipped, or fails where one is required."""
+    found = next(filter(None, map(shutil.which, NAMES)), None)
+    if found is not None:
+        return found
+    reason = f"none of {', '.join(NAMES)} is installed (apt-get install chromium)"
+    if os.environ.get(REQUIRED) == "1":
+        pytest.fail(f"{REQUIRED} is 1 and {reason}")
+    pytest.skip(f"{reason}; {REQUIRED}=1 makes this a failure")
+
+
 def open_in_chromium(page: Path, folder: Path) -> Opened:
-    assert CHROMIUM is not None
     log = folder / f"{page.stem}-net.json"
     done = subprocess.run(
         [
-            CHROMIUM,
+            chromium(),
             "--headless",
             "--no-sandbox",
             "--disable-gpu",
@@ -63,7 +78,16 @@ def open_in_chromium(page: Path, folder: Path) -> Opened:
     return Opened(done.stdout, urls, console)
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed (apt-get install chromium)")
+def test_a_missing_browser_is_a_failure_only_where_one_is_required(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setenv(REQUIRED, "1")
+    with pytest.raises(pytest.fail.Exception, match="MEDIUS_REQUIRE_BROWSER is 1 and none of chromium"):
+        chromium()
+    monkeypatch.delenv(REQUIRED)
+    with pytest.raises(pytest.skip.Exception, match="none of chromium"):
+        chromium()
+
+
 def test_chromium_opens_the_page_without_a_network_or_a_complaint(
     run: list[StageRecord], store: Store, tmp_path: Path
 ) -> None:
@@ -74,7 +98,8 @@ def test_chromium_opens_the_page_without_a_network_or_a_complaint(
     assert NOWHERE in control.urls
     assert any("seen" in line for line in control.console)
 
-    page = write_page(run, store, tmp_path / "page.html", "tiny", {"exercise_add": 0.7})
+    page = tmp_path / "page.html"
+    page.write_text(html(run, store, "tiny", {"exercise_add": 0.7}), encoding="utf-8")
     opened = open_in_chromium(page, tmp_path)
     of_the_browser = {url.split("?")[0] for url in control.urls - {NOWHERE}}
     asked = {url for url in opened.urls if not url.startswith(("file:", "data:"))}

@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -14,12 +13,11 @@ from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.store import Store
 from tasks.publish.page.blocks import Grid
 from tasks.publish.page.material import StageRecord, captured_histogram
-from tasks.publish.page.page import render_page, write_page
 from tasks.publish.page.sections.results import differences_table
 from tasks.publish.report import read_results
 from tasks.publish.tables import Table
 from tests.publish.conftest import Make
-from tests.publish.page.conftest import Reading, RecordOf
+from tests.publish.page.conftest import Reading, RecordOf, html
 
 HOSTILE = (
     """</title></style></pre></svg><script>alert(1)</script><img src=//evil.test/x onerror="alert(2)">'"&{{7*7}}"""
@@ -27,11 +25,11 @@ HOSTILE = (
 
 
 def test_the_page_has_every_section_and_the_store_s_numbers(run: list[StageRecord], store: Store) -> None:
-    page = Reading(render_page(run, store, "tiny", {"exercise_add": 0.7}))
+    page = Reading(html(run, store, "tiny", {"exercise_add": 0.7}))
     titles = [data for tag, data in page.words if tag == "h2"]
     assert titles == [
         "Results", "Stages", "Gates", "Distillation", "Fine-tuning", "Stored logits", "Vocabulary surgery", "Fusion",
-        "Data", "Time and size", "Lineage and keys", "Figures of each stage",
+        "Data", "Time, size and cost", "Lineage and keys", "Figures of each stage",
     ]  # fmt: skip
     evaluation = next(record for record in run if record.stage == "evaluate")
     results = read_results(store, evaluation.directory)
@@ -86,9 +84,9 @@ def test_what_is_hostile_is_only_text(run: list[StageRecord], make: Make, record
     training = record_of(make("sft", "sft-hostile", {"training_log.jsonl": log}), label=HOSTILE, reason=HOSTILE)
     records = [*run, record_of(corpus, gates=(gate,)), training]
     records.append(replace(run[-1], label=f"2{HOSTILE}", state=HOSTILE, reason=HOSTILE, inputs={HOSTILE: HOSTILE}))
-    page = Reading(render_page(records, store, HOSTILE, {HOSTILE: 0.5}))
+    page = Reading(html(records, store, HOSTILE, {HOSTILE: 0.5}))
 
-    plain = Reading(render_page(run, store, "tiny", {"exercise_add": 0.7}))
+    plain = Reading(html(run, store, "tiny", {"exercise_add": 0.7}))
     assert {tag for tag, _ in page.elements} == {tag for tag, _ in plain.elements}
     assert {name for _, attributes in page.elements for name in attributes} == {
         name for _, attributes in plain.elements for name in attributes
@@ -99,7 +97,7 @@ def test_what_is_hostile_is_only_text(run: list[StageRecord], make: Make, record
 
 
 def test_the_page_asks_for_nothing_and_its_parts_can_be_found(run: list[StageRecord], store: Store) -> None:
-    page = Reading(render_page(run, store, "tiny", {"exercise_add": 0.7}))
+    page = Reading(html(run, store, "tiny", {"exercise_add": 0.7}))
     assert not {tag for tag, _ in page.elements} & {
         "script",
         "link",
@@ -124,7 +122,7 @@ def test_the_page_asks_for_nothing_and_its_parts_can_be_found(run: list[StageRec
 
 
 def test_the_page_can_be_read_without_seeing_it(run: list[StageRecord], store: Store) -> None:
-    page = Reading(render_page(run, store, "tiny", {"exercise_add": 0.7}))
+    page = Reading(html(run, store, "tiny", {"exercise_add": 0.7}))
     tags = [tag for tag, _ in page.elements]
     assert tags.count("caption") == tags.count("table") > 10
     assert all(attributes.get("scope") in {"row", "col"} for tag, attributes in page.elements if tag == "th")
@@ -138,20 +136,20 @@ def test_the_page_can_be_read_without_seeing_it(run: list[StageRecord], store: S
     assert tags.count("h1") == tags.count("main") == tags.count("nav") == 1
 
 
-def test_a_run_that_made_nothing_has_a_page(store: Store, tmp_path: Path) -> None:
+def test_a_run_that_made_nothing_has_a_page(store: Store) -> None:
     record = StageRecord("corpus", "corpus", "0" * 64, "artifacts/corpus/corpus-0", "missing", "ready to run", {})
-    page = Reading(write_page([record], store, tmp_path / "a" / "b" / "page.html", "tiny").read_text(encoding="utf-8"))
+    page = Reading(html([record], store, "tiny"))
     assert "0 of 1" in page.text
     assert "No stage has been judged yet." in page.text
-    assert Reading(render_page([], store, "tiny")).text
+    assert Reading(html([], store, "tiny")).text
 
 
 def test_a_lost_object_costs_its_drawing_only(run: list[StageRecord], store: Store) -> None:
     record = next(record for record in run if record.stage == "sft")
     assert record.manifest is not None
-    whole = render_page(run, store, "tiny")
+    whole = html(run, store, "tiny")
     store.delete(f"{record.directory}/{record.manifest.objects[0].path}")
-    page = render_page(run, store, "tiny")
+    page = html(run, store, "tiny")
     assert whole.count("Training loss of sft") > page.count("Training loss of sft") == 0
     assert len(page) > 0.8 * len(whole)
 
@@ -165,7 +163,7 @@ def test_captured_mass_is_summed_over_the_shards(
         metrics = {} if bins is None else {"captured_histogram": bins}
         store.put(f"{record.directory}/shards/{name}.json", json.dumps({"metrics": metrics}).encode())
     assert captured_histogram(store, record) == ([5, 1, 3], 2, 2)
-    page = Reading(render_page([record], store, "tiny"))
+    page = Reading(html([record], store, "tiny"))
     assert "Captured mass" in page.text
 
 

@@ -27,6 +27,9 @@ def data_sections(records: Sequence[StageRecord], store: Store) -> list[Section]
     blocks: list[Any] = [Figures(tuple(figures))] if figures else []
     if evolved:
         blocks.append(Grid(_evolve_table(evolved), "Instructions", links=True))
+        rejected = _rejected_table(evolved)
+        if rejected.rows:
+            blocks.append(Grid(rejected, "Seeds and exercises that became no instruction, and why", links=True))
     if cleaned:
         blocks.append(Grid(_cleaning_table(steps), "Cleaning, in the order of its steps", links=True))
         blocks.append(Grid(_overlap_table(cleaned), "Instructions against each evaluation set", links=True))
@@ -48,11 +51,11 @@ def _evolve_funnel(record: StageRecord) -> Figure | None:
     offered, kept = metrics.get("seeds"), metrics.get("answered")
     if not offered:
         return None
-    rejected = [(reason, metrics.get(reason, 0)) for reason in ("duplicates", *_REJECTED)]
+    rejected = _rejected(metrics)
     bars = [Bar("offered", [(offered, "s1", "")], f"{offered:,}")]
     if metrics.get("evolved"):
         bars.append(Bar("evolved", [(metrics["evolved"], "s1", "")], f"{metrics['evolved']:,}"))
-    bars += [Bar(f"− {reason}", [(count, "s2", "")], f"{count:,}") for reason, count in rejected if count]
+    bars += [Bar(f"− {reason}", [(count, "s2", "")], f"{count:,}") for reason, count in rejected]
     bars.append(Bar("answered and kept", [(kept or 0, "good", "")], f"{kept or 0:,}"))
     return Figure(bar_chart(bars, f"From seeds to instructions in {record.label}"), _share(kept, offered), record.label)
 
@@ -103,6 +106,19 @@ def _evolve_table(evolved: Sequence[StageRecord]) -> Table:
         rows.append((record.label, str(metrics.get("source", MISSING)), *(_count(metrics.get(name)) for name in names)))
     columns = ("stage", "source", "offered", "evolved", "answered", "calls", "prompt tokens", "completion tokens")
     return Table(columns, tuple(rows))
+
+
+def _rejected(metrics: Mapping[str, Any]) -> list[tuple[str, int]]:
+    return [(reason, metrics[reason]) for reason in ("duplicates", *_REJECTED) if metrics.get(reason)]
+
+
+def _rejected_table(evolved: Sequence[StageRecord]) -> Table:
+    rows = [
+        (record.label, reason, f"{count:,}")
+        for record in evolved
+        for reason, count in _rejected(record.manifest.metrics if record.manifest else {})
+    ]
+    return Table(("stage", "reason", "number"), tuple(rows))
 
 
 def _cleaning_table(steps: Mapping[str, Sequence[CleanStep]]) -> Table:

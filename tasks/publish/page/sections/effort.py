@@ -8,31 +8,38 @@ from typing import Any
 import yaml
 
 from tasks.artifacts.store import Store
-from tasks.planning.quantities import byte_size, span
+from tasks.planning.quantities import byte_size, money, span
 from tasks.publish.page.bars import Bar, bar_chart
 from tasks.publish.page.blocks import Details, Figure, Figures, Grid, Listing, Note, Section
+from tasks.publish.page.costs import UNKNOWN, cost_usd
 from tasks.publish.page.dag import MARKS, anchor
 from tasks.publish.page.material import StageRecord
 from tasks.publish.tables import MISSING, Table, metrics_rows
 
 
 def effort_section(records: Sequence[StageRecord]) -> Section:
-    """What each finished stage took; prices are for `medius plan --cost`, before a run."""
+    """What each finished stage took, and what that cost where its hardware has a price."""
     finished = [record for record in records if record.manifest is not None]
     if not finished:
-        return Section("effort", "Time and size", (Note("No stage is finished."),))
+        return Section("effort", "Time, size and cost", (Note("No stage is finished."),))
     seconds = [Bar(r.label, [(r.seconds or 0, "s1", "")], span(r.seconds or 0)) for r in finished]
     sizes = [Bar(r.label, [(r.num_bytes, "s3", "")], byte_size(r.num_bytes)) for r in finished]
     total, stored = sum(r.seconds or 0 for r in finished), sum(r.num_bytes for r in finished)
     rows = tuple(_effort_row(record) for record in finished)
-    columns = ("stage", "time", "launches", "processes", "threads each", "objects", "size", "finished")
+    columns = ("stage", "time", "launches", "processes", "threads each", "cost", "objects", "size", "finished")
     note = (
         f"The stages took {span(total)} one after another and made {byte_size(stored)}. A time is that of the launch "
         f"that finished the stage; a stage that was resumed took longer."
     )
+    costs = [cost for r in finished if r.manifest and (cost := cost_usd(r.manifest.provenance)) is not None]
+    if costs:
+        note += f" {len(costs)} of {len(finished)} stages cost USD {money(sum(costs))}"
+        note += ": time × devices × price of tasks/planning/hardware.yaml, an assumption to edit."
+    else:
+        note += f" Cost: {UNKNOWN}."
     return Section(
         "effort",
-        "Time and size",
+        "Time, size and cost",
         (
             Note(note),
             Figures(
@@ -41,7 +48,7 @@ def effort_section(records: Sequence[StageRecord]) -> Section:
                     Figure(bar_chart(sizes, "Size of each stage's artifact"), "", "Size"),
                 )
             ),
-            Grid(Table(columns, rows), "Time and size of each stage", links=True),
+            Grid(Table(columns, rows), "Time, size and cost of each stage", links=True),
         ),
     )
 
@@ -49,6 +56,7 @@ def effort_section(records: Sequence[StageRecord]) -> Section:
 def _effort_row(record: StageRecord) -> tuple[str, ...]:
     assert record.manifest is not None
     provenance = record.manifest.provenance
+    cost = cost_usd(provenance)
     processes = int(provenance.runtime.get("num_processes", 1)) * int(provenance.runtime.get("num_nodes", 1))
     return (
         record.label,
@@ -56,6 +64,7 @@ def _effort_row(record: StageRecord) -> tuple[str, ...]:
         str(provenance.attempts),
         str(processes),
         str(provenance.runtime.get("threads", MISSING)),
+        UNKNOWN if cost is None else f"USD {money(cost)}",
         f"{len(record.manifest.objects):,}",
         byte_size(record.num_bytes),
         provenance.created.replace("T", " ").removesuffix("Z"),
@@ -110,7 +119,7 @@ def _identity(record: StageRecord, store: Store) -> tuple[tuple[str, str], ...]:
         provenance = record.manifest.provenance
         commit = provenance.git_sha or MISSING
         versions = ", ".join(f"{name} {version}" for name, version in provenance.versions.items())
-        machine = ", ".join(f"{name} {value}" for name, value in provenance.hardware.items())
+        machine = ", ".join(f"{name} {_listed(value)}" for name, value in provenance.hardware.items())
         rows += [
             ("digest", record.manifest.digest),
             ("version of the stage", str(record.manifest.version)),
@@ -120,3 +129,7 @@ def _identity(record: StageRecord, store: Store) -> tuple[tuple[str, str], ...]:
             ("machine", machine or MISSING),
         ]
     return tuple(rows)
+
+
+def _listed(value: Any) -> str:
+    return (" + ".join(map(str, value)) or "none") if isinstance(value, list) else str(value)

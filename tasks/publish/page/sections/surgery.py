@@ -10,6 +10,7 @@ from tasks.artifacts.store import Store
 from tasks.publish.page.bars import Bar, bar_chart
 from tasks.publish.page.blocks import Figure, Grid, Note, Section
 from tasks.publish.page.material import SURGERY_RECORD, StageRecord, object_json, of_stage
+from tasks.publish.steps import setting_text
 from tasks.publish.tables import MISSING, Table, number
 
 _PARTS = {
@@ -158,13 +159,4 @@ def _fusion(record: StageRecord) -> Section:
 
 def _parameters(branch: Mapping[str, Any]) -> str:
     given = branch.get("parameters") or {}
-    return "; ".join(f"{name} {_setting(value)}" for name, value in given.items()) or MISSING
-
-
-def _setting(value: Any) -> str:
-    """A number, a gradient over the layers, or a value for each filter, shortly."""
-    if isinstance(value, list) and value and all(isinstance(each, Mapping) for each in value):
-        return ", ".join(f"{each.get('filter') or 'else'} {_setting(each.get('value'))}" for each in value)
-    if isinstance(value, Mapping):
-        return f"{value.get('filter') or 'all'} {_setting(value.get('value'))}"
-    return json.dumps(value)
+    return "; ".join(f"{name} {setting_text(value)}" for name, value in given.items()) or MISSING

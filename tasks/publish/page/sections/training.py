@@ -6,11 +6,13 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.store import Store
+from tasks.planning.measured import performance_lines
 from tasks.publish.lineage import is_twin
 from tasks.publish.page.blocks import Figure, Figures, Grid, Note, Section
 from tasks.publish.page.lines import Curve, line_chart
-from tasks.publish.page.material import TRAINING_LOG, StageRecord, object_lines, of_stage, performance_lines
+from tasks.publish.page.material import TRAINING_LOG, StageRecord, object_lines, of_stage
 from tasks.publish.report import distillation_table
 from tasks.publish.tables import MISSING, Table, number
 
@@ -51,7 +53,7 @@ def _training_blocks(records: Sequence[StageRecord], store: Store) -> list[Any]:
             blocks.append(Figures(tuple(figures), title, small=True))
     ends = _ends_table([(record, logs[record.label]) for record in records])
     blocks.append(Grid(ends, "Where each curve begins and ends", links=True))
-    speeds = _speed_table([(record, performance_lines(store, record)) for record in records])
+    speeds = _speed_table([(record, performance_lines(Artifact(store, record.directory))) for record in records])
     if speeds.rows:
         blocks.append(
             Grid(speeds, "Speed of the launch that finished each training, medians over its lines", links=True)

@@ -1,0 +1,33 @@
+"""Which held-out texts models are measured on: the first ones of a corpus, or those after the first. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tasks.logits.rows import Row, read_rows
+
+HELDOUT_FILE = "heldout.parquet"
+
+
+@dataclass(frozen=True)
+class HeldoutTexts:
+    """Whole documents, in the order of the corpus."""
+
+    rows: list[Row]
+    """All rows of the chosen documents."""
+    chosen: int
+    """Documents that they are of."""
+    held_out: int
+    """Documents that the corpus holds out as text."""
+
+
+def heldout_texts(file: Path, *, skip: int = 0, maximum: int | None = None) -> HeldoutTexts:
+    """The texts of a corpus' held-out rows after the first `skip` documents, at most `maximum` documents.
+
+    Conversations are left out: the text of one hangs on the chat template of a model.
+    """
+    rows = [row for row in read_rows(file) if row.kind == "text" and row.text]
+    documents = list(dict.fromkeys(row.document for row in rows))
+    chosen = set(documents[skip:][:maximum])
+    return HeldoutTexts([row for row in rows if row.document in chosen], len(chosen), len(documents))

@@ -1,0 +1,55 @@
+"""What the answers of an S3 server mean to a run: worth a retry, a user's mistake, or nothing there."""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+import pytest
+from botocore.exceptions import ClientError
+from s3fs.errors import translate_boto_error
+
+from tasks.artifacts.errors import BadInputError, MediusError, ObjectMissingError, StoreError, TransientStoreError
+from tasks.artifacts.s3_store import ConditionFailedError, S3Store
+from tasks.artifacts.store import open_store
+from tests.seaweed import SeaweedServer
+
+
+def answer(code: str) -> NoReturn:
+    """Fails as s3fs does when the server answers with this code."""
+    raise translate_boto_error(ClientError({"Error": {"Code": code, "Message": "told by the server"}}, "PutObject"))
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        ("IncompleteBody", TransientStoreError),
+        ("BadDigest", TransientStoreError),
+        ("NoSuchUpload", TransientStoreError),
+        ("SlowDown", TransientStoreError),
+        ("InternalError", TransientStoreError),
+        ("XAmzContentSHA256Mismatch", TransientStoreError),
+        ("NoSuchBucket", BadInputError),
+        ("NoSuchKey", ObjectMissingError),
+        ("AccessDenied", StoreError),
+        ("EntityTooLarge", StoreError),
+        ("PreconditionFailed", ConditionFailedError),
+        ("ConditionalRequestConflict", ConditionFailedError),
+    ],
+)
+def test_each_answer_means_what_it_says(code: str, kind: type[Exception]) -> None:
+    store = S3Store("s3://bucket/prefix")
+    with pytest.raises(kind) as caught:
+        store.call("a/b", lambda: answer(code))
+    if isinstance(caught.value, MediusError):
+        assert "bucket/prefix/a/b" in str(caught.value)
+        assert caught.value.retryable == (kind is TransientStoreError)
+
+
+def test_a_mistyped_bucket_is_no_empty_store(seaweed: SeaweedServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in seaweed.environment.items():
+        monkeypatch.setenv(name, value)
+    store = open_store("s3://mediums/store")
+    for act in (lambda: store.get("a"), lambda: list(store.list("artifacts"))):
+        with pytest.raises(BadInputError, match="there is no bucket mediums") as caught:
+            act()
+        assert isinstance(caught.value, StoreError)

@@ -1,0 +1,40 @@
+"""What a run prints while it works: lines as they are, and no reason to end a stage."""
+
+from __future__ import annotations
+
+import io
+from typing import NoReturn
+
+import pytest
+from rich.console import Console
+
+from flows.terminal import Terminal
+from tasks.worker.spec import Event
+from tests.runtime.errand import errand
+
+
+class Gone(io.StringIO):
+    """A terminal that was closed."""
+
+    def write(self, _text: str) -> NoReturn:
+        raise BrokenPipeError
+
+
+@pytest.mark.parametrize("live", [False, True], ids=["lines", "bars"])
+def test_what_looks_like_markup_is_printed_as_it_is(live: bool) -> None:
+    text = io.StringIO()
+    terminal = Terminal(Console(file=text, force_terminal=live, width=120))
+    step = errand("a", label="base")
+    with terminal:
+        terminal.watch(step, Event(time=0, kind="log", message="the template ends with [/INST]"))
+        terminal.watch(step, Event(time=0, kind="progress", done=1, total=2, unit="[/rows]"))
+        terminal.watch(step, Event(time=0, kind="log", message="[/]"))
+    assert "the template ends with [/INST]" in text.getvalue()
+    assert "[/]" in text.getvalue()
+    if not live:
+        assert "1 of 2 [/rows]" in text.getvalue()
+
+
+def test_a_terminal_that_is_gone_ends_no_stage() -> None:
+    terminal = Terminal(Console(file=Gone()))
+    terminal.watch(errand("a"), Event(time=0, kind="log", message="done"))
