@@ -208,7 +208,7 @@ def test_work_of_any_length_is_waited_for(tmp_path: Path, store: Store, inputs: 
     """A download, a look for checkpoints and an upload, each of 6 seconds where a collective may take 4."""
     spec = make_spec(tmp_path, store, "sft", {"model": inputs["model"]}, "slow", {})
     processes = start_slow(store, spec, "slow")
-    said = [process.communicate(timeout=240)[0] for process in processes]
+    said = [process.communicate(timeout=600)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], said
     manifest = inputs["model"].manifest()
     assert manifest is not None
@@ -222,7 +222,7 @@ def test_a_frozen_process_at_work_is_noticed(tmp_path: Path, store: Store, input
     spec = make_spec(tmp_path, store, "sft", {"model": inputs["model"]}, "frozen", {})
     main, other = start_slow(store, spec, "frozen")
     try:
-        said = other.communicate(timeout=240)[0]
+        said = other.communicate(timeout=600)[0]
     finally:
         main.kill()
         other.kill()
