@@ -29,8 +29,8 @@ POOLS = {
     # Two trainings on the same GPUs would each run out of memory.
     "gpu": Pool(purpose="single stages on GPUs", limit=1),
 }
-"""The work pools of infra/prefect.yaml. Recipes run in one and single stages in the others, so that a recipe never takes
-the place of a stage."""
+"""The work pools of infra/prefect.yaml. Recipes run in one and single stages in the others, so that a recipe never
+takes the place of a stage."""
 BUCKET = "medius"
 STORE = f"s3://{BUCKET}/store"
 HOST = "127.0.0.1"

@@ -71,8 +71,11 @@ def _parts(forecast: TrainingMemory) -> str:
 
 
 def _model(way: Way, **changes: int) -> PreTrainedModel:
-    config = Qwen2Config(**{**MODEL, "vocab_size": VOCAB, "max_position_embeddings": way.row_tokens, **changes})
-    return Qwen2ForCausalLM(config).to(DTYPES[way.precision])
+    values: dict[str, Any] = {**MODEL, "vocab_size": VOCAB, "max_position_embeddings": way.row_tokens, **changes}
+    model: torch.nn.Module = Qwen2ForCausalLM(Qwen2Config(**values))
+    model.to(DTYPES[way.precision])
+    assert isinstance(model, PreTrainedModel)
+    return model
 
 
 def _row(length: int, seed: int, vocab: int) -> Row:

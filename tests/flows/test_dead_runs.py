@@ -101,7 +101,7 @@ class Server:
 
     def start_server(self) -> None:
         self.start("prefect", prefect_command(self.ports))
-        assert wait_until(lambda: answers(self.ports.prefect, "/api/health", 200), 400)
+        assert wait_until(lambda: answers(self.ports.prefect, "/api/health", 200), 600)
 
     def kill(self, name: str) -> None:
         kill(self.processes[name].pid)

@@ -22,7 +22,8 @@ def test_the_leader_of_a_group_holds_the_weights_that_are_forecast(tmp_path: Pat
             vocab_size=512, hidden_size=64, intermediate_size=160, num_key_value_heads=2, tie_word_embeddings=tied
         )
         directory = tmp_path / f"tied-{tied}"
-        save_causal_lm(model.to(torch.bfloat16), directory)
+        torch.nn.Module.to(model, torch.bfloat16)
+        save_causal_lm(model, directory)
         sizes = architecture(model.config.to_dict())
         memory = dump_memory(sizes, "bfloat16", tokens=1, chunk_tokens=1, tensor_parallel=2)
         forecast[str(directory)] = memory.weights
