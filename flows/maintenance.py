@@ -11,7 +11,7 @@ from typing import Annotated
 from prefect import flow, get_run_logger, runtime
 from prefect.artifacts import create_markdown_artifact
 from prefect.settings.context import get_current_settings
-from pydantic import Field
+from pydantic import Field, SecretStr
 from rich.console import Console
 
 from flows.addresses import DEFAULT_STORE
@@ -83,14 +83,17 @@ def mark_dead_runs(store: StoreUri | None = None) -> None:
     settings = get_current_settings().api
     if settings.url is None:
         raise BadInputError("no Prefect server is named, so there are no runs to mark; set PREFECT_API_URL")
-    password, key = (secret and secret.get_secret_value() for secret in (settings.auth_string, settings.key))
-    api = PrefectApi(str(settings.url), password, key)
+    api = PrefectApi(str(settings.url), _revealed(settings.auth_string), _revealed(settings.key))
     DeadRuns(api, open_store(store or DEFAULT_STORE), own_workers(), tell=get_run_logger().info).mark()
     # Once a minute: what is of interest is what was marked, not the looking.
     if (deployment := runtime.deployment.id) is not None:
         before = (datetime.now(UTC) - timedelta(hours=1)).isoformat()
         ended = {"state": {"type": {"any_": ["COMPLETED", "CANCELLED"]}}, "end_time": {"before_": before}}
         api.post("/flow_runs/bulk_delete", {"flow_runs": {"deployment_id": {"any_": [str(deployment)]}, **ended}})
+
+
+def _revealed(secret: SecretStr | None) -> str | None:
+    return None if secret is None else secret.get_secret_value()
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import http.client
 import json
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
@@ -14,6 +15,10 @@ from typing import Any
 from tasks.artifacts.errors import MediusError
 
 _SECONDS = 60
+_BUSY = {429, 502, 503}
+"""A server whose database is locked by another request says 503."""
+_PAUSES = (0.5, 1.0, 2.0, 4.0)
+"""Seconds before each further try."""
 _PAGE = 200
 """As many as a server gives at once unless it is told otherwise."""
 
@@ -46,14 +51,19 @@ class PrefectApi:
         elif self.key is not None:
             headers["Authorization"] = f"Bearer {self.key}"
         request = urllib.request.Request(f"{self.url}{path}", json.dumps(body).encode(), headers)
-        try:
-            with urllib.request.urlopen(request, timeout=_SECONDS) as answer:
-                return json.load(answer)
-        except urllib.error.HTTPError as error:
-            why = "refuses the password or key" if error.code in {401, 403} else f"answers {error.code} {error.reason}"
-            raise MediusError(f"the Prefect server at {self.url} {why}; see its log") from error
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            raise MediusError(f"the Prefect server at {self.url} does not answer ({error}); see its log") from error
+        for pause in (*_PAUSES, None):
+            try:
+                with urllib.request.urlopen(request, timeout=_SECONDS) as answer:
+                    return json.load(answer)
+            except urllib.error.HTTPError as error:
+                if error.code not in _BUSY or pause is None:
+                    denied = error.code in {401, 403}
+                    why = "refuses the password or key" if denied else f"answers {error.code} {error.reason}"
+                    raise MediusError(f"the Prefect server at {self.url} {why}; see its log") from error
+                time.sleep(pause)
+            except (OSError, http.client.HTTPException, ValueError) as error:
+                raise MediusError(f"the Prefect server at {self.url} does not answer ({error}); see its log") from error
+        raise AssertionError("the last try returned or raised")
 
     def everything(self, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
         """All that a filter finds, page by page; what comes or goes meanwhile may be left out."""

@@ -299,7 +299,7 @@ def test_a_real_worker_makes_it(store: Store, tmp_path: Path) -> None:
     overrides = (f"fine_tuning.evolve.runtime.pool={POOL}",)
     [step] = [step for step in build(load_profile("micro", overrides, smoke=True)) if step.label == "evolve"]
     context = RunContext(store=store, scratch=tmp_path / "scratch")
-    worker = threading.Thread(target=_real_worker, args=(tmp_path, context.stop), daemon=True)
+    worker = threading.Thread(target=_real_worker, args=(tmp_path, context.stop))
     worker.start()
     try:
         context.elsewhere = Dispatch(
@@ -313,7 +313,7 @@ def test_a_real_worker_makes_it(store: Store, tmp_path: Path) -> None:
         recipe()
     finally:
         context.stop.set()
-        worker.join(60)
+        worker.join()
     manifest = Artifact(store, step.directory).manifest()
     assert manifest is not None
     assert (manifest.provenance.pool, manifest.provenance.pool_worker) == (POOL, "the test's")
@@ -321,16 +321,16 @@ def test_a_real_worker_makes_it(store: Store, tmp_path: Path) -> None:
 
 
 def _real_worker(folder: Path, stop: threading.Event) -> None:
-    """A worker of the pool, for one flow run."""
+    """A worker of the pool from the first flow run in its queue until `stop`."""
     with get_client(sync_client=True) as client:
         url = str(client.api_url)
         while not queued(client):
             if stop.wait(0.5):
                 return
     start = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process"]
-    subprocess.run(
-        [*start, "--name", "the test's", "--run-once"],
-        cwd=folder,
-        env={**os.environ, "PREFECT_API_URL": url},
-        check=True,
+    worker = subprocess.Popen(
+        [*start, "--name", "the test's"], cwd=folder, env={**os.environ, "PREFECT_API_URL": url}, start_new_session=True
     )
+    stop.wait()
+    worker.kill()
+    worker.wait()
