@@ -40,7 +40,8 @@ class Terminal:
 
     def watch(self, step: Step, event: Event) -> None:
         """Shows one event. What only informs must not end a stage: a terminal that is gone costs the lines."""
-        with self._lock, suppress(Exception):
+        # Rich would end the process at a closed pipe.
+        with self._lock, suppress(Exception, SystemExit):
             if event.kind == "log":
                 self.console.print(f"{step.label:24} {event.message}", markup=False)
             elif event.kind == "progress" and event.total:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from flows import dead_runs, prefect_api, stack_processes
+from flows import prefect_api, stack_processes
 from flows.dead_runs import DeadRuns
 from flows.prefect_api import PrefectApi
 from flows.stack_environment import PASSWORD_VARIABLE, client_environment, keep_password, service_environment
@@ -256,7 +256,8 @@ def test_what_was_killed_is_marked_and_what_lives_is_not(server: Server, monkeyp
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_a_run_whose_worker_was_killed_with_it_is_marked_within_three_minutes(server: Server) -> None:
-    server.start("medius", worker_command("medius"))
+    if not server.processes["medius"].alive():
+        server.start("medius", worker_command("medius"))
     server.start("cpu", worker_command("cpu"))
     run = server.run()
     server.deploy(SLEEPER, MARKER)
@@ -268,4 +269,3 @@ def test_a_run_whose_worker_was_killed_with_it_is_marked_within_three_minutes(se
     killed = time.monotonic()
     assert wait_until(lambda: server.says(run) == DEAD, 180)
     print(f"marked after {time.monotonic() - killed:.0f} s")
-    assert dead_runs.SETTLED_SECONDS < 120

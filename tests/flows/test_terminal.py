@@ -16,14 +16,18 @@ from tests.runtime.errand import errand
 class Gone(io.StringIO):
     """A terminal that was closed."""
 
+    def __init__(self, error: type[OSError]) -> None:
+        super().__init__()
+        self.error = error
+
     def write(self, _text: str) -> NoReturn:
-        raise BrokenPipeError
+        raise self.error
 
 
 @pytest.mark.parametrize("live", [False, True], ids=["lines", "bars"])
 def test_what_looks_like_markup_is_printed_as_it_is(live: bool) -> None:
     text = io.StringIO()
-    terminal = Terminal(Console(file=text, force_terminal=live, width=120))
+    terminal = Terminal(Console(file=text, force_terminal=live, width=120, highlight=False))
     step = errand("a", label="base")
     with terminal:
         terminal.watch(step, Event(time=0, kind="log", message="the template ends with [/INST]"))
@@ -35,6 +39,13 @@ def test_what_looks_like_markup_is_printed_as_it_is(live: bool) -> None:
         assert "1 of 2 [/rows]" in text.getvalue()
 
 
-def test_a_terminal_that_is_gone_ends_no_stage() -> None:
-    terminal = Terminal(Console(file=Gone()))
+def leave(_console: Console) -> NoReturn:
+    """What Rich does, but for sending this process's output to nowhere."""
+    raise SystemExit(1)
+
+
+@pytest.mark.parametrize("error", [OSError, BrokenPipeError])
+def test_a_terminal_that_is_gone_ends_no_stage(monkeypatch: pytest.MonkeyPatch, error: type[OSError]) -> None:
+    monkeypatch.setattr(Console, "on_broken_pipe", leave)
+    terminal = Terminal(Console(file=Gone(error)))
     terminal.watch(errand("a"), Event(time=0, kind="log", message="done"))
