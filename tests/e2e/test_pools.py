@@ -23,6 +23,8 @@ from tests.flows.test_stack import Running
 
 UNTIL = "logits-llama"
 ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
+MORE_TEXT = "[{kind: stdlib_docs, max_bytes: 1500000}]"
+"""Enough for both replicas to be at work before one is killed."""
 _HELD_AT_ONCE = 4
 """Shards that one worker of a dump has in hands: one in the forward pass, the others on their way into the store."""
 
@@ -84,7 +86,7 @@ def test_each_stage_runs_where_it_says_and_a_lost_replica_costs_its_shard(
     }
 
     overrides = [
-        "branches.llama.corpus.recipe.sources=[{kind: stdlib_docs, max_bytes: 1500000}]",
+        *(f"branches.{name}.corpus.recipe.sources={MORE_TEXT}" for name in ("llama", "qwen")),
         "branches.llama.dump_logits.recipe.rows_per_shard=16",
         "branches.llama.dump_logits.runtime.pool=cpu",
         "branches.llama.dump_logits.runtime.replicas=2",

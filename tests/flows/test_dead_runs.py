@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import threading
 import time
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +85,26 @@ def test_only_what_is_known_dead_is_judged_dead(
 def test_a_server_that_does_not_answer_is_one_sentence(store: Store) -> None:
     with pytest.raises(MediusError, match=r"the Prefect server at http://127\.0\.0\.1:1/api does not answer"):
         DeadRuns(API, store).mark()
+
+
+def test_a_busy_server_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    answered = [503, 503, 200]
+
+    class Busy(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_response(answered.pop(0))
+            self.end_headers()
+            self.wfile.write(b"[]")
+
+    monkeypatch.setattr(prefect_api, "_PAUSES", (0.0, 0.0))
+    with HTTPServer(("127.0.0.1", 0), Busy) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        api = PrefectApi(f"http://127.0.0.1:{server.server_port}/api")
+        assert api.post("/flow_runs/filter", {}) == []
+        answered[:] = [503, 503, 503]
+        with pytest.raises(MediusError, match="answers 503"):
+            api.post("/flow_runs/filter", {})
+        server.shutdown()
 
 
 class Server:
