@@ -8,7 +8,7 @@ import sys
 import pytest
 from pydantic import ValidationError
 
-from tasks.dump_logits.stage import STAGE, DumpLogitsGates, DumpLogitsRecipe, judge
+from tasks.dump_logits.stage import STAGE, DumpLogitsGates, DumpLogitsRecipe, DumpLogitsRuntime, judge
 
 
 def test_gates_judge_mass_and_gold_error() -> None:
@@ -36,6 +36,12 @@ def test_the_recipe_has_one_spelling_and_refuses_what_cannot_work() -> None:
     ):
         with pytest.raises(ValidationError):
             DumpLogitsRecipe.model_validate(base | changes)
+
+
+def test_replicas_need_a_pool_to_run_on() -> None:
+    assert DumpLogitsRuntime(pool="gpu", replicas=4).replicas == 4
+    with pytest.raises(ValidationError, match="replicas is 2, but pool names no work pool to run them on; set pool"):
+        DumpLogitsRuntime(replicas=2)
 
 
 def test_declaring_the_stage_loads_nothing_heavy() -> None:
