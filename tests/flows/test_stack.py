@@ -8,8 +8,6 @@ import os
 import socket
 import subprocess
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from rich.console import Console
 
 from flows import stack as stack_module
 from flows import stack_services
+from flows.prefect_api import PrefectApi
 from flows.stack import Stack
 from flows.stack_environment import client_environment
 from flows.stack_processes import marked, wait_until
@@ -142,13 +141,7 @@ class Running:
         return self.medius("up", "--prefect-port", str(self.prefect), "--s3-port", str(self.s3))
 
     def api(self, path: str, body: dict[str, Any]) -> Any:
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{self.prefect}/api{path}",
-            json.dumps(body).encode(),
-            {"Content-Type": "application/json"},
-        )
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return json.load(answer)
+        return PrefectApi(f"http://127.0.0.1:{self.prefect}/api").post(path, body)
 
     def state(self) -> dict[str, Any]:
         loaded: dict[str, Any] = json.loads((self.folder / ".medius/up/state.json").read_text())
@@ -189,7 +182,7 @@ def test_the_stack_runs_a_stage_from_a_deployment_and_leaves_no_process(running:
     assert {"micro", "tiny", "smollm2", "medius", "cpu", "gpu"} <= set(deployments)
     deployment = deployments["cpu"]["id"]
     bad = {"parameters": {"profile": "mikro", "stage": "model-base"}}
-    with pytest.raises(urllib.error.HTTPError, match=r"HTTP Error 4\d\d"):
+    with pytest.raises(MediusError, match=r"answers 4\d\d"):
         running.api(f"/deployments/{deployment}/create_flow_run", bad)
     good = {"parameters": {"profile": "micro", "stage": "model-base", "options": {"smoke": True}}}
     run = running.api(f"/deployments/{deployment}/create_flow_run", good)["id"]
