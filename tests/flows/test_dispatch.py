@@ -83,11 +83,12 @@ def away(text: str, **fields: Any) -> Step:
 
 
 class Worker:
-    """Takes the queued flow runs of the pool while the block runs."""
+    """Takes the queued flow runs of the pool while the block runs, from when `at_least` of them are queued."""
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: Work, at_least: int = 1) -> None:
         self.taken: list[FlowRun] = []
         self._work = work
+        self._at_least = at_least
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._loop)
 
@@ -102,7 +103,10 @@ class Worker:
     def _loop(self) -> None:
         with get_client(sync_client=True) as client:
             while not self._done.wait(0.2):
-                for run in queued(client):
+                runs = queued(client)
+                if not self.taken and len(runs) < self._at_least:
+                    continue
+                for run in runs:
                     if run.id not in {other.id for other in self.taken}:
                         self.taken.append(run)
                         if (end := self._work(run, len(self.taken) - 1)) is not None:
@@ -262,7 +266,7 @@ def test_replicas_that_are_lost_leave_it_to_the_others(context: RunContext) -> N
                 return Completed()
         return None
 
-    with Worker(make) as worker:
+    with Worker(make, at_least=3) as worker:
         _, error, task = run(step, context)
     assert error is None
     assert task.run_count == 1
@@ -274,7 +278,7 @@ def test_replicas_fail_when_all_have_ended_without_the_artifact(context: RunCont
     def fail(_run: FlowRun, before: int) -> State[Any]:
         return Failed(message="no room") if before == 1 else Crashed(message="lost")
 
-    with Worker(fail) as worker:
+    with Worker(fail, at_least=2) as worker:
         _, error, _ = run(shared("a", 2), context)
     assert type(error) is WorkerFailedError
     assert f"{worker.taken[1].name} on the pool cpu failed: no room" in str(error)
