@@ -28,8 +28,8 @@ setup: $(STAMP)  ## install everything into .venv
 run: $(STAMP)  ## the whole recipe in miniature (configs/tiny.yaml)
 	@$(BIN)/medius run tiny
 
-test: $(STAMP)  ## the test suite
-	@$(BIN)/python -m pytest -m "not slow and not gpu"
+test: $(STAMP)  ## the test suite, a process a core
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" -n auto --maxprocesses 4 --dist loadfile
 
 test-slow: $(STAMP)  ## the tests that take longer
 	@$(BIN)/python -m pytest -m slow

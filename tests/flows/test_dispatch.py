@@ -62,7 +62,8 @@ def _server() -> Iterator[None]:
                 client.create_flow_from_name(FLOW),
                 POOL,
                 work_pool_name=POOL,
-                path=str(CHECKOUT),
+                # Not `path`: of that a worker makes a copy, environment and all.
+                pull_steps=[{"prefect.deployments.steps.set_working_directory": {"directory": str(CHECKOUT)}}],
                 entrypoint="flows.single_stage.single_stage",
             )
         yield
