@@ -118,6 +118,18 @@ def names_of(measurement: Measurement, declared: Iterable[str]) -> list[str]:
     return [name for name in declared if any(fnmatchcase(name, pattern) for pattern in measurement.patterns)]
 
 
+def beside(
+    chosen: Sequence[Declared], measurements: Sequence[Measurement], declared: Sequence[Declared]
+) -> list[Declared]:
+    """The rows that come of the measurements of `chosen`: what measures one of its rows measures all of them."""
+    names = {entry.name for entry in chosen}
+    for measurement in measurements:
+        owned = names_of(measurement, [entry.name for entry in declared])
+        if not names.isdisjoint(owned):
+            names |= set(owned)
+    return [entry for entry in declared if entry.name in names]
+
+
 def unfinished(group: str) -> Path:
     """Where a group keeps what lets it go on after it was stopped, and nothing that a finished one may read again."""
     return BENCH / group / "unfinished"
@@ -136,8 +148,9 @@ def _said(error: Exception) -> str:
 
 
 def merge(file: Path, groups: Sequence[str], rows: Sequence[Row]) -> None:
-    """Replaces the rows of `groups` in the file; rows of other groups stay as they are."""
-    others = [row for row in read(file) if row.name.partition(".")[0] not in groups]
+    """Replaces the rows of `groups` in the file, and those of the same names; the others stay as they are."""
+    names = {row.name for row in rows}
+    others = [row for row in read(file) if _group_of(row) not in groups and row.name not in names]
     content = [row.model_dump(mode="json") for row in sorted([*others, *rows], key=_group_of)]
     file.parent.mkdir(parents=True, exist_ok=True)
     draft = file.with_name(f".{file.name}.draft")

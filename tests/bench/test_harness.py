@@ -186,10 +186,26 @@ def test_only_a_bench_that_was_stopped_finds_something_to_go_on_from(
     assert (unfinished("dump") / "timed.json").exists()
 
 
+def test_rows_by_name_are_measured_with_what_comes_of_the_same_measurement(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(harness, "BENCH", tmp_path / "bench")
+    unfinished("store").mkdir(parents=True)
+    both = measurement("store.a", Measured("store.a.1", 2.0, ""), Measured("store.a.2", 2.0, ""))
+    other = measurement("store.b", AssertionError("it is not to be measured"))
+    monkeypatch.setattr(command, "load", lambda _: ([both, other], []))
+    file = tmp_path / "bench.json"
+    rows = [declared(name) for name in ("store.a.1", "store.a.2", "store.b.1")]
+    merge(file, ["store"], [judged(row, Measured(row.name, 1.0, ""), "") for row in rows])
+    assert command.main(["--only", "store.a.?"], rows, file) == command.main(["--only", "*.1"], rows[:2], file) == 0
+    assert {row.name: row.value for row in read(file)} == {"store.a.1": 2.0, "store.a.2": 2.0, "store.b.1": 1.0}
+    assert unfinished("store").exists(), "the other rows may still go on from it"
+
+
 def test_a_group_without_rows_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "bench.json"
     assert command.main(["--only", "train"], [declared("store.a")], file) == 2
-    assert capsys.readouterr().err == "no rows are declared for train yet; choose one of store\n"
+    assert capsys.readouterr().err == "no rows are declared for train; choose one of store, or rows' names\n"
     assert not file.exists()
 
 
