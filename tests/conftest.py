@@ -18,6 +18,18 @@ from tasks.worker.job import Job
 from tasks.worker.spec import WorkerSpec
 from tests.seaweed import BUCKET, SeaweedServer
 
+_LONGEST_FIRST = ("tests/e2e/", "tests/faults/", "tests/infra/", "tests/flows/", "tests/training/")
+"""Folders whose files take minutes: begun last, one of them would keep one process busy after the others have ended."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def place(item: pytest.Item) -> int:
+        path = item.path.as_posix()
+        return next((i for i, folder in enumerate(_LONGEST_FIRST) if folder in path), len(_LONGEST_FIRST))
+
+    items.sort(key=place)
+
+
 ArtifactOf = Callable[..., Artifact]
 RunStage = Callable[..., Artifact]
 
