@@ -13,10 +13,10 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from tasks.modeling.document_start import start_token
+from tasks.modeling.predicted import Asked, predict
 from tasks.modeling.tokenizer_files import real_vocab_size
 
 NUM_SHOTS = 5
@@ -63,7 +63,6 @@ def _line(numbers: random.Random) -> Sum:
     return Sum(f"{one} - {two} =", f" {one - two}\n")
 
 
-@torch.inference_mode()
 def answered(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
@@ -77,22 +76,16 @@ def answered(
     Raises:
         BadInputError: the tokenizer has neither a BOS nor an end token.
     """
-    start, num_tokens = start_token(model, tokenizer), real_vocab_size(tokenizer)
+    start = start_token(model, tokenizer)
     encoded = [_encode(tokenizer, page, start) for page in asked]
+    rows = [Asked(ids, [at for span in spans for at in range(*span)]) for ids, spans in encoded]
+    predicted = predict(
+        model, rows, num_tokens=real_vocab_size(tokenizer), batch_size=batch_size, after_batch=after_batch
+    )
     right: list[bool] = []
-    for at in range(0, len(encoded), batch_size):
-        batch = encoded[at : at + batch_size]
-        longest = max(len(ids) for ids, _spans in batch)
-        # Padding on the right is never seen by a causal model's earlier positions, so it needs no mask.
-        input_ids_BT = torch.zeros(len(batch), longest, dtype=torch.long)
-        for row, (ids, _spans) in enumerate(batch):
-            input_ids_BT[row, : len(ids)] = torch.tensor(ids)
-        logits_BTV = model(input_ids=input_ids_BT.to(model.device), use_cache=False).logits
-        likeliest_BT = logits_BTV[..., :num_tokens].argmax(dim=-1).cpu()
-        for row, (ids, spans) in enumerate(batch):
-            predicted = likeliest_BT[row].tolist()
-            right += [predicted[begin - 1 : end - 1] == ids[begin:end] for begin, end in spans]
-        after_batch()
+    for (ids, spans), of_page in zip(encoded, predicted, strict=True):
+        likeliest = iter(of_page.likeliest)
+        right += [[next(likeliest) for _ in range(begin, end)] == ids[begin:end] for begin, end in spans]
     return right
 
 

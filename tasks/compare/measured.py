@@ -5,14 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from tasks.artifacts.frozen import Frozen
-
-
-class Bits(Frozen):
-    """What one text costs a model."""
-
-    document: str
-    bits: float
-    num_bytes: int
+from tasks.modeling.item_bits import Bits
 
 
 class Measured(Frozen):

@@ -41,7 +41,28 @@ def plot(results: Mapping[str, Any], names: Sequence[str], taken: str | None, ti
         label.set_color(colour if colour == RED else DARK)
     # The axes share their y.
     heldout.invert_yaxis()
-    for axes in (heldout, kinds, arithmetic):
+    _save(figure, (heldout, kinds, arithmetic), target)
+
+
+def plot_arms(results: Mapping[str, Any], names: Sequence[str], marked: str, title: str, target: Path) -> None:
+    """Bits per byte and accuracy of an evaluation's models, in the order of `names`; writes a PNG or SVG."""
+    figure = Figure(figsize=(11, 2.2 + 0.28 * len(names)), layout=ConstrainedLayoutEngine(w_pad=0.1, wspace=0.03))
+    figure.suptitle(f"{title} (red: the full recipe, grey: untrained)", fontsize=12)
+    models = [results["models"][name] for name in names]
+    colours = [RED if name == marked else GREY if name == results["reference"] else BLUE for name in names]
+    shown = [key for key in ("bits_per_byte", "accuracy") if key in models[0]]
+    columns = list(figure.subplots(1, len(shown), sharey=True, squeeze=False)[0])
+    for axes, key in zip(columns, shown, strict=True):
+        _dots(axes, [model[key] for model in models], colours)
+        axes.set_xlabel(f"{key.replace('_', ' ')}, ± 1 s.e.")
+    columns[0].set_yticks(range(len(names)), labels=list(names))
+    # The axes share their y.
+    columns[0].invert_yaxis()
+    _save(figure, columns, target)
+
+
+def _save(figure: Figure, columns: Sequence[Axes], target: Path) -> None:
+    for axes in columns:
         axes.grid(axis="both", color="#e4e8ec", linewidth=0.8)
         axes.set_axisbelow(True)
     target.parent.mkdir(parents=True, exist_ok=True)

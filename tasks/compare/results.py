@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tasks.compare.measured import Bits, Measured
+from tasks.compare.measured import Measured
+from tasks.modeling.item_bits import Bits
 from tasks.modeling.statistics import mean_with_error, paired_mean, paired_ratio, ratio_with_error
 
 HELDOUT = "heldout"

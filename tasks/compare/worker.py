@@ -15,17 +15,18 @@ import torch
 from tasks.artifacts.errors import BadInputError
 from tasks.artifacts.manifest import ShardReceipt
 from tasks.compare.arithmetic import Sum, answered, pages
-from tasks.compare.heldout import HELDOUT_FILE, texts_to_choose_on
-from tasks.compare.measured import Bits, Measured
+from tasks.compare.measured import Measured
 from tasks.compare.results import build_results
 from tasks.compare.stage import CompareRecipe, CompareRuntime
-from tasks.compare.template_tests import template_fault
+from tasks.logits.heldout import HELDOUT_FILE, texts_to_choose_on
 from tasks.logits.rows import Row
 from tasks.modeling.bits_per_byte import TEXTS
 from tasks.modeling.compared_models import check_models
 from tasks.modeling.document_bits import DocumentBits, document_bits
+from tasks.modeling.item_bits import Bits
 from tasks.modeling.model_files import load_causal_lm, resolve_device
 from tasks.modeling.stopping import stopped_prompts
+from tasks.modeling.template_tests import template_fault
 from tasks.modeling.tokenizer_files import load_tokenizer, tokenizer_digest
 from tasks.worker.job import InputArtifact, Job, worker_main
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tasks.artifacts.errors import BadInputError
 from tasks.logits.rows import Row, read_rows
 
 HELDOUT_FILE = "heldout.parquet"
@@ -31,3 +33,28 @@ def heldout_texts(file: Path, *, skip: int = 0, maximum: int | None = None) -> H
     documents = list(dict.fromkeys(row.document for row in rows))
     chosen = set(documents[skip:][:maximum])
     return HeldoutTexts([row for row in rows if row.document in chosen], len(chosen), len(documents))
+
+
+def texts_to_choose_on(file: Path, skip_documents: int, max_documents: int | None, where: str) -> Sequence[Row]:
+    """All rows of the texts after the first `skip_documents`: whole documents, in the order of the corpus.
+
+    Args:
+        file: a corpus' held-out rows.
+        where: names the corpus in the error.
+
+    Raises:
+        BadInputError: fewer than two are left.
+    """
+    texts = heldout_texts(file, skip=skip_documents, maximum=max_documents)
+    if texts.chosen < 2:
+        raise BadInputError(
+            f"{where} holds out {texts.held_out} texts, and the first {skip_documents} are the evaluation's: "
+            f"{texts.chosen} are left to choose on, and a standard error needs two; "
+            + (
+                f"lower assessment.evaluate.recipe.max_documents to about {texts.held_out // 2}, or raise "
+                if texts.held_out >= 4
+                else "raise "
+            )
+            + "the corpora's heldout_fraction"
+        )
+    return texts.rows

@@ -27,6 +27,11 @@ def check_models(stage: str, fields: str, named: Iterable[str], models: Iterable
                 f"{stage}.recipe compares with {name!r}, which is not among its models {', '.join(known)}; "
                 f'add the input "model.{name}" or change {fields}'
             )
-    for name in known:
+    check_names(known)
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Whether all can be file names. Raises BadInputError."""
+    for name in names:
         if not _NAME.fullmatch(name):
             raise BadInputError(f"the model name {name!r} becomes a file name; use letters, digits and . _ -")

@@ -65,6 +65,17 @@ class Made:
     label: str
     recipe: Mapping[str, Any]
     inputs: Mapping[str, str]
+    chosen: str | None = None
+    """Of a finished choice: the name of the model that it took."""
+
+    @property
+    def made_of(self) -> Mapping[str, str]:
+        """The inputs that are in the result: not the texts and conversations that a choice measured models on, nor the
+        models that it did not take. Of one that is not finished all models may be."""
+        if self.stage != "choose":
+            return self.inputs
+        roles = [f"model.{self.chosen}"] if self.chosen else [role for role in self.inputs if role.startswith("model.")]
+        return {role: self.inputs[role] for role in roles}
 
 
 def made(lineage: Iterable[Ancestor]) -> dict[str, Made]:
@@ -76,9 +87,23 @@ def made(lineage: Iterable[Ancestor]) -> dict[str, Made]:
             label=manifest.label,
             recipe=manifest.recipe,
             inputs={role: record.key for role, record in sorted(manifest.inputs.items())},
+            chosen=manifest.metrics.get("chosen") if manifest.stage == "choose" else None,
         )
         for manifest in (ancestor.manifest for ancestor in lineage)
     }
+
+
+def making(lineage: Iterable[Ancestor], key: str) -> list[Ancestor]:
+    """Of a lineage what the member `key` was made of, itself included, in the order of the lineage."""
+    lineage = list(lineage)
+    known = made(lineage)
+    kept, left = set[str](), [key]
+    while left:
+        at = left.pop()
+        if at not in kept:
+            kept.add(at)
+            left += known[at].made_of.values()
+    return [ancestor for ancestor in lineage if ancestor.manifest.key in kept]
 
 
 def planned(step: Step) -> dict[str, Made]:

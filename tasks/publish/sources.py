@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
@@ -46,6 +46,8 @@ _HUB_MODELS = (
 )
 """Patterns of names of model repositories; the first that fits counts."""
 _HUB_DATA = (("HuggingFaceFW/fineweb*", "odc-by"),)
+_PACKAGED_DATA = {"zaragoza_construction_faq": "cc-by-4.0"}
+"""By import name of the package that holds a data set."""
 
 
 class Licenses(Frozen):
@@ -98,10 +100,12 @@ def licensed_sources(lineage: Mapping[str, Made], key: str, given: Licenses) -> 
     for source in dict.fromkeys(sources(lineage, key)):
         found.setdefault((source.kind, source.name), []).append(source)
     stated: dict[Kind, dict[str, str]] = {"models": given.models, "data": given.data}
+    # A profile may state the licence of what only a model has that was not chosen.
+    possible = dict.fromkeys((source.kind, source.name) for source in sources(lineage, key, all_candidates=True))
     for kind, names in stated.items():
         for name in names:
-            if (kind, name) not in found:
-                there = ", ".join(known for of_kind, known in found if of_kind == kind) or "none"
+            if (kind, name) not in possible:
+                there = ", ".join(known for of_kind, known in possible if of_kind == kind) or "none"
                 raise BadInputError(
                     f"publish.recipe.licenses.{kind} names {name!r}, of which nothing was made; the {kind} that the "
                     f"published model goes back to are: {there}"
@@ -130,8 +134,11 @@ def _license(source: Source, stated: str | None) -> str:
     return license
 
 
-def sources(lineage: Mapping[str, Made], key: str) -> Iterator[Source]:
-    """Every source with every use that is made of it, in the order of the lineage; possibly repeated."""
+def sources(lineage: Mapping[str, Made], key: str, *, all_candidates: bool = False) -> Iterator[Source]:
+    """Every source with every use that is made of it, in the order of the lineage; possibly repeated.
+
+    `all_candidates` counts those of the models, too, that a choice did not take.
+    """
     seen: set[tuple[str, Part]] = set()
 
     def visit(at: str, part: Part) -> Iterator[Source]:
@@ -140,7 +147,7 @@ def sources(lineage: Mapping[str, Made], key: str) -> Iterator[Source]:
         seen.add((at, part))
         here = lineage[at]
         yield from _own(here, part)
-        for role, source in here.inputs.items():
+        for role, source in (replace(here, chosen=None) if all_candidates else here).made_of.items():
             yield from visit(source, _PART_OF_ROLE.get(role, part))
 
     return visit(key, "student")
@@ -190,6 +197,8 @@ def _instructions(source: Mapping[str, Any]) -> Iterator[Source]:
     rows = source.get("rows") or source.get("seeds") or {}
     if rows.get("origin") == "hub":
         yield _data_set(rows["dataset"])
+    elif rows.get("origin") == "package":
+        yield Source(rows["package"], "data", "data", _PACKAGED_DATA.get(rows["package"]))
     elif rows.get("origin") == "file":
         yield Source(rows["path"], "data", "data")
     # A model that writes or judges instructions teaches by them.

@@ -35,6 +35,8 @@ def steps_text(lineage: Sequence[Ancestor], merge_method: str) -> str:
         manifest = ancestor.manifest
         if manifest.stage == "evolve":
             sentence = instructions_text(manifest.recipe["source"], manifest.metrics)
+        elif manifest.stage == "choose":
+            sentence = choice_text(manifest.metrics)
         else:
             stage = manifest.recipe.get("mode", "transplant") if manifest.stage == "surgeon" else manifest.stage
             if stage not in _STEPS:
@@ -92,7 +94,15 @@ def instructions_text(source: Mapping[str, Any], metrics: Mapping[str, Any]) -> 
 def _rows_text(rows: Mapping[str, Any]) -> str:
     if rows["origin"] == "inline":
         return "the profile"
+    if rows["origin"] == "package":
+        return f"the Python package {rows['package']}"
     return str(rows["dataset"] if rows["origin"] == "hub" else rows["path"])
+
+
+def choice_text(metrics: Mapping[str, Any]) -> str:
+    """Which model a stage `choose` took, and why."""
+    names = " and ".join(metrics["models"])
+    return f"Of {names} one was chosen on what the evaluation does not read: {metrics['reason']}"
 
 
 def cleaning_text(metrics: Mapping[str, Any]) -> str:

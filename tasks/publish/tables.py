@@ -99,9 +99,19 @@ def headline(results: Mapping[str, Any], kl: Mapping[str, Mapping[str, Any]]) ->
         if "bits_per_byte" in pair:
             text += f", bits per byte {_signed(pair['bits_per_byte'], 4)}"
         lines.append(text)
+    lines += served_lines(results)
     if any(each["before_reversion"] for each in kl.values()):
         lines.append(f"{BEFORE_REVERSION} in the teacher's vocabulary, before the reversion")
     return lines
+
+
+def served_lines(results: Mapping[str, Any]) -> list[str]:
+    """Which models answered at a server, and what was said to be deployed there."""
+    return [
+        f"{name} is {served['model']} at a server, said to be {served['revision']}, asked by {served['api']}"
+        for name in ordered_models(results)
+        if (served := results["models"][name].get("served")) is not None
+    ]
 
 
 def tasks_table(results: Mapping[str, Any]) -> Table:

@@ -10,7 +10,7 @@ from tasks.artifacts.fingerprint import tree_sha256
 from tasks.publish.card import Told, build_card, notice_text
 from tasks.publish.hub import push
 from tasks.publish.layout import read_layout
-from tasks.publish.lineage import ancestors, made, marker
+from tasks.publish.lineage import ancestors, made, making, marker
 from tasks.publish.stage import PublishRecipe, PublishRuntime
 from tasks.worker.job import InputArtifact, Job, worker_main
 
@@ -38,7 +38,7 @@ def run(job: Job) -> None:
         recipe=recipe,
         layout=read_layout(directory, model.artifact.uri),
         results=results,
-        lineage=lineage,
+        lineage=making(lineage, model.record.key),
         compared=ancestors(job.store, [model.record, evaluation.record]),
         sources=sources,
         terms=terms,

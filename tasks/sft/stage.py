@@ -1,6 +1,7 @@
 """Stage sft: a model learns the assistant turns of instruction documents by cross-entropy.
 
-Inputs: "model", "corpus" (rows of the instructions, in the model's tokenizer).
+Inputs: "model", "corpus" (rows of the instructions, in the model's tokenizer), and where the recipe has `replay` also
+"replay": a store of logits, or a corpus, in the same vocabulary.
 """
 
 from __future__ import annotations
@@ -8,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, SerializeAsAny, ValidationError, field_validator
 
+from tasks.artifacts.frozen import Frozen
 from tasks.runtime.declare import GateResult, Gates, Stage, at_most
 from tasks.training.deepspeed_config import TrainingStageConfig
 from tasks.training.settings import TrainingRecipe
@@ -17,6 +19,29 @@ from tasks.training.settings import TrainingRecipe
 
 class SftRecipe(TrainingRecipe):
     """A training without a teacher."""
+
+
+class Replay(Frozen):
+    """What of an earlier training is read again, so that it is not forgotten."""
+
+    weight: float = Field(gt=0, lt=1)
+    """Part of the rows of the training; the others are instructions. With `epochs`, an epoch is as many rows as both
+    have together."""
+    forward_kl: float = Field(1.0, ge=0)
+    """Weight of the KL to the teacher at a replayed target, beside its cross-entropy of weight 1; a corpus has no
+    teacher."""
+
+
+class ReplayingSftRecipe(SftRecipe):
+    """A training on instructions and, in between, on rows of an earlier one. A class of its own: without replay the
+    keys are those of SftRecipe."""
+
+    replay: Replay
+
+
+def recipe_of(values: Mapping[str, Any]) -> SftRecipe:
+    """The recipe that these fields are of."""
+    return (ReplayingSftRecipe if "replay" in values else SftRecipe).model_validate(values)
 
 
 class SftGates(Gates):
@@ -27,8 +52,19 @@ class SftGates(Gates):
 
 
 class SftConfig(TrainingStageConfig):
-    recipe: SftRecipe
+    recipe: SerializeAsAny[SftRecipe]
     gates: SftGates = SftGates()
+
+    @field_validator("recipe", mode="before")
+    @classmethod
+    def _with_replay(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping) or "replay" not in values:
+            return values
+        try:
+            return recipe_of(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
 
 
 def judge(metrics: Mapping[str, Any], gates: SftGates) -> list[GateResult]:

@@ -12,7 +12,7 @@ from tasks.artifacts.errors import CorruptArtifactError
 from tasks.training.batches import Batch, collate
 from tasks.training.order import StepOrder
 from tasks.training.packing import Packing, micro_batches, num_padded
-from tasks.training.rows import RowSource
+from tasks.training.rows import RowSource, of_one_kind
 
 STEPS_AHEAD = 2
 READERS = 4
@@ -99,7 +99,8 @@ class StepLoader:
         """The step's forward passes, and the tokens of each of its rows."""
         indices = self._order.rows(step)
         lengths = {index: self._source.num_tokens(index) for index in indices}
-        return micro_batches(indices, lengths, self._packing), lengths
+        passes = [micro_batches(group, lengths, self._packing) for group in of_one_kind(self._source, indices)]
+        return [batch for group in passes for batch in group], lengths
 
     def _read(self, step: int) -> StepBatches:
         groups, lengths = self._plan(step)

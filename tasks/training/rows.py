@@ -121,8 +121,12 @@ class MixedRows:
     They may keep different numbers of entries. How often each is drawn is the order's business.
     """
 
-    def __init__(self, sources: Mapping[str, RowSource]) -> None:
+    def __init__(self, sources: Mapping[str, RowSource], *, some_untaught: bool = False) -> None:
         """Reads one row of each source.
+
+        Args:
+            some_untaught: sources without a teacher may stand beside ones with one; of their rows only the
+                cross-entropy is learnt.
 
         Raises:
             BadInputError: there is no source, one is empty, or they do not hold the same kind of teacher.
@@ -136,7 +140,8 @@ class MixedRows:
             if not self.sizes[name]:
                 raise BadInputError(f"the source {name} has no rows; leave it out or give it documents")
             kinds[name] = teacher_of(source.many([0])[0])
-        if len(set(kinds.values())) > 1:
+        self.kinds = tuple(kinds.values())
+        if len(set(self.kinds) - ({"none"} if some_untaught else set())) > 1:
             said = ", ".join(f"{name} {SAID[kind]}" for name, kind in kinds.items())
             raise BadInputError(
                 f"these sources cannot be mixed: {said}; use stores of one kind (top_k and adaptive support are one, "
@@ -170,8 +175,22 @@ class MixedRows:
         source, place = self._at(index)
         return source.row_id(place)
 
+    def kind_of(self, index: int) -> Teacher:
+        """What a row says besides its tokens."""
+        return self.kinds[bisect_right(self._starts, index) - 1]
+
     def _at(self, index: int) -> tuple[RowSource, int]:
         if not 0 <= index < len(self):
             raise IndexError(f"row {index} of {len(self)} mixed rows")
         part = bisect_right(self._starts, index) - 1
         return self._parts[part], index - self._starts[part]
+
+
+def of_one_kind(source: RowSource, indices: Sequence[int]) -> list[list[int]]:
+    """The indices in groups that a forward pass can take: rows with a teacher apart from rows without."""
+    if not isinstance(source, MixedRows):
+        return [list(indices)]
+    groups: dict[Teacher, list[int]] = {}
+    for index in indices:
+        groups.setdefault(source.kind_of(index), []).append(index)
+    return [groups[kind] for kind in sorted(groups)]

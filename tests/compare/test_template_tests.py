@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.compare.template_tests import template_fault
+from tasks.modeling.template_tests import template_fault
 from tasks.modeling.tokenizer_files import load_tokenizer
 
 DAY = date(2024, 7, 26)

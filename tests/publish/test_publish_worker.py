@@ -103,6 +103,24 @@ def test_the_card_is_one_and_says_what_was_measured(run_stage: RunStage, pipelin
         assert (row in text) == (label != "twin-llama")
 
 
+@pytest.mark.parametrize("chosen", ["fused", "tuned"])
+def test_the_card_is_that_of_the_model_that_was_chosen(
+    run_stage: RunStage, make: Make, pipeline: dict[str, Artifact], chosen: str
+) -> None:
+    source = {"kind": "dataset", "rows": {"origin": "hub", "dataset": "someone/chats"}}
+    fine_tuned = tuned(make, pipeline, source, seeds=20, answered=12)
+    candidates = {"model.fused": pipeline["fuse"], "model.tuned": fine_tuned, "corpus": pipeline["corpus"]}
+    metrics = {"chosen": chosen, "reason": f"{chosen} goes on: why", "models": {"fused": {}, "tuned": {}}}
+    choice = make("choose", "choose", objects(pipeline["fuse"]), candidates, metrics)
+    licenses = {"data": {"someone/chats": "mit"}}
+    text = objects(publish(run_stage, pipeline, choice, licenses=licenses))["README.md"].decode()
+    assert f"Of fused and tuned one was chosen on what the evaluation does not read: {chosen} goes on: why" in text
+    told = chosen == "tuned"
+    assert ("The result was trained on instructions" in text) is told
+    assert ("The instructions are 12 of 20 conversations of someone/chats" in text) is told
+    assert ("| data | someone/chats | mit |" in text) is told
+
+
 def test_nothing_volatile_is_published(run_stage: RunStage, pipeline: dict[str, Artifact], tmp_path: Path) -> None:
     artifact = publish(run_stage, pipeline)
     first = objects(artifact)

@@ -9,6 +9,7 @@ from tasks.artifacts.store import Store
 from tasks.planning.quantities import byte_size, span
 from tasks.publish.page.blocks import Section
 from tasks.publish.page.material import StageRecord, of_stage
+from tasks.publish.page.sections.choice import choice_sections
 from tasks.publish.page.sections.data import data_sections
 from tasks.publish.page.sections.effort import effort_section, figures_section, lineage_section
 from tasks.publish.page.sections.logits import logits_sections
@@ -50,6 +51,7 @@ def read_report(
         glance=tuple(_glance(records, store)),
         sections=(
             *results_sections(records, store, expected),
+            *choice_sections(records, store),
             graph_section(records),
             gates_section(records),
             *training_sections(records, store),

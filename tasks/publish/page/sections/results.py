@@ -10,7 +10,16 @@ from tasks.publish.page.blocks import Figure, Figures, Grid, Note, Section
 from tasks.publish.page.estimates import Estimate, estimates_chart
 from tasks.publish.page.material import StageRecord, of_stage
 from tasks.publish.report import kl_by_model, read_results
-from tasks.publish.tables import MISSING, Table, headline, nearness_table, ordered_models, results_table, tasks_table
+from tasks.publish.tables import (
+    MISSING,
+    Table,
+    headline,
+    nearness_table,
+    ordered_models,
+    results_table,
+    served_lines,
+    tasks_table,
+)
 
 _COLUMNS = {"bits_per_byte": ("bits per byte", 4), "accuracy": ("accuracy", 3)}
 
@@ -37,6 +46,7 @@ def results_sections(
                     Grid(results_table(results, kl), "Every model; ± is one standard error"),
                     Grid(differences_table(results), f"{results['candidate']} minus each other model, paired"),
                     *_footnotes(results, kl),
+                    *map(Note, served_lines(results)),
                     Grid(tasks_table(results), "By task"),
                     *_nearness(results, expected),
                 ),

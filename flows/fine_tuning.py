@@ -1,0 +1,80 @@
+"""The part of a profile about the last training: what it learns, what it reads again, and whether it goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from tasks.artifacts.frozen import Frozen
+from tasks.benchmarks.declare import ExerciseTasks
+from tasks.choose.stage import ChooseConfig
+from tasks.clean.stage import CleanConfig
+from tasks.corpus.stage import CorpusConfig
+from tasks.evaluate.stage import EvaluateRecipe
+from tasks.evolve.stage import EvolveConfig
+from tasks.sft.stage import ReplayingSftRecipe, SftConfig
+
+
+class ReplaySource(Frozen):
+    """What the fine-tuning reads again of a branch: its recipe's `replay` says how much."""
+
+    branch: str
+    rows: Literal["logits", "corpus"] = "logits"
+
+
+class FineTuning(Frozen):
+    """The last training: on evolved instructions."""
+
+    evolve: EvolveConfig
+    clean: CleanConfig | None = CleanConfig()
+    """None trains on the instructions as they are."""
+    corpus: CorpusConfig
+    sft: SftConfig
+    replay: ReplaySource | None = None
+    choose: ChooseConfig | None = None
+    """Whether the fusion or the fine-tuned model goes on; None: the fine-tuned one."""
+
+
+def replay_fault(tuning: FineTuning, surgery: Mapping[str, bool]) -> str | None:
+    """Why a branch cannot be replayed, in one sentence; None if nothing is, or it can.
+
+    Args:
+        surgery: of each branch, whether its store is in another vocabulary than the student's.
+    """
+    if (tuning.replay is not None) != isinstance(tuning.sft.recipe, ReplayingSftRecipe):
+        return (
+            "fine_tuning.replay, which names the branch, and fine_tuning.sft.recipe.replay, which weighs it, go "
+            "together; give both or neither"
+        )
+    if tuning.replay is None or surgery.get(tuning.replay.branch) is False:
+        return None
+    name = tuning.replay.branch
+    own = ", ".join(branch for branch, changed in surgery.items() if not changed) or "none"
+    why = "is in its teacher's vocabulary, which the fusion does not have" if name in surgery else "is no branch"
+    return f"fine_tuning.replay.branch is {name!r}, which {why}; name a branch without surgery: {own}"
+
+
+def choice_fault(tuning: FineTuning, evaluated: EvaluateRecipe) -> str | None:
+    """Why a choice would be made on what is reported, in one sentence; None if it is not."""
+    if tuning.choose is None:
+        return None
+    if evaluated.bits_per_byte and evaluated.max_documents is None:
+        return (
+            "assessment.evaluate.recipe.max_documents is not set, so that the evaluation measures every held-out text "
+            "and none is left for fine_tuning.choose; set it to a part of them, or fine_tuning.choose to null"
+        )
+    splits = {task.split for task in evaluated.tasks if isinstance(task, ExerciseTasks)}
+    if (exercises := tuning.choose.recipe.exercises) is not None and exercises.split in splits:
+        return (
+            "assessment.evaluate.recipe.tasks has exercises of the split dev, on which fine_tuning.choose chooses; "
+            "evaluate on the split test"
+        )
+    return None
+
+
+def documents_of(evaluated: EvaluateRecipe) -> int:
+    """How many held-out texts, from the first on, are the evaluation's."""
+    if not evaluated.bits_per_byte:
+        return 0
+    assert evaluated.max_documents is not None, "choice_fault tells it"
+    return evaluated.skip_documents + evaluated.max_documents

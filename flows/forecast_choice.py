@@ -1,0 +1,82 @@
+"""The forecast of a choice between models."""
+
+from __future__ import annotations
+
+import math
+
+from flows.model_sizes import Sizes
+from tasks.choose.stage import ChooseRecipe, ChooseRuntime
+from tasks.planning.assumptions import Assumptions, start_seconds, utilisation_of
+from tasks.planning.flops import forward_flops
+from tasks.planning.forecast import RECORDS, Forecast
+from tasks.planning.forward_memory import evaluation_memory
+from tasks.planning.generation import Reading, writing_seconds
+from tasks.planning.hardware import Arithmetic, Hardware
+from tasks.planning.quantities import byte_size, figure
+from tasks.planning.text import Documents
+from tasks.runtime.declare import Step
+
+NUM_PROMPTS = 8
+"""Of tasks/modeling/stopping.py, which imports torch."""
+
+
+def forecast_choice(step: Step, sizes: Sizes, given: Assumptions, hardware: Hardware) -> Forecast:
+    """Of a choice, whose candidates take turns on one device; the chosen one is then stored again."""
+    recipe, runtime = step.config.recipe, step.config.runtime
+    assert isinstance(recipe, ChooseRecipe)
+    assert isinstance(runtime, ChooseRuntime)
+    corpus, instructions = sizes.corpus(step.inputs["corpus"]), sizes.corpus(step.inputs["instructions"])
+    tokens = _first(corpus.heldout, recipe.max_documents) + _first(instructions.heldout, recipe.max_conversations)
+    if recipe.exercises is not None:
+        tokens += len(recipe.exercises.kinds) * recipe.exercises.items_per_kind * given.tokens_per_exercise
+    reading = Reading(prompt_tokens=tokens, answers=NUM_PROMPTS, answer_tokens=recipe.max_new_tokens)
+    window = min(float(recipe.window_tokens), max(corpus.longest, instructions.longest))
+    arithmetic: Arithmetic = "float32" if recipe.dtype == "float32" else "bfloat16"
+    devices = hardware.devices_of(runtime.threads)
+    speed = devices * hardware.peak(arithmetic) * utilisation_of(hardware, given.forward_utilisation, given)
+    candidates = [sizes.model(source) for role, source in step.inputs.items() if role.startswith("model.")]
+    flops = seconds = moved = 0.0
+    for model in candidates:
+        a_token = 2.0 * (model.shape.layer_weights + model.shape.head_weights)
+        read = forward_flops(model.shape, num_tokens=tokens, num_logits=tokens, num_pairs=tokens * window / 2)
+        flops += read + a_token * reading.answers * reading.answer_tokens
+        seconds += read / speed + writing_seconds(
+            reading,
+            batch=NUM_PROMPTS,
+            weight_bytes=model.bytes(recipe.dtype),
+            bandwidth=devices * hardware.memory_bandwidth * given.memory_utilisation,
+            flops_a_token=a_token,
+            flops=speed,
+        )
+        moved += model.bytes()
+    largest = max(candidates, key=lambda model: model.bytes())
+    batch = runtime.batch_size
+    held = evaluation_memory(largest, recipe.dtype, batch=batch, prompt=window, window=window, windows=batch)
+    stored = largest.bytes()
+    return Forecast(
+        tokens=len(candidates) * (tokens + reading.answers * reading.answer_tokens),
+        flops=flops,
+        hardware=hardware,
+        devices=devices,
+        per_process=devices,
+        memory={**held.model_dump(), "peak": held.peak},
+        host_memory=0.0 if hardware.accelerator else held.peak,
+        seconds={
+            "start": start_seconds(given, hardware),
+            "weights": moved / given.store_bytes_per_second + moved / given.disk_bytes_per_second,
+            "compute": seconds,
+            "export": stored / given.store_bytes_per_second,
+        },
+        stored=stored,
+        moved=moved + stored,
+        objects=6 + math.ceil(stored / 5e9) + 3 * len(candidates) + RECORDS,
+        how=(
+            f"{len(candidates)} models, each reads {figure(tokens)} tokens and writes {reading.answers:.0f} answers; "
+            f"the chosen one, {byte_size(stored)}, is stored again",
+        ),
+    )
+
+
+def _first(documents: Documents, rows: int) -> float:
+    """Tokens of at most so many rows."""
+    return documents.scaled(min(1.0, rows / max(1.0, documents.rows))).tokens

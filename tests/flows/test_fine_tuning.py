@@ -1,0 +1,95 @@
+"""How a profile chooses between the fusion and the fine-tuned model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from flows.costs import CostOptions, cost_of
+from flows.dag import build
+from flows.profiles import load_profile
+from tasks.artifacts.errors import BadInputError
+from tasks.artifacts.store import open_store
+from tasks.choose.stage import ChooseRecipe
+from tasks.publish.lineage import Made, planned
+from tasks.publish.sources import sources
+from tasks.runtime.declare import Step
+from tests.golden.keys import constant_content
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _content() -> Iterator[None]:
+    with constant_content():
+        yield
+
+
+def steps_of(profile: str, *sets: str, smoke: bool = False) -> dict[str, Step]:
+    return {step.label: step for step in build(load_profile(profile, sets, smoke=smoke))}
+
+
+@pytest.mark.parametrize("profile", ["micro", "tiny", "smollm2", "medius"])
+def test_what_is_published_is_what_was_chosen_on_texts_of_its_own(profile: str) -> None:
+    for smoke in (False, True):
+        steps = steps_of(profile, smoke=smoke)
+        choose, evaluate = steps["choose"], steps["evaluate"]
+        assert {role: step.label for role, step in choose.inputs.items()} == {
+            "model.fused": "fuse",
+            "model.tuned": "sft",
+            "corpus": evaluate.inputs["corpus"].label,
+            "instructions": "corpus-sft",
+        }
+        assert steps["publish"].inputs["model"] is choose is evaluate.inputs["model.final"]
+        assert evaluate.inputs["model.fused"] is steps["fuse"]
+        assert evaluate.inputs["model.tuned"] is steps["sft"]
+        recipe = choose.config.recipe
+        assert isinstance(recipe, ChooseRecipe)
+        assert recipe.skip_documents == evaluate.config.recipe.model_dump()["max_documents"]
+
+
+def test_without_a_choice_the_fine_tuned_model_goes_on() -> None:
+    steps = steps_of("micro", "fine_tuning.choose=null")
+    assert "choose" not in steps
+    assert steps["publish"].inputs["model"] is steps["sft"]
+    assert "model.tuned" not in steps["evaluate"].inputs
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("assessment.evaluate.recipe.max_documents=null", "and none is left for fine_tuning.choose"),
+        ("assessment.evaluate.recipe.tasks.0.split=dev", "of the split dev, on which fine_tuning.choose chooses"),
+        ("fine_tuning.choose.recipe.exercises.split=test", "set exercises.split to dev"),
+        ("models.tuned={recipe: {source: {kind: miniature, name: qwen-base}}}", "'tuned' would name two models"),
+    ],
+)
+def test_a_choice_on_what_is_reported_is_refused(change: str, message: str) -> None:
+    with pytest.raises(BadInputError, match=message):
+        load_profile("micro", [change])
+
+
+def test_the_choice_has_a_forecast(tmp_path: Path) -> None:
+    profile = load_profile("medius")
+    run = cost_of(build(profile), open_store(str(tmp_path)), profile.parallel_stages, CostOptions.read())
+    costs = {step.label: step.whole for step in run.steps}
+    choose, sft = costs["choose"], costs["sft"]
+    assert not choose.warnings
+    assert choose.stored == sft.stored
+    assert 0 < choose.duration < 0.2 * sft.duration, "two forward passes over a thousand documents"
+    assert choose.hardware is not None
+    assert choose.hardware.accelerator
+
+
+def test_only_what_is_in_the_chosen_model_counts_for_its_licence() -> None:
+    instructions = "fine_tuning.evolve.recipe.source={kind: dataset, rows: {origin: file, path: own.jsonl}}"
+    step = steps_of("micro", instructions)["choose"]
+    lineage = planned(step)
+    before = {source.name for source in sources(lineage, step.key)}
+    assert "own.jsonl" in before, "before it is made, either may be the one"
+    for chosen, used in (("tuned", True), ("fused", False)):
+        made = Made(**{**vars(lineage[step.key]), "chosen": chosen})
+        found = {source.name for source in sources({**lineage, step.key: made}, step.key)}
+        assert ("own.jsonl" in found) is used
+        assert "qwen-student" in found
+        assert {source.name for source in sources({**lineage, step.key: made}, step.key, all_candidates=True)} == before
