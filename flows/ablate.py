@@ -10,9 +10,9 @@ import difflib
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Literal
 
 from prefect import flow
 from rich.console import Console
@@ -21,6 +21,10 @@ from rich.table import Table as RichTable
 
 from flows.ablation_choice import RULE, choose
 from flows.ablation_plan import AblationPlan, Kind, plan_ablation
+from flows.ablation_recipe import RecipeArms, plan_recipe
+from flows.ablation_recipe_report import arms_table, budget_of, made_of
+from flows.ablation_recipe_report import measured_on as arms_measured_on
+from flows.ablation_recipe_report import write_report as write_arms
 from flows.ablation_report import lost_stops, measured_on, results_table, write_report
 from flows.ablation_steps import ablation_steps
 from flows.dag import closure
@@ -31,8 +35,9 @@ from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.errors import BadInputError, GateFailedError
 from tasks.artifacts.runs import RunKind
 from tasks.artifacts.store import open_store
-from tasks.compare.heldout import HELDOUT_FILE, texts_to_choose_on
 from tasks.compare.stage import CompareRecipe
+from tasks.evaluate.stage import EvaluateRecipe
+from tasks.logits.heldout import HELDOUT_FILE, texts_to_choose_on
 from tasks.publish.report import read_results
 from tasks.publish.tables import Table
 from tasks.runtime.declare import Step
@@ -41,11 +46,12 @@ from tasks.runtime.prefect_task import submit_stage
 from tasks.worker.spec import Event
 
 FOLDER = Path("build/ablations")
+RECIPE: Final = "recipe"
 
 
 @flow(name="ablation", flow_run_name="{kind}/{profile}", retries=0, persist_result=False)
 def ablation(
-    kind: Kind,
+    kind: Kind | Literal["recipe"],
     profile: str = "tiny",
     branch: str | None = None,
     overrides: list[str] | None = None,
@@ -55,7 +61,7 @@ def ablation(
     """Makes and measures the candidates of one decision, or what of it is not finished yet.
 
     Args:
-        kind: `reversion` or `fusion`.
+        kind: `reversion`, `fusion`, or `recipe` for the arms of the recipe, where nothing is chosen.
         branch: whose reversion; may be left out where only one branch has any.
         profile, overrides, store, smoke: as for the whole recipe.
 
@@ -63,15 +69,34 @@ def ablation(
         The URI of the comparison.
     """
     loaded = load_profile(profile, overrides or (), store, smoke=smoke)
-    ablated = ablation_steps(plan_ablation(kind, loaded, branch), loaded)
-    steps = ablated.all
-    # A run of its own: `medius status` of the profile is about the recipe.
-    unjudged = steps if smoke else ablated.candidates.values()
-    named = loaded.model_copy(update={"name": f"{loaded.name}-ablate-{kind}"})
     how = RunKind(smoke=smoke, overrides=tuple(overrides or ()))
-    with open_run(named, steps, kind=how, unjudged=unjudged) as context:
+    if kind == RECIPE:
+        arms = plan_recipe(loaded)
+        return _run(loaded, kind, how, arms.evaluation, arms.unjudged, lambda step: step.label)
+    ablated = ablation_steps(plan_ablation(kind, loaded, branch), loaded)
+    return _run(loaded, kind, how, ablated.comparison, ablated.candidates.values(), ablated.name_of)
+
+
+def _run(
+    profile: Profile,
+    kind: str,
+    how: RunKind,
+    comparison: Step,
+    unjudged: Iterable[Step],
+    name_of: Callable[[Step], str],
+) -> str:
+    """Runs a comparison with all that it needs, and returns its URI.
+
+    Args:
+        unjudged: steps whose gates are off; in a smoke run all are.
+        name_of: what people call a step.
+    """
+    steps = closure([comparison])
+    # A run of its own: `medius status` of the profile is about the recipe.
+    named = profile.model_copy(update={"name": f"{profile.name}-ablate-{kind}"})
+    with open_run(named, steps, kind=how, unjudged=steps if how.smoke else unjudged) as context:
         watch = context.watch
-        shown = {step.key: Step(step.stage, ablated.name_of(step), step.config, step.inputs) for step in steps}
+        shown = {step.key: Step(step.stage, name_of(step), step.config, step.inputs) for step in steps}
 
         def watch_by_name(step: Step, event: Event) -> None:
             watch(shown[step.key], event)
@@ -82,29 +107,54 @@ def ablation(
         def submit(some: Sequence[Step]) -> list[Any]:
             for step in some:
                 after = [futures[source.key] for source in step.inputs.values()]
-                futures[step.key] = submit_stage(step, context, after, ablated.name_of(step))
+                futures[step.key] = submit_stage(step, context, after, name_of(step))
             return gather([futures[step.key] for step in some])
 
         # Before anything is trained it is known whether there is text to choose on.
-        corpus = ablated.comparison.inputs["corpus"]
-        first = closure([corpus])
-        submit(first)
-        _require_texts(corpus, ablated.comparison, context)
+        corpus = comparison.inputs["corpus"]
+        submit(closure([corpus]))
+        _require_texts(corpus, comparison, context)
         return str(submit([step for step in steps if step.key not in futures])[-1].uri)
 
 
 def _require_texts(corpus: Step, comparison: Step, context: RunContext) -> None:
     """Raises BadInputError where the evaluation takes all held-out texts, or all but one."""
+    recipe = comparison.config.recipe
+    assert isinstance(recipe, CompareRecipe | EvaluateRecipe)
+    if isinstance(recipe, EvaluateRecipe) and not recipe.bits_per_byte:
+        return
     artifact = Artifact(context.store, corpus.directory)
     manifest = artifact.manifest()
     entry = manifest.object(HELDOUT_FILE) if manifest is not None else None
     assert entry is not None, "the step has ended"
-    recipe = CompareRecipe.model_validate(comparison.config.recipe)
     context.scratch.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=context.scratch) as folder:
         file = Path(folder) / HELDOUT_FILE
         file.write_bytes(context.store.get(artifact.path(entry.path)))
         texts_to_choose_on(file, recipe.skip_documents, recipe.max_documents, artifact.uri)
+
+
+def report_recipe(arms: RecipeArms, profile: Profile, console: Console) -> None:
+    """Prints the table of the finished arms, and the report's path last; the profile stays as it is.
+
+    Raises:
+        BadInputError: the profile was changed meanwhile, so that nothing was measured of it.
+    """
+    store = open_store(profile.store)
+    results = read_results(store, arms.evaluation.directory)
+    if results is None:
+        raise BadInputError(
+            f"{profile.name} was changed while this ran, so that nothing was measured of it as it is now; run the same "
+            f"command again: what did not change is reused"
+        )
+    budgets = {name: budget_of(arms, name, store) for name in arms.arms}
+    console.print(_shown(arms_table(results, budgets)))
+    for line in [arms_measured_on(results), *made_of(budgets)]:
+        console.print(line, soft_wrap=True, markup=False)
+    report = write_arms(
+        FOLDER / f"{profile.name}-{RECIPE}", f"The recipe of {profile.name}, arm by arm", results, budgets
+    )
+    console.print(str(report), soft_wrap=True, markup=False)
 
 
 def report_ablation(plan: AblationPlan, profile: Profile, path: Path, console: Console, *, write: bool) -> None:

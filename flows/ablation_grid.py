@@ -17,6 +17,7 @@ from pydantic import Field, field_validator
 
 from tasks.artifacts.errors import BadInputError
 from tasks.artifacts.frozen import Frozen
+from tasks.benchmarks.declare import EvaluationTasks
 from tasks.compare.stage import CompareRuntime
 from tasks.fuse.stage import BASE, MERGE_METHODS, FuseRecipe, Setting
 from tasks.surgeon.stage import RevertRecipe
@@ -85,10 +86,20 @@ class MergeSweep(Frozen):
         return found
 
 
+class ArmsMeasured(Frozen):
+    """How the arms of `medius ablate recipe` are measured, by the stage `evaluate`."""
+
+    tasks: tuple[EvaluationTasks, ...] = ()
+    """Other items than those that the profile's evaluation reports; empty takes its exercises, of the split `dev`."""
+    max_documents: int | None = Field(60, ge=2)
+    """Held-out texts after those of the profile's evaluation."""
+
+
 class Ablations(Frozen):
     """What is compared outside the recipe; nothing here changes what the recipe makes."""
 
     compare: Comparison = Comparison()
+    recipe: ArmsMeasured = ArmsMeasured()
     reversion: tuple[str, ...] = Field(STRATEGIES, min_length=1)
     """Strategies of the surgeon's mode revert."""
     fusion: tuple[MergeSweep, ...] = ()

@@ -50,3 +50,35 @@ def test_reversion_is_compared_on_what_the_run_has_made(undisturbed: MicroRun, t
     assert undisturbed.verdicts() == verdicts
     record = all_runs(open_store(undisturbed.store))[-1]
     assert record.profile == "micro-ablate-reversion", "an ablation is no run of the recipe"
+
+
+@pytest.mark.slow
+def test_the_arms_of_the_recipe_share_what_the_run_has_made(undisturbed: MicroRun) -> None:
+    before, verdicts = undisturbed.digests(), undisturbed.verdicts()
+    said = []
+    for _ in range(2):
+        result = subprocess.run(
+            [MEDIUS, "ablate", "recipe", "micro", "--store", undisturbed.store],
+            cwd=undisturbed.folder,
+            env=environment(),
+            capture_output=True,
+            text=True,
+            timeout=400,
+            check=False,
+        )
+        assert result.returncode == 0, result.stderr
+        said.append((result.stdout, {line.split()[0] for line in result.stderr.splitlines() if " done in " in line}))
+    own = {"twin-llama", "twin-qwen", "revert-twin-llama", "fuse-twins", "sft-twins", "evaluate-arms"}
+    assert [made for _, made in said] == [own, set()], "all else was made by the run, and nothing is made twice"
+    assert said[0][0] == said[1][0]
+    lines = said[0][0].splitlines()
+    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if line.startswith("│")]
+    assert [row[0] for row in cells if row[0]] == [
+        "base", "ce-only", "ce-only-sft", "llama-alone", "qwen-alone", "all", "all-sft"
+    ]  # fmt: skip
+    assert any(line.startswith("ce-only-sft: twin-llama + twin-qwen + sft-twins") for line in lines)
+    report = undisturbed.folder / lines[-1]
+    assert report.parent.name == "micro-recipe"
+    assert {file.name for file in report.parent.iterdir()} == {"report.md", "results.png", "results.svg"}
+    assert undisturbed.digests() == before, "the run's own artifacts are as they were"
+    assert undisturbed.verdicts() == verdicts

@@ -20,7 +20,7 @@ LABELS = [step.label for step in micro_steps()]
 def test_a_run_prints_its_results_and_where_the_model_is(undisturbed: MicroRun) -> None:
     lines = undisturbed.out.splitlines()
     cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if line.startswith("│")]
-    assert {row[0] for row in cells} == {"base", "llama", "llama-reverted", "qwen", "fused", "final"}
+    assert {row[0] for row in cells} == {"base", "llama", "llama-reverted", "qwen", "fused", "tuned", "final"}
     assert "bits per byte" in undisturbed.out
     assert any(line.startswith("final minus base:") for line in lines)
     assert lines[-1] == "report: build/reports/micro.html"
@@ -84,7 +84,7 @@ def test_prefect_shows_the_run(undisturbed: MicroRun) -> None:
     )
     assert logged == [(2,)]
     results = json.loads(json.loads(tables["results"]))
-    assert {row["model"] for row in results} == {"base", "llama", "llama-reverted", "qwen", "fused", "final"}
+    assert {row["model"] for row in results} == {"base", "llama", "llama-reverted", "qwen", "fused", "tuned", "final"}
 
 
 def test_the_published_model_loads_and_answers(undisturbed: MicroRun, tmp_path: Path) -> None:

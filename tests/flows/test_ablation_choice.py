@@ -11,8 +11,9 @@ import pytest
 from flows.ablation_choice import choose
 from flows.ablation_report import differences_table, lost_stops, measured_on, results_table, write_report
 from flows.profiles import CONFIGS
-from tasks.compare.measured import Bits, Measured
+from tasks.compare.measured import Measured
 from tasks.compare.results import build_results
+from tasks.modeling.item_bits import Bits
 from tests.flows.conftest import Medius
 
 NUM_ITEMS = 400
@@ -78,6 +79,8 @@ def test_where_all_lose_stops_the_fewest_lost_come_first_and_are_told() -> None:
 
 
 NO_TEMPLATE = "there is no chat template"
+UNBOUNDED = ("--set", "assessment.evaluate.recipe.max_documents=null", "--set", "fine_tuning.choose=null")
+"""An evaluation of all held-out texts."""
 
 
 def test_a_reference_without_a_chat_template_asks_for_none() -> None:
@@ -131,7 +134,9 @@ def test_tables_say_what_was_measured_and_what_became_of_each(tmp_path: Path) ->
     ("arguments", "what"),
     [
         (("fusion", "mikro"), "there is no profile 'mikro'"),
-        (("fusion", "micro", "--set", "assessment.evaluate.recipe.max_documents=null"), "none is left to choose on"),
+        (("fusion", "micro", *UNBOUNDED), "none is left to choose on"),
+        (("recipe", "micro", *UNBOUNDED), "none is left to choose on"),
+        (("recipe", "medius"), "name tasks of their own in ablations.recipe.tasks"),
         (("reversion", "micro", "--branch", "qwen"), "reverted with --branch: llama"),
         (("reversion",), "Missing argument"),
         (("recipes", "micro"), "recipes"),

@@ -100,7 +100,12 @@ def test_nothing_of_an_ablation_is_in_a_key() -> None:
 @pytest.mark.parametrize(
     ("kind", "sets", "branch", "message"),
     [
-        ("fusion", ["assessment.evaluate.recipe.max_documents=null"], None, "none is left to choose on"),
+        (
+            "fusion",
+            ["assessment.evaluate.recipe.max_documents=null", "fine_tuning.choose=null"],
+            None,
+            "none is left to",
+        ),
         (
             "fusion",
             ["ablations.fusion=[{merge_method: ties, weights: [[1]]}]"],

@@ -1,0 +1,151 @@
+"""`medius ablate recipe`: what each part of a recipe is worth, arm by arm, under one evaluation.
+
+An arm is a model that the recipe makes, or would make without some of its parts, on the same tokens and steps: without
+any teacher (the twins, fused and fine-tuned like the branches), with one teacher alone, without the fine-tuning. All
+but the parts that only an arm has are the profile's own steps, under their own labels and keys. Imports no Prefect, so
+that it is checked before one is started.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from flows.dag import build, closure
+from flows.fine_tuning import documents_of
+from flows.profiles import Branch, Profile
+from tasks.artifacts.errors import BadInputError
+from tasks.benchmarks.declare import EvaluationTasks, ExerciseTasks
+from tasks.distill.stage import STAGE as DISTILL
+from tasks.distill.stage import DistillConfig, DistillGates, LossRecipe
+from tasks.evaluate.stage import STAGE as EVALUATE
+from tasks.evaluate.stage import EvaluateConfig, EvaluateRecipe
+from tasks.fuse.stage import STAGE as FUSE
+from tasks.runtime.declare import Step
+from tasks.sft.stage import STAGE as SFT
+from tasks.sft.stage import ReplayingSftRecipe, SftConfig
+
+CE_ONLY, ALL, TUNED = "ce-only", "all", "sft"
+FULL = f"{ALL}-{TUNED}"
+"""The whole recipe: all teachers, fused and fine-tuned."""
+
+
+@dataclass(frozen=True)
+class RecipeArms:
+    """What is run."""
+
+    reference: str
+    """The arm that was not trained: the model that the profile's evaluation compares with."""
+    arms: Mapping[str, Step]
+    """In the order of the table; the reference first, the full recipe last."""
+    evaluation: Step
+    own: frozenset[str]
+    """Keys of the steps that no run of the profile makes."""
+
+    @property
+    def all(self) -> list[Step]:
+        """Each after its inputs; the evaluation is the last."""
+        return closure([self.evaluation])
+
+    @property
+    def unjudged(self) -> list[Step]:
+        """Arms are measured whatever a gate says of them: the profile's own run judges what it takes."""
+        arms = {step.key for step in self.arms.values()}
+        return [step for step in self.all if step.key in self.own | arms]
+
+    def trainings(self, arm: str) -> list[Step]:
+        """The trainings of the recipe that made an arm, without those of prepared models."""
+        prepared = {step.key for step in closure([self.arms[self.reference]])}
+        return [
+            step
+            for step in closure([self.arms[arm]])
+            if step.stage.name in {DISTILL.name, SFT.name}
+            and step.key not in prepared
+            and not step.label.startswith("train-")
+        ]
+
+
+def plan_recipe(profile: Profile) -> RecipeArms:
+    """The arms of a profile and their evaluation.
+
+    Raises:
+        BadInputError: there is nothing to measure them on but what the profile's evaluation reports.
+    """
+    config = _measured(profile)
+    steps = {step.label: step for step in build(profile)}
+    reported = steps["evaluate"]
+    fused, tuned = steps["fuse"], steps["sft"]
+    reference = profile.assessment.evaluate.recipe.reference
+    arms = {reference: reported.inputs[f"model.{reference}"]}
+    twins = {f"branch.{name}": _twin(name, branch, steps) for name, branch in profile.branches.items()}
+    arms[CE_ONLY] = Step(FUSE, "fuse-twins", fused.config, {**fused.inputs, **twins})
+    untaught = _without_replayed_teacher(profile.fine_tuning.sft)
+    arms[f"{CE_ONLY}-{TUNED}"] = Step(SFT, "sft-twins", untaught, {**tuned.inputs, "model": arms[CE_ONLY]})
+    arms |= {f"{name}-alone": fused.inputs[f"branch.{name}"] for name in profile.branches}
+    arms |= {ALL: fused, FULL: tuned}
+    if len(arms) != len(profile.branches) + 5:
+        raise BadInputError(
+            f"the model {reference!r} is called like an arm of the ablation; rename it, or name another one in "
+            f"assessment.evaluate.recipe.reference"
+        )
+    models = {f"model.{name}": step for name, step in arms.items()}
+    evaluation = Step(EVALUATE, "evaluate-arms", config, {"corpus": reported.inputs["corpus"], **models})
+    known = {step.key for step in steps.values()}
+    own = frozenset(step.key for step in closure([evaluation]) if step.key not in known)
+    return RecipeArms(reference, arms, evaluation, own)
+
+
+def _twin(name: str, branch: Branch, steps: Mapping[str, Step]) -> Step:
+    """A branch that learnt from the labels alone, in its own vocabulary."""
+    distilled = steps[f"distill-{name}"]
+    twin = Step(DISTILL, f"twin-{name}", branch.twin or _without_teacher(branch.distill), distilled.inputs)
+    if branch.revert is None:
+        return twin
+    reverted = steps[f"revert-{name}"]
+    return replace(reverted, label=f"revert-twin-{name}", inputs={**reverted.inputs, "trained": twin})
+
+
+def _without_teacher(config: DistillConfig) -> DistillConfig:
+    recipe = config.recipe.model_copy(update={"loss": LossRecipe(forward_kl=0, ce=1)})
+    return config.model_copy(update={"recipe": recipe, "gates": DistillGates(heldout_kl_must_fall=None)})
+
+
+def _without_replayed_teacher(config: SftConfig) -> SftConfig:
+    """What is replayed stays, on its labels alone."""
+    recipe = config.recipe
+    if not isinstance(recipe, ReplayingSftRecipe):
+        return config
+    replay = recipe.replay.model_copy(update={"forward_kl": 0.0})
+    return config.model_copy(update={"recipe": recipe.model_copy(update={"replay": replay})})
+
+
+def _measured(profile: Profile) -> EvaluateConfig:
+    """The profile's evaluation on items and texts that it does not report."""
+    reported, measure = profile.assessment.evaluate, profile.ablations.recipe
+    if reported.recipe.bits_per_byte and reported.recipe.max_documents is None:
+        raise BadInputError(
+            "assessment.evaluate.recipe.max_documents is not set, so that the evaluation measures every held-out text "
+            "and none is left to choose on; set it to a part of them"
+        )
+    tasks = measure.tasks or _on_dev(reported.recipe)
+    if not tasks:
+        raise BadInputError(
+            f"the evaluation of {profile.name} has no exercises, and its benchmarks are what it reports; name tasks of "
+            f"their own in ablations.recipe.tasks to measure the arms on"
+        )
+    changed: dict[str, Any] = {
+        "tasks": tasks,
+        "candidate": FULL,
+        "parents": (),
+        "twins": {},
+        "served": {},
+        "skip_documents": documents_of(reported.recipe),
+        "max_documents": measure.max_documents,
+    }
+    given = {field: getattr(reported.recipe, field) for field in type(reported.recipe).model_fields}
+    return EvaluateConfig(recipe=EvaluateRecipe.model_validate({**given, **changed}), runtime=reported.runtime)
+
+
+def _on_dev(recipe: EvaluateRecipe) -> tuple[EvaluationTasks, ...]:
+    return tuple(task.model_copy(update={"split": "dev"}) for task in recipe.tasks if isinstance(task, ExerciseTasks))
