@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from tasks.artifacts.errors import BadInputError
-from tasks.evolve.calls import CallLedger, Completion, Message
+from tasks.evolve.calls import CallLedger, Completion
 from tasks.evolve.client import RecordedEndpoint, StoppingError
-from tasks.evolve.evolution import Evolver, Outcome, Seed, in_order, seeds_of
+from tasks.evolve.endpoint import Endpoint
+from tasks.evolve.evolution import Conversation, Evolver, Outcome, Seed, in_order, seeds_of
 from tasks.evolve.method import Search, find_method, method_digest
-from tasks.evolve.parsing import Rejection
 from tasks.evolve.rows import InstructionRow, Result
-from tasks.evolve.stage import AutoEvolSource, Endpoint
+from tasks.evolve.stage import AutoEvolSource
 from tasks.worker.job import Job
 
 _TICK_SECONDS = 1.0
@@ -60,13 +60,17 @@ async def _run(
     return Evolved(
         _result(source, search, outcomes, completions, num_duplicates),
         search.method,
-        {"retries": endpoint.num_retries, "calls_of_earlier_launches": ledger.num_found},
+        {
+            "retries": endpoint.num_retries,
+            "calls_of_earlier_launches": ledger.num_found,
+            **({"cost_usd": round(endpoint.spending.dollars, 6)} if settings.prices else {}),
+        },
     )
 
 
 async def _watch(job: Job, endpoint: RecordedEndpoint, total: int) -> None:
     """Says how far the calls are, and passes a request to stop on."""
-    started, spent_before = time.monotonic(), endpoint.tokens_spent
+    started, spent_before = time.monotonic(), endpoint.spending.tokens
     while True:
         await asyncio.sleep(_TICK_SECONDS)
         if job.stop_requested:
@@ -75,8 +79,8 @@ async def _watch(job: Job, endpoint: RecordedEndpoint, total: int) -> None:
             endpoint.num_answered,
             total,
             "calls",
-            tokens_per_second=(endpoint.tokens_spent - spent_before) / (time.monotonic() - started),
-            tokens=endpoint.tokens_spent,
+            tokens_per_second=(endpoint.spending.tokens - spent_before) / (time.monotonic() - started),
+            tokens=endpoint.spending.tokens,
             retries=endpoint.num_retries,
         )
 
@@ -86,7 +90,7 @@ def most_calls(source: AutoEvolSource, num_seeds: int) -> int:
     trial = source.dev_size * (2 if source.judge is None else 3)
     round_calls = source.batch_size * source.trajectory_rounds + 1 + source.candidates * (1 + trial)
     search = source.method_rounds * round_calls + (trial if source.method_rounds else 0)
-    return search + num_seeds * (source.evolution_rounds + 1)
+    return search + num_seeds * (source.evolution_rounds + 1 + 2 * source.followup_turns)
 
 
 def _result(
@@ -105,32 +109,33 @@ def _result(
         counts["evolved"] += trajectory.rounds > 0
         if trajectory.rejected is not None:
             counts[trajectory.rejected] += 1
-        if isinstance(outcome.answer, Rejection):
-            counts[outcome.answer.reason] += 1
-        elif outcome.answer is not None:
-            rows.append(_row(source, digest, outcome, outcome.answer))
+        conversation = outcome.conversation
+        if conversation is None:
+            continue
+        if conversation.rejected is not None:
+            counts[conversation.rejected] += 1
+        if conversation.turns:
+            rows.append(_row(source, digest, outcome, conversation))
     for completion in completions:
         counts["prompt_tokens"] += completion.prompt_tokens
         counts["completion_tokens"] += completion.completion_tokens
     details = {
         "method": digest,
         "method_history": [entry.as_json() for entry in search.history],
+        "turns": sum(row.lineage["turns"] for row in rows),
         "served_models": sorted({completion.served_model for completion in completions}),
     }
     return Result(rows, len(outcomes) + num_duplicates, counts, details)
 
 
-def _row(source: AutoEvolSource, digest: str, outcome: Outcome, answer: str) -> InstructionRow:
-    messages = (
-        Message(role="user", content=outcome.trajectory.forms[-1]),
-        Message(role="assistant", content=answer),
-    )
+def _row(source: AutoEvolSource, digest: str, outcome: Outcome, conversation: Conversation) -> InstructionRow:
     lineage = {
         "source": "autoevol",
         "seed_id": outcome.seed.id,
         "round": outcome.trajectory.rounds,
+        "turns": conversation.turns,
         "method": digest,
         "evolver": source.evolver.model,
         "answerer": source.answerer.model,
     }
-    return InstructionRow(f"{outcome.seed.id}-{outcome.trajectory.rounds}", messages, lineage)
+    return InstructionRow(f"{outcome.seed.id}-{outcome.trajectory.rounds}", conversation.messages, lineage)

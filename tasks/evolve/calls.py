@@ -50,7 +50,10 @@ class Completion(Frozen):
 
     text: str
     finish: Literal["stop", "length", "content_filter", "error"]
+    model: str = ""
+    """As the recipe has it, by which it is priced."""
     served_model: str = ""
+    """As the endpoint calls it."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
 

@@ -42,12 +42,26 @@ class Trajectory:
 
 
 @dataclass(frozen=True)
+class Conversation:
+    """User and assistant in turn, each user turn answered; empty if the first answer could not be used. `rejected`
+    says why it did not go on to the last turn."""
+
+    messages: tuple[Message, ...]
+    rejected: Reason | None
+
+    @property
+    def turns(self) -> int:
+        """User turns with their answers."""
+        return len(self.messages) // 2
+
+
+@dataclass(frozen=True)
 class Outcome:
     """What became of a seed in the final evolution."""
 
     seed: Seed
     trajectory: Trajectory
-    answer: str | Rejection | None
+    conversation: Conversation | None
     """None if the seed did not evolve at all, so that nothing was asked."""
 
 
@@ -80,15 +94,37 @@ class Evolver:
             forms.append(evolved)
         return Trajectory(tuple(forms), None)
 
-    async def answer(self, instruction: str) -> str | Rejection:
-        """The answer to an instruction, or why it is none to train on."""
-        return parsing.answer(await self.ask(self.source.answerer, prompts.answer(instruction)))
+    async def answer(self, messages: tuple[Message, ...]) -> str | Rejection:
+        """The answer to a conversation that ends with a user turn, or why it is none to train on."""
+        return parsing.answer(await self.ask(self.source.answerer, messages))
+
+    async def followup(self, messages: tuple[Message, ...]) -> str | Rejection:
+        """What the user might ask next; not what was asked before."""
+        asked = [message.content for message in messages if message.role == "user"]
+        completion = await self.ask(self.source.evolver, prompts.followup(messages))
+        return parsing.evolved_instruction(completion, prompts.FOLLOWUP_TAG, asked, self.source.unchanged_similarity)
+
+    async def converse(self, instruction: str) -> Conversation:
+        """The instruction with its answer and `followup_turns` more turns; ends at the first that cannot be used."""
+        finished: tuple[Message, ...] = ()
+        asked: str | Rejection = instruction
+        for turn in range(1 + self.source.followup_turns):
+            if turn:
+                asked = await self.followup(finished)
+            if isinstance(asked, Rejection):
+                return Conversation(finished, asked.reason)
+            messages = (*finished, Message(role="user", content=asked))
+            reply = await self.answer(messages)
+            if isinstance(reply, Rejection):
+                return Conversation(finished, reply.reason)
+            finished = (*messages, Message(role="assistant", content=reply))
+        return Conversation(finished, None)
 
     async def finish(self, method: str, seed: Seed) -> Outcome:
-        """The seed's last usable form and its answer."""
+        """The seed's last usable form and the conversation that begins with it."""
         trajectory = await self.trajectory(method, seed.text, self.source.evolution_rounds)
-        answer = await self.answer(trajectory.forms[-1]) if trajectory.rounds else None
-        return Outcome(seed, trajectory, answer)
+        conversation = await self.converse(trajectory.forms[-1]) if trajectory.rounds else None
+        return Outcome(seed, trajectory, conversation)
 
 
 def seeds_of(texts: Iterable[str]) -> list[Seed]:

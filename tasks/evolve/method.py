@@ -16,6 +16,7 @@ from tasks.artifacts.errors import BadInputError
 from tasks.artifacts.fingerprint import sha256_hex
 from tasks.evolve import parsing, prompts
 from tasks.evolve.evolution import Evolver, Seed, in_order
+from tasks.evolve.method_file import MethodFile
 from tasks.evolve.parsing import Rejection
 
 
@@ -58,7 +59,8 @@ async def find_method(evolver: Evolver, seeds: Sequence[Seed]) -> Search:
         BadInputError: there are too few seeds for a development set and a batch.
     """
     source = evolver.source
-    method = source.initial_method or prompts.INITIAL_METHOD
+    start = source.method or prompts.INITIAL_METHOD
+    method = start.text() if isinstance(start, MethodFile) else start
     if source.method_rounds == 0:
         return Search(method, ())
     if len(seeds) < source.dev_size + source.batch_size:
@@ -126,7 +128,7 @@ async def _fails(evolver: Evolver, method: str, seed: Seed) -> bool:
     if not trajectory.rounds:
         return True
     instruction = trajectory.forms[-1]
-    answer = await evolver.answer(instruction)
+    answer = await evolver.answer(prompts.question(instruction))
     if isinstance(answer, Rejection):
         return True
     if evolver.source.judge is None:

@@ -14,6 +14,7 @@ EVOLVED_TAG = "evolved_instruction"
 FEEDBACK_TAG = "feedback"
 METHOD_TAG = "method"
 VERDICT_TAG = "verdict"
+FOLLOWUP_TAG = "next_message"
 
 INITIAL_METHOD = """\
 Step 1. Name the skill that the instruction tests, and list at least four ways to make it ask more of that skill: one \
@@ -88,9 +89,24 @@ marked; that is told separately. Give the whole new method exactly once between 
     )
 
 
-def answer(instruction: str) -> tuple[Message, ...]:
+def question(instruction: str) -> tuple[Message, ...]:
     """The instruction itself: the answer is trained on as it is, so nothing else may shape it."""
     return _user(instruction)
+
+
+def followup(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """Asks for the user's next turn after an answer."""
+    told = "\n".join(f"[{message.role}]\n{message.content}" for message in messages)
+    return _user(
+        f"""\
+A user and an assistant talk:
+{told}
+[end of conversation]
+
+Write what this user would say next: one message that builds on the last answer and asks for something new that the \
+conversation makes possible, such as a consequence, an exception, an application or a correction. Do not answer it, do \
+not thank, and keep the user's language. Give it exactly once between <{FOLLOWUP_TAG}> and </{FOLLOWUP_TAG}>."""
+    )
 
 
 def judge(instruction: str, reply: str) -> tuple[Message, ...]:

@@ -11,8 +11,9 @@ from tasks.artifacts.errors import BadInputError
 from tasks.artifacts.fingerprint import canonical_json, file_sha256, sha256_hex
 from tasks.evolve.calls import Message
 from tasks.evolve.parsing import looks_like_endpoint_error
+from tasks.evolve.row_sources import FileRows, HubRows, InlineRows, PackageRows, StoredRows
 from tasks.evolve.rows import InstructionRow, Result
-from tasks.evolve.stage import AutoEvolSource, DatasetSource, ExercisesSource, FileRows, HubRows, InlineRows
+from tasks.evolve.stage import AutoEvolSource, DatasetSource, ExercisesSource
 from tasks.modeling.conversation import read_turn
 
 
@@ -47,7 +48,7 @@ def from_dataset(source: DatasetSource, cache: Path) -> Result:
     origin = (
         {"dataset": source.rows.dataset, "revision": source.rows.revision}
         if isinstance(source.rows, HubRows)
-        else {"content_sha256": source.rows.content_sha256}
+        else _content(source.rows)
     )
     rows: dict[str, InstructionRow] = {}
     counts = {"unparsed": 0, "errored": 0, "duplicates": 0}
@@ -62,6 +63,11 @@ def from_dataset(source: DatasetSource, cache: Path) -> Result:
         else:
             rows[row_id] = InstructionRow(row_id, messages, {"source": "dataset", "row": index, **origin})
     return Result(list(rows.values()), len(values), counts)
+
+
+def _content(rows: FileRows | PackageRows) -> dict[str, Any]:
+    package = {"package": rows.package} if isinstance(rows, PackageRows) else {}
+    return {**package, "content_sha256": rows.content_sha256}
 
 
 def seed_texts(source: AutoEvolSource, cache: Path) -> list[str]:
@@ -121,23 +127,23 @@ def _sampled(values: Sequence[Any], limit: int | None, seed: int) -> list[tuple[
     return [(index, values[index]) for index in indices]
 
 
-def _column(rows: HubRows | FileRows, cache: Path) -> Sequence[Any]:
+def _column(rows: StoredRows, cache: Path) -> Sequence[Any]:
     """The messages of every row. `cache` is where a file is unpacked; the hub's cache is the machine's own."""
     import datasets
 
     datasets.disable_progress_bars()
-    if isinstance(rows, FileRows):
-        _check_content(rows)
-        where = rows.path
+    if isinstance(rows, HubRows):
+        where = f"{rows.dataset} at {rows.revision[:12]}"
         arguments: dict[str, Any] = {
-            "path": rows.format,
-            "data_files": str(Path(rows.path).expanduser()),
-            "split": "train",
-            "cache_dir": str(cache),
+            "path": rows.dataset,
+            "name": rows.subset,
+            "revision": rows.revision,
+            "split": rows.split,
         }
     else:
-        where = f"{rows.dataset} at {rows.revision[:12]}"
-        arguments = {"path": rows.dataset, "name": rows.subset, "revision": rows.revision, "split": rows.split}
+        where = rows.path
+        file = str(_checked(rows))
+        arguments = {"path": rows.format, "data_files": file, "split": "train", "cache_dir": str(cache)}
     try:
         table = datasets.load_dataset(**arguments)
     except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
@@ -154,15 +160,17 @@ def _column(rows: HubRows | FileRows, cache: Path) -> Sequence[Any]:
     return list(table[rows.messages_field])
 
 
-def _check_content(rows: FileRows) -> None:
+def _checked(rows: FileRows | PackageRows) -> Path:
+    """The file, with the content that the run was planned with."""
     if rows.content_sha256 is None:
         raise BadInputError(f"{rows.path} has no content_sha256; resolve the profile first (with_identity fills it in)")
-    path = Path(rows.path).expanduser()
-    if not path.is_file() or file_sha256(path) != rows.content_sha256:
+    file = rows.local_file()
+    if file_sha256(file) != rows.content_sha256:
         raise BadInputError(
-            f"{rows.path} is missing or is not the file that this run was planned with; restore it, or run again to "
-            f"plan with the new content"
+            f"{rows.path} is not the file that this run was planned with; restore it, or run again to plan with the "
+            f"new content"
         )
+    return file
 
 
 def _id(messages: tuple[Message, ...]) -> str:

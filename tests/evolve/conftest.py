@@ -32,10 +32,12 @@ class ServerReply:
     delay: float = 0
     hang_up: bool = False
     """Closes the connection without a word."""
+    cut: bool = False
+    """Closes the connection in the middle of the body."""
 
     @property
     def is_answer(self) -> bool:
-        return self.status == 200 and self.raw is None and not self.hang_up
+        return self.status == 200 and self.raw is None and not self.hang_up and not self.cut
 
 
 def prompt_of(body: Body) -> str:
@@ -45,7 +47,7 @@ def prompt_of(body: Body) -> str:
 def purpose_of(body: Body) -> str:
     """Which of the stage's prompts this is, by the tag that it asks for."""
     prompt = prompt_of(body)
-    for tag in ("evolved_instruction", "feedback", "verdict", "method"):
+    for tag in ("evolved_instruction", "feedback", "verdict", "method", "next_message"):
         if prompt.endswith(f"</{tag}>.") or f"between <{tag}>" in prompt:
             return tag
     return "answer"
@@ -68,6 +70,10 @@ def scripted(body: Body) -> ServerReply:
         return ServerReply(f"<method>{IMPROVED_METHOD}</method>")
     if purpose == "verdict":
         return ServerReply("<verdict>pass</verdict>")
+    if purpose == "next_message":
+        asked = prompt_of(body).count("[user]")
+        told = hashlib.sha256(prompt_of(body).encode()).hexdigest()
+        return ServerReply(f"<next_message>Step {asked}: what follows from {told}?</next_message>")
     return ServerReply(
         f"The answer to {len(prompt_of(body))} letters is {hashlib.sha256(prompt_of(body).encode()).hexdigest()}."
     )
@@ -171,7 +177,7 @@ class Endpoint:
             handler.send_header(name, value)
         handler.send_header("content-length", str(len(data)))
         handler.end_headers()
-        handler.wfile.write(data)
+        handler.wfile.write(data[: len(data) // 2] if reply.cut else data)
 
     def _completion(self, body: Body, reply: ServerReply) -> dict[str, Any]:
         return {

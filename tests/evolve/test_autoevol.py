@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import time
 from collections.abc import Callable
+from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from tasks.artifacts.store import Store
 from tasks.evolve import prompts
 from tasks.evolve.client import EndpointError
 from tasks.evolve.method import method_digest
+from tasks.evolve.method_file import MethodFile
 
 Recipe = Callable[..., dict[str, Any]]
 RunStage = Callable[..., Artifact]
@@ -54,6 +58,7 @@ def test_every_seed_becomes_a_row_with_its_lineage(run_stage: RunStage, endpoint
             "source": "autoevol",
             "seed_id": row["id"].split("-")[0],
             "round": 2,
+            "turns": 1,
             "method": counts["method"],
             "evolver": "writer",
             "answerer": "writer",
@@ -77,6 +82,88 @@ def test_the_answerer_sees_nothing_but_the_instruction(
     asked = [body["messages"] for body in endpoint.bodies if endpoint.purpose_of(body) == "answer"]
     assert sorted(m[0]["content"] for m in asked) == sorted(row["messages"][0]["content"] for row in rows_of(artifact))
     assert all(len(messages) == 1 for messages in asked)
+
+
+def test_follow_up_turns_make_a_conversation_of_a_row(
+    run_stage: RunStage, endpoint: Any, autoevol_recipe: Recipe
+) -> None:
+    artifact = run_stage("evolve", autoevol_recipe(method_rounds=0, followup_turns=2), {}, endpoint.settings())
+    rows, counts = rows_of(artifact), counts_of(artifact)
+    assert (counts["answered"], counts["turns"]) == (6, 18)
+    for row in rows:
+        roles, texts = zip(*((message["role"], message["content"]) for message in row["messages"]), strict=True)
+        assert roles == ("user", "assistant") * 3
+        assert texts[2].startswith("Step 1: what follows")
+        assert texts[4].startswith("Step 2: what follows")
+        assert row["lineage"]["turns"] == 3
+        # Each answer is to the conversation as it stands in the row, and nothing else.
+        asked = [body["messages"] for body in endpoint.bodies if endpoint.purpose_of(body) == "answer"]
+        assert [row["messages"][:length] in asked for length in (1, 3, 5)] == [True] * 3
+
+
+def test_a_conversation_ends_at_the_first_turn_that_cannot_be_used(
+    run_stage: RunStage, endpoint: Any, autoevol_recipe: Recipe
+) -> None:
+    def respond(body: dict[str, Any]) -> Any:
+        told, purpose = endpoint.prompt_of(body), endpoint.purpose_of(body)
+        begun = body["messages"][0]["content"]
+        if purpose == "next_message" and "number 0" in told:
+            return endpoint.Reply("no tags at all")
+        if purpose == "next_message" and "number 1" in told:
+            question = told.split("[user]\n")[1].split("\n[assistant]")[0]
+            return endpoint.Reply(f"<next_message>{question}</next_message>")
+        if purpose == "answer" and "number 2" in begun and len(body["messages"]) == 3:
+            return endpoint.Reply("The answer is cut", finish="length")
+        if purpose == "answer" and "number 3" in begun:
+            return endpoint.Reply("I'm sorry, but I can't help with that.")
+        return endpoint.scripted(body)
+
+    endpoint.respond = respond
+    artifact = run_stage("evolve", autoevol_recipe(method_rounds=0, followup_turns=1), {}, endpoint.settings())
+    turns = {
+        next(number for number in range(6) if f"number {number}" in row["messages"][0]["content"]): len(row["messages"])
+        for row in rows_of(artifact)
+    }
+    assert turns == {0: 2, 1: 2, 2: 2, 4: 4, 5: 4}
+    counts = counts_of(artifact)
+    names = ("answered", "turns", "unparsed", "unchanged", "truncated", "refused")
+    assert [counts[name] for name in names] == [5, 7, 1, 1, 1, 1]
+
+
+def test_a_search_goes_on_from_the_method_of_an_earlier_one(
+    run_stage: RunStage, endpoint: Any, autoevol_recipe: Recipe, tmp_path: Path
+) -> None:
+    first = run_stage("evolve", autoevol_recipe(method="Step 1. Be harder."), {}, endpoint.settings())
+    assert read(first, "method.txt") == "Step 1. Be harder."
+    file = tmp_path / "method.txt"
+    file.write_text("Step 1. Be harder.\n")
+    digests = set()
+    for path in (str(file), first.uri):
+        method = MethodFile(path=path).with_identity()
+        digests.add(method.content_sha256)
+        endpoint.bodies.clear()
+        recipe = autoevol_recipe(method_rounds=0, method=method.model_dump(mode="json"), max_seeds=3)
+        artifact = run_stage("evolve", recipe, {}, endpoint.settings())
+        assert read(artifact, "method.txt") == "Step 1. Be harder."
+        assert all("Step 1. Be harder." in endpoint.prompt_of(body) for body in endpoint.bodies[:1])
+    assert len(digests) == 2, "a line feed is another file"
+    file.write_text("Step 1. Be easier.")
+    with pytest.raises(BadInputError, match="remove content_sha256 to take the new content"):
+        MethodFile(path=str(file), content_sha256=min(digests)).text()
+
+
+def test_a_method_that_is_not_there_is_named(run_stage: RunStage, tmp_path: Path) -> None:
+    for content, complaint in ((b"\xff", "no UTF-8 text"), (b" \n", "is empty")):
+        (tmp_path / "method.txt").write_bytes(content)
+        with pytest.raises(BadInputError, match=complaint):
+            MethodFile(path=str(tmp_path / "method.txt")).text()
+    with pytest.raises(BadInputError, match="there is no file"):
+        MethodFile(path=str(tmp_path / "none.txt")).with_identity()
+    source = {"kind": "exercises", "kinds": ["add"], "difficulties": [1], "count": 2}
+    other = run_stage("evolve", {"source": source}, {})
+    for uri in (other.uri, f"{other.store.uri}/artifacts/evolve/evolve-0123456789abcdef"):
+        with pytest.raises(BadInputError, match="made without a method"):
+            MethodFile(path=uri).with_identity()
 
 
 def test_a_method_that_loses_content_is_replaced(run_stage: RunStage, endpoint: Any, autoevol_recipe: Recipe) -> None:
@@ -156,6 +243,8 @@ def test_transient_faults_leave_no_trace_in_the_data(
             endpoint.Reply(raw="plain text in place of JSON", headers={"content-type": "text/plain"}),
             endpoint.Reply(content="Rate limit exceeded. Please retry.", finish="stop"),
             endpoint.Reply(content="half an answer", finish="error"),
+            endpoint.Reply(content="a tool is called", finish="tool_calls"),
+            endpoint.Reply(content="half an answer that claims to be whole", cut=True),
             endpoint.Reply(hang_up=True),
             endpoint.Reply(content="too late", delay=2),
         ]
@@ -167,7 +256,7 @@ def test_transient_faults_leave_no_trace_in_the_data(
     assert digest_of(stormy) == digest_of(calm)
     manifest = stormy.manifest()
     assert manifest is not None
-    assert manifest.metrics["retries"] >= 13
+    assert manifest.metrics["retries"] >= 15
 
 
 def test_a_retry_is_no_sooner_than_the_endpoint_asks(
@@ -176,6 +265,16 @@ def test_a_retry_is_no_sooner_than_the_endpoint_asks(
     endpoint.faults.append(endpoint.Reply(status=429, raw="{}", headers={"retry-after": "0.3"}))
     run_stage("evolve", autoevol_recipe(), {}, endpoint.settings(concurrency=1, first_delay_seconds=0))
     assert endpoint.times[1] - endpoint.times[0] >= 0.3
+
+
+def test_a_date_to_come_back_at_is_kept_as_well(run_stage: RunStage, endpoint: Any, autoevol_recipe: Recipe) -> None:
+    in_an_hour = formatdate(time.time() + 3600, usegmt=True)
+    endpoint.faults.append(endpoint.Reply(status=503, raw="{}", headers={"retry-after": in_an_hour}))
+    with pytest.raises(EndpointError, match=r"asks for a pause of 3[56]\d\d s"):
+        run_stage("evolve", autoevol_recipe(), {}, endpoint.settings(concurrency=1))
+    unreadable = endpoint.Reply(status=503, raw="{}", headers={"retry-after": "soon"})
+    endpoint.faults.append(unreadable)
+    run_stage("evolve", autoevol_recipe(), {}, endpoint.settings())
 
 
 def test_a_pause_that_is_too_long_ends_the_launch(run_stage: RunStage, endpoint: Any, autoevol_recipe: Recipe) -> None:
@@ -227,6 +326,8 @@ def test_replies_that_are_no_evolution_are_counted_and_dropped(
     [
         {"content": "502 Bad Gateway"},
         {"status": 400, "raw": '{"error": {"message": "context length exceeded"}}'},
+        {"raw": '{"choices": [{"message": {"content": "502 Bad Gateway'},
+        {"raw": '{"choices": []}'},
     ],
 )
 def test_an_error_in_place_of_one_answer_costs_that_row_only(
@@ -247,6 +348,42 @@ def test_an_error_in_place_of_one_answer_costs_that_row_only(
         data = store.get(entry.path)
         assert b"Bad Gateway" not in data
         assert b"context length" not in data
+
+
+def test_faults_by_the_dozen_lose_nothing_and_pollute_nothing(
+    run_stage: RunStage, endpoint: Any, autoevol_recipe: Recipe, store: Store
+) -> None:
+    """Every third request fails in one of ten ways, throughout a run with follow-up turns, of which none may show."""
+    recipe, other = autoevol_recipe(num_seeds=12, followup_turns=1), autoevol_recipe(num_seeds=12, followup_turns=1)
+    calm = run_stage("evolve", recipe, {}, endpoint.settings())
+    faults = [
+        endpoint.Reply(status=429, raw="FAULT", headers={"retry-after": "0.01"}),
+        endpoint.Reply(status=500, raw="FAULT"),
+        endpoint.Reply(status=503, raw="<html>FAULT</html>"),
+        endpoint.Reply(raw='{"choices": [{"message": {"content": "FAULT'),
+        endpoint.Reply(raw='{"choices": [], "model": "FAULT"}'),
+        endpoint.Reply(raw='{"choices": [{"finish_reason": null, "message": {"content": "FAULT"}}]}'),
+        endpoint.Reply(content="Internal Server Error", finish="stop"),
+        endpoint.Reply(content="FAULT", cut=True),
+        endpoint.Reply(hang_up=True),
+        endpoint.Reply(content="FAULT", delay=2.5),
+    ]
+    seen = itertools.count()
+
+    def respond(body: dict[str, Any]) -> Any:
+        number = next(seen)
+        return faults[number // 3 % len(faults)] if number % 3 == 0 else endpoint.scripted(body)
+
+    endpoint.respond = respond
+    other["source"]["max_seeds"] = 100
+    settings = endpoint.settings(timeout_seconds=2, max_retries=40, max_delay_seconds=0.05)
+    stormy = run_stage("evolve", other, {}, settings)
+    assert next(seen) > 30 * len(faults) // 10
+    assert digest_of(stormy) == digest_of(calm)
+    for entry in store.list(stormy.directory):
+        data = store.get(entry.path)
+        assert b"FAULT" not in data
+        assert b"Internal Server Error" not in data
 
 
 def test_an_endpoint_that_only_sends_error_texts_makes_no_artifact(

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -166,11 +167,32 @@ def test_a_spent_budget_stops_the_run_and_a_larger_one_goes_on(
     assert set(endpoint.answered.values()) == {1}
 
 
+def test_a_spent_cost_budget_stops_the_run_and_a_larger_one_goes_on(
+    run_stage: RunStage, endpoint: Any, autoevol_recipe: Recipe
+) -> None:
+    recipe = autoevol_recipe()
+    # 20 prompt and 10 completion tokens a call: USD 0.0005 by the writer, 0.001 by the critic. The present method's
+    # trial and the batch are eight calls of the writer, the analysis is the critic's first.
+    prices = {"writer": {"prompt": 10, "completion": 30}, "critic": {"prompt": 25, "completion": 50}}
+    limited = endpoint.settings(prices=prices, cost_budget=0.0045, concurrency=1)
+    with pytest.raises(BadInputError, match=r"cost budget of evolve is spent \(USD 0.0050 of 0.0045 in 9 calls, all"):
+        run_stage("evolve", recipe, {}, limited)
+    assert sum(endpoint.answered.values()) == 9
+    artifact = run_stage("evolve", recipe, {}, endpoint.settings(prices=prices, cost_budget=1))
+    assert set(endpoint.answered.values()) == {1}
+    manifest = artifact.manifest()
+    assert manifest is not None
+    by_model = Counter(body["model"] for body in endpoint.bodies)
+    assert manifest.metrics["cost_usd"] == pytest.approx(0.0005 * by_model["writer"] + 0.001 * by_model["critic"])
+
+
 def test_a_budget_needs_an_endpoint_that_counts(run_stage: RunStage, endpoint: Any, autoevol_recipe: Recipe) -> None:
     choice = {"finish_reason": "stop", "message": {"role": "assistant", "content": "x"}}
     endpoint.respond = lambda _body: endpoint.Reply(raw=json.dumps({"choices": [choice]}))
     with pytest.raises(BadInputError, match="does not say how many tokens"):
         run_stage("evolve", autoevol_recipe(), {}, endpoint.settings(token_budget=1000, concurrency=1))
+    with pytest.raises(BadInputError, match="does not say how many tokens"):
+        run_stage("evolve", autoevol_recipe(), {}, endpoint.settings(cost_budget=1, concurrency=1))
 
 
 def test_a_damaged_record_is_named(run_stage: RunStage, endpoint: Any, autoevol_recipe: Recipe, store: Store) -> None:

@@ -14,7 +14,9 @@ import pytest
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.errors import BadInputError
 from tasks.artifacts.fingerprint import file_sha256
+from tasks.evolve.row_sources import PackageRows
 from tasks.evolve.sources import conversation
+from tasks.evolve.stage import EvolveRecipe
 from tasks.exercises import KINDS, split_of
 
 RunStage = Callable[..., Artifact]
@@ -160,6 +162,25 @@ def test_a_wrong_field_and_a_broken_file_are_said_in_one_sentence(run_stage: Run
     path.write_text('{"conversations": [')
     with pytest.raises(BadInputError, match="cannot be read"):
         run_stage("evolve", dataset_recipe(path), {})
+
+
+def test_instructions_come_with_a_python_package(run_stage: RunStage) -> None:
+    pytest.importorskip("zaragoza_construction_faq", reason="the extra smollm2 is not installed")
+    rows = {"origin": "package", "package": "zaragoza_construction_faq", "file": "data/faq-en-sharegpt.jsonl"}
+    recipe = EvolveRecipe.model_validate({"source": {"kind": "dataset", "rows": rows}}).with_identity()
+    artifact = run_stage("evolve", recipe.model_dump(mode="json"), {})
+    found, metrics = rows_of(artifact), metrics_of(artifact)
+    assert metrics["seeds"] == 503
+    assert len(found) + metrics["duplicates"] == 503
+    assert found[0]["messages"][0]["content"] == "What is a bygglov (building permit)?"
+    assert found[0]["lineage"]["package"] == "zaragoza_construction_faq"
+
+
+def test_a_package_or_file_that_is_not_there_is_named() -> None:
+    with pytest.raises(BadInputError, match="the Python package no_such_package is not installed"):
+        PackageRows(origin="package", package="no_such_package", file="*").with_identity()
+    with pytest.raises(BadInputError, match=r"set `file` in evolve\.recipe\.source to one file"):
+        PackageRows(origin="package", package="pytest", file="*.none").with_identity()
 
 
 @pytest.mark.parametrize("value", [None, "text", [None], [{"from": "human"}], [RIVERS[1], RIVERS[0]], [RIVERS[0]] * 2])

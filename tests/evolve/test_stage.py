@@ -11,7 +11,8 @@ from pydantic import ValidationError
 
 from tasks.artifacts.errors import BadInputError
 from tasks.artifacts.fingerprint import file_sha256
-from tasks.evolve.stage import STAGE, Endpoint, EvolveConfig, EvolveGates, EvolveRecipe
+from tasks.evolve.endpoint import Endpoint
+from tasks.evolve.stage import STAGE, EvolveConfig, EvolveGates, EvolveRecipe
 from tasks.runtime.declare import Step
 
 Recipe = Callable[..., dict[str, Any]]
@@ -52,6 +53,24 @@ def test_a_repeated_kind_is_refused() -> None:
     source = {"kind": "exercises", "kinds": ["add", "add"], "difficulties": [1], "count": 1}
     with pytest.raises(ValidationError, match="name a value once"):
         key_of(recipe={"source": source})
+
+
+def test_a_cost_budget_needs_the_price_of_every_model(autoevol_recipe: Recipe) -> None:
+    endpoint = {"base_url": "http://a/v1", "cost_budget": 5, "prices": {"writer": {"prompt": 1, "completion": 2}}}
+    with pytest.raises(ValidationError, match=r"without the prices of critic; put them into runtime\.endpoint\.prices"):
+        key_of(recipe=autoevol_recipe(), runtime={"endpoint": endpoint})
+    endpoint["prices"]["critic"] = {"prompt": 1, "completion": 2}  # type: ignore[index]
+    assert key_of(recipe=autoevol_recipe(), runtime={"endpoint": endpoint}) == key_of(recipe=autoevol_recipe())
+
+
+def test_a_method_of_a_file_is_identified_by_its_content(tmp_path: Path, autoevol_recipe: Recipe) -> None:
+    path = tmp_path / "method.txt"
+    keys = []
+    for text in ("Step 1. Be harder.", "Step 1. Be rarer."):
+        path.write_text(text)
+        recipe = EvolveRecipe.model_validate(autoevol_recipe(method={"path": str(path)})).with_identity()
+        keys.append(key_of(recipe=recipe.model_dump(mode="json")))
+    assert len(set(keys)) == 2
 
 
 @pytest.mark.parametrize("role", ["rows", "seeds"])
