@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
+from lm_eval.api.model import LM
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from tasks.artifacts.errors import BadInputError
@@ -18,6 +19,7 @@ from tasks.benchmarks.loading import LoadedTasks
 from tasks.evaluate.broken_numbers import broken_numbers
 from tasks.evaluate.exact_lm import ExactLM
 from tasks.evaluate.harness import evaluate_entry
+from tasks.evaluate.served_lm import ServedLM
 from tasks.evaluate.shards import Part, commit_documents, commit_items
 from tasks.evaluate.stage import EvaluateRecipe
 from tasks.logits.rows import Row
@@ -88,6 +90,16 @@ class Bench:
         if self.device.startswith("cuda"):
             torch.cuda.empty_cache()
 
+    def measure_served(self, lm: ServedLM, parts: Sequence[Part]) -> None:
+        """Commits these parts of a model that answers elsewhere."""
+        tick = _Ticker(self.job, lm.name, self.done, self.total)
+        for part in parts:
+            assert part.entry is not None, "no bits are counted of a served model"
+            tick()
+            self._measure_entry(part, self.tasks[part.entry], lm, lm.about)
+            self.done += 1
+            tick.done = self.done
+
     def _measure_bits(
         self,
         part: Part,
@@ -117,7 +129,7 @@ class Bench:
         commit_documents(self.job, part, [asdict(document) for document in documents], about, seconds=seconds)
         self.job.log(f"measured {part.model}: bits per byte of {len(documents)} held-out documents")
 
-    def _measure_entry(self, part: Part, entry: LoadedTasks, lm: ExactLM, about: Mapping[str, Any]) -> None:
+    def _measure_entry(self, part: Part, entry: LoadedTasks, lm: LM, about: Mapping[str, Any]) -> None:
         started = time.monotonic()
         items, harness = evaluate_entry(lm, entry, self.recipe)
         accuracy = mean_with_error([item.outcome for item in items])["value"]

@@ -7,11 +7,9 @@ finite numbers.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from datetime import date
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import normalize_gen_kwargs
@@ -25,8 +23,8 @@ from transformers import (
 
 from tasks.artifacts.errors import BadInputError
 from tasks.evaluate.broken_numbers import broken_numbers
+from tasks.evaluate.chat_text import chat_text
 from tasks.evaluate.stage import EvaluateRecipe
-from tasks.modeling.template_date import PINNED_CLOCK, date_string
 
 _LoglikelihoodRequest = tuple[tuple[str, str] | None, list[int], list[int]]
 
@@ -67,24 +65,9 @@ class ExactLM(HFLM):  # type: ignore[misc, unused-ignore]
         Raises:
             BadInputError: the template refuses it, such as for a system turn.
         """
-        try:
-            rendered = self.tokenizer.apply_chat_template(
-                chat_history,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=not add_generation_prompt,
-                chat_template=PINNED_CLOCK + self.tokenizer.get_chat_template(),
-                date_string=date_string(date.fromisoformat(self._recipe.template_date)),
-            )
-        except TemplateError as error:
-            roles = ", ".join(message["role"] for message in chat_history)
-            raise BadInputError(
-                f"the chat template of {self._name} does not render a conversation of the roles {roles} "
-                f"({' '.join(str(error).split())}), and without one of these turns the model would be asked another "
-                f"question than the others; leave out the task that has it or this model, or set "
-                f"evaluate.recipe.apply_chat_template to false"
-            ) from error
-        return str(rendered)
+        return chat_text(
+            self._name, self.tokenizer, self._recipe, chat_history, add_generation_prompt=add_generation_prompt
+        )
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         self._remember(requests)

@@ -16,10 +16,10 @@ from typing import Any
 import lm_eval
 import numpy as np
 import torch
+from lm_eval.api.model import LM
 
 from tasks.artifacts.errors import BadInputError
 from tasks.benchmarks.loading import LoadedTasks, data_digest
-from tasks.evaluate.exact_lm import ExactLM
 from tasks.evaluate.stage import EvaluateRecipe
 
 
@@ -41,7 +41,7 @@ class Item:
     outcome: float
 
 
-def evaluate_entry(lm: ExactLM, entry: LoadedTasks, recipe: EvaluateRecipe) -> tuple[list[Item], dict[str, Any]]:
+def evaluate_entry(lm: LM, entry: LoadedTasks, recipe: EvaluateRecipe) -> tuple[list[Item], dict[str, Any]]:
     """All items of an entry in the order of tasks and documents, and by what they were made: versions, data, metrics.
 
     Raises:
@@ -103,9 +103,14 @@ def _item(entry: LoadedTasks, task: str, of_data: str, sample: dict[str, Any]) -
         document=str(sample["doc_hash"]),
         # One question may be in several tasks of a group; another data set's may have the same number.
         cluster=f"{of_data}/{sample['doc'][entry.cluster]}" if entry.cluster is not None else None,
-        prompt=str(sample["arguments"][0][0]),
+        prompt=_text(sample["arguments"][0][0]),
         target=str(sample["target"]),
         # For a multiple choice: the log-likelihood of each, and whether it is what greedy decoding gives.
         completion=answer if isinstance(answer, str) else str(answer),
         outcome=outcome,
     )
+
+
+def _text(prompt: Any) -> str:
+    # A conversation that a server renders is its JSON, in an object of the harness.
+    return str(getattr(prompt, "prompt", prompt))

@@ -77,9 +77,9 @@ def _summary(measured: Measured, recipe: EvaluateRecipe) -> dict[str, Any]:
             for task, items in groupby(measured.items, key=lambda item: item["task"])
         },
         "entries": _entries(measured.items, metrics),
-        "tokenizer": measured.about["tokenizer"],
+        **{name: measured.about[name] for name in ("tokenizer", "served") if name in measured.about},
     }
-    if recipe.bits_per_byte:
+    if recipe.bits_per_byte and "served" not in measured.about:
         summary["bits_per_byte"] = {
             **ratio_with_error(*_bits_and_bytes(measured)),
             "start_token": measured.about["start_token"],
@@ -124,7 +124,7 @@ def _pair(names: tuple[str, str], one: Measured, other: Measured) -> dict[str, A
     keys = [[(item["task"], item["item"]) for item in each.items] for each in (one, other)]
     rows = [[document["document"] for document in each.documents] for each in (one, other)]
     assert keys[0] == keys[1], "models of one comparison answer the same items"
-    assert rows[0] == rows[1], "models of one comparison read the same documents"
+    assert rows[0] == rows[1] or not all(rows), "models of one comparison read the same documents"
     for item, against in zip(one.items, other.items, strict=True):
         if item.get("document") != against.get("document"):
             raise BadInputError(
@@ -137,7 +137,7 @@ def _pair(names: tuple[str, str], one: Measured, other: Measured) -> dict[str, A
         "accuracy": _paired(one.items, other.items),
         "entries": {entry: _paired(own, against_by_entry[entry]) for entry, own in _by_entry(one.items).items()},
     }
-    if one.documents:
+    if rows[0] and rows[1]:
         bits, sizes = _bits_and_bytes(one)
         pair["bits_per_byte"] = paired_ratio(bits, _bits_and_bytes(other)[0], sizes)
     return pair

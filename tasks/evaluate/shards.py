@@ -40,13 +40,15 @@ class Part:
 
 
 def parts_of(recipe: EvaluateRecipe, models: Iterable[str]) -> list[Part]:
-    """All measurements, model by model: bits per byte first, which tells a broken model soonest.
+    """All measurements, model by model: bits per byte first, which tells a broken model soonest. Served ones come last,
+    and no bits are counted of them.
 
     Raises:
         BadInputError: two of them would have one name.
     """
-    entries = [*([None] if recipe.bits_per_byte else []), *recipe.entries]
-    parts = [Part(model, entry) for model in models for entry in entries]
+    bits = [None] if recipe.bits_per_byte else []
+    parts = [Part(model, entry) for model in models for entry in (*bits, *recipe.entries)]
+    parts += [Part(model, entry) for model in recipe.served for entry in recipe.entries]
     known: dict[str, Part] = {}
     for part in parts:
         other = known.setdefault(part.shard, part)
@@ -84,6 +86,18 @@ def _commit(
     write_lines(directory / name, records)
     (directory / _ABOUT).write_bytes(canonical_json(about) + b"\n")
     job.commit_shard(part.shard, directory, metrics)
+
+
+def copy_parts(job: Job, measured: str, parts: Sequence[Part]) -> int:
+    """Commits parts of a model whose files another one has too, out of what was measured of that; returns how many."""
+    receipts = job.receipts()
+    for part in parts:
+        directory = job.new_directory(part.shard)
+        for name, data in _files(job, receipts[Part(measured, part.entry).shard]).items():
+            (directory / name).write_bytes(data)
+        job.commit_shard(part.shard, directory, {"measured_as": measured})
+    job.log(f"{parts[0].model} has the files of {measured}, and what was measured of that")
+    return len(parts)
 
 
 def check_same_harness(

@@ -14,6 +14,7 @@ from pydantic import Field, field_validator, model_validator
 
 from tasks.artifacts.frozen import Frozen
 from tasks.benchmarks.declare import EvaluationTasks, ExerciseTasks, HarnessTasks
+from tasks.evaluate.served import ModelServer, ServedModel
 from tasks.runtime.declare import GateResult, Gates, Runtime, Stage, StageConfig, at_least, at_most
 
 
@@ -29,6 +30,8 @@ class EvaluateRecipe(Frozen):
     """The models that were fused into the candidate."""
     twins: dict[str, str] = Field(default_factory=dict)
     """Branch → its CE-only twin: their held-out KL to the teacher, measured where they were trained, is compared."""
+    served: dict[str, ServedModel] = Field(default_factory=dict)
+    """Models behind servers by the names that they are compared under, beside those of the inputs."""
     apply_chat_template: bool = True
     template_date: str = "2024-07-26"
     """An ISO date: what a chat template prints as today's date."""
@@ -37,8 +40,11 @@ class EvaluateRecipe(Frozen):
     seed: int = 0
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     bits_per_byte: bool = True
+    skip_documents: int = Field(0, ge=0)
+    """Held-out texts at the start of the corpus that are left out: those of another evaluation, which is reported while
+    this one is chosen on."""
     max_documents: int | None = Field(None, ge=2)
-    """Bits per byte on the first held-out texts only: whole documents, of however many rows."""
+    """Bits per byte on the first held-out texts after those only: whole documents, of however many rows."""
     window_tokens: int = Field(2048, ge=2)
     """Longest window for bits per byte; a model with a shorter context uses its own."""
 
@@ -58,6 +64,17 @@ class EvaluateRecipe(Frozen):
             raise ValueError(f"reference and candidate are both {self.candidate!r}; there is nothing to compare")
         if self.candidate in self.parents:
             raise ValueError(f"{self.candidate!r} cannot be its own parent; take it out of evaluate.recipe.parents")
+        weighed = {self.reference, self.candidate, *self.parents, *self.twins, *self.twins.values()}
+        if unfit := sorted(weighed & self.served.keys()):
+            raise ValueError(
+                f"{unfit[0]!r} is served, and reference, candidate, parents and twins must be models of this run, of "
+                f"which everything is measured; give the served model another name"
+            )
+        for name, served in self.served.items():
+            if served.tokenizer in self.served:
+                raise ValueError(f"served.{name}.tokenizer names a served model; name one of this run")
+            if served.api == "chat" and not self.apply_chat_template:
+                raise ValueError(f"served.{name} is asked by chat; set apply_chat_template, or take api: completions")
         kinds = [kind for task in self.tasks if isinstance(task, ExerciseTasks) for kind in task.kinds]
         names = [task.name for task in self.tasks if isinstance(task, HarnessTasks)]
         for what, values in (("kind of exercises", kinds), ("task", names)):
@@ -71,6 +88,8 @@ class EvaluateRuntime(Runtime):
     """Another batch size changes the last bits of sums, and with them at most near-tied tokens."""
 
     batch_size: int = Field(64, ge=1)
+    servers: dict[str, ModelServer] = Field(default_factory=dict)
+    """Where the recipe's `served` models answer."""
     mirror: str | None = None
     """A folder with copies of the hub's data sets, each at OWNER/NAME in its repository's layout, and of NLTK's data at
     nltk_data. The hub is not asked for data then."""
@@ -92,6 +111,14 @@ class EvaluateConfig(StageConfig):
     recipe: EvaluateRecipe
     runtime: EvaluateRuntime = EvaluateRuntime()
     gates: EvaluateGates = EvaluateGates()
+
+    @model_validator(mode="after")
+    def _served_somewhere(self) -> EvaluateConfig:
+        if lost := sorted(self.recipe.served.keys() ^ self.runtime.servers.keys()):
+            raise ValueError(
+                f"recipe.served and runtime.servers must name the same models, and {lost[0]!r} is in one of them only"
+            )
+        return self
 
 
 def _judge(metrics: Mapping[str, Any], gates: EvaluateGates) -> list[GateResult]:

@@ -12,9 +12,11 @@ from tasks.artifacts.errors import BadInputError
 from tasks.artifacts.manifest import ShardReceipt
 from tasks.benchmarks.hub import confine_hub
 from tasks.evaluate.results import build_results, gate_metrics
-from tasks.evaluate.shards import Part, check_same_harness, parts_of, read_measured, write_lines
+from tasks.evaluate.served import check_served
+from tasks.evaluate.shards import Part, check_same_harness, copy_parts, parts_of, read_measured, write_lines
 from tasks.evaluate.stage import EvaluateRecipe, EvaluateRuntime, HarnessTasks
 from tasks.modeling.compared_models import check_models
+from tasks.modeling.model_identity import first_alike
 from tasks.worker.job import InputArtifact, Job, worker_main
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ def run(job: Job) -> None:
     named = (recipe.reference, recipe.candidate, *recipe.parents, *recipe.twins, *recipe.twins.values())
     check_models("evaluate", "reference, candidate, parents or twins", named, models)
     worst_kl_over_twin = _worst_kl_over_twin(recipe, models)
+    check_served(recipe.served, models)
     parts = parts_of(recipe, models)
     receipts = job.receipts()
     missing = [part for part in parts if part.shard not in receipts]
@@ -41,7 +44,8 @@ def run(job: Job) -> None:
         receipts = job.receipts()
 
     measured = {
-        name: read_measured(job, [part for part in parts if part.model == name], receipts) for name in sorted(models)
+        name: read_measured(job, [part for part in parts if part.model == name], receipts)
+        for name in sorted([*models, *recipe.served])
     }
     results = build_results(measured, recipe)
     directory = job.new_directory("results")
@@ -92,10 +96,11 @@ def _measure(
     # Heavy, and only right after confine_hub.
     from tasks.benchmarks.loading import data_digest, load_tasks
     from tasks.evaluate.bench import Bench
+    from tasks.evaluate.served_connection import served_lm
 
     missing = [part for part in parts if part.shard not in receipts]
     total = len(parts)
-    rows = _heldout_texts(job, recipe.max_documents) if any(part.entry is None for part in missing) else []
+    rows = _heldout_texts(job, recipe) if any(part.entry is None for part in missing) else []
     tasks = []
     if any(part.entry is not None for part in missing):
         tasks = load_tasks(recipe.tasks, recipe.max_new_tokens, runtime.mirror)
@@ -112,18 +117,30 @@ def _measure(
         done=total - len(missing),
         total=total,
     )
+    asked = [name for name in recipe.served if any(part.model == name for part in missing)]
+    # Before hours go into the other models: whether a server is there, and can do what the tasks ask of it.
+    served = {name: served_lm(name, recipe, runtime.servers[name], models, tasks, job) for name in asked}
+    alike = first_alike({name: model.manifest.objects for name, model in models.items()})
     for name, model in models.items():
         own = [part for part in missing if part.model == name]
-        if own:
+        if own and name in alike:
+            # The same weights under a second name, such as the model that was chosen.
+            bench.done += copy_parts(job, alike[name], own)
+        elif own:
             bench.measure(name, model, own)
+    for name, lm in served.items():
+        bench.measure_served(lm, [part for part in missing if part.model == name])
     job.progress(total, total, "measurements")
 
 
-def _heldout_texts(job: Job, maximum: int | None) -> list[Row]:
-    from tasks.logits.heldout import HELDOUT_FILE, heldout_texts
+def _heldout_texts(job: Job, recipe: EvaluateRecipe) -> Sequence[Row]:
+    from tasks.logits.heldout import HELDOUT_FILE, heldout_texts, texts_to_choose_on
 
     corpus = job.input("corpus")
-    texts = heldout_texts(corpus.directory() / HELDOUT_FILE, maximum=maximum)
+    file = corpus.directory() / HELDOUT_FILE
+    if recipe.skip_documents:
+        return texts_to_choose_on(file, recipe.skip_documents, recipe.max_documents, corpus.artifact.uri)
+    texts = heldout_texts(file, maximum=recipe.max_documents)
     if texts.chosen < 2:
         raise BadInputError(
             f"{corpus.artifact.uri} holds out {texts.held_out} texts, and a standard error needs two; raise its "
