@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from flows.model_sizes import Sizes
 from tasks.corpus.stage import CorpusRecipe
+from tasks.dump_logits.served import ServedTeacher
 from tasks.dump_logits.stage import DumpLogitsRecipe, DumpLogitsRuntime
 from tasks.models.stage import HubSource
 from tasks.planning.assumptions import Assumptions, start_seconds, utilisation_of
@@ -11,10 +12,13 @@ from tasks.planning.flops import forward_flops
 from tasks.planning.forecast import RECORDS, Forecast, device_bandwidth
 from tasks.planning.forward_memory import dump_memory
 from tasks.planning.hardware import Arithmetic, Hardware
-from tasks.planning.logit_bytes import by_mass_alone, entries_of, store_size
+from tasks.planning.logit_bytes import StoreSize, by_mass_alone, entries_of, store_size
 from tasks.planning.measured import DumpProgress
 from tasks.planning.quantities import byte_size, figure, span
 from tasks.runtime.declare import Step
+
+ANSWER_BYTES = 70.0
+"""An entry in vLLM's JSON: id, log-probability with 17 digits, rank and text."""
 
 
 def forecast_dump(
@@ -24,7 +28,7 @@ def forecast_dump(
     recipe, runtime = step.config.recipe, step.config.runtime
     assert isinstance(recipe, DumpLogitsRecipe)
     assert isinstance(runtime, DumpLogitsRuntime)
-    teacher, corpus = sizes.model(step.inputs["teacher"]), sizes.corpus(step.inputs["corpus"])
+    corpus = sizes.corpus(step.inputs["corpus"])
     splits = [corpus.train if split == "train" else corpus.heldout for split in recipe.splits]
     documents = sum(splits[1:], splits[0])
     cut = step.inputs["corpus"].config.recipe
@@ -47,6 +51,16 @@ def forecast_dump(
     # The rows whose gold tokens are computed again, and the sample for the prior, pass the layers once more.
     again = runtime.gold_rows_per_shard / recipe.rows_per_shard + recipe.prior_tokens / max(1.0, documents.tokens)
     passed = documents.tokens * (1 + min(1.0, again))
+    measured = ""
+    if progress is not None:
+        measured = f"{progress.bytes_per_token:.1f} bytes a token of {progress.shards} shards"
+        if progress.tokens_per_second:
+            measured += f", {progress.tokens_per_second:,.0f} tokens/s"
+    speed = progress.tokens_per_second if progress is not None else None
+    if isinstance(recipe.teacher, ServedTeacher):
+        forecast = _served(passed, documents.tokens, recipe.support.width, store, stored, measured, given)
+        return forecast.at_speed(speed) if speed else forecast
+    teacher = sizes.model(step.inputs["teacher"])
     executed = passed / (1 - given.padding)
     pairs = documents.pairs(given.length_spread)
     layers = forward_flops(teacher.shape, num_tokens=executed, num_logits=0, num_pairs=pairs)
@@ -79,11 +93,6 @@ def forecast_dump(
         "waiting for the encoder": max(0.0, encoding - compute - traffic),
         "waiting for the store": max(0.0, stored / given.store_bytes_per_second - compute - traffic - encoding),
     }
-    measured = ""
-    if progress is not None:
-        measured = f"{progress.bytes_per_token:.1f} bytes a token of {progress.shards} shards"
-        if progress.tokens_per_second:
-            measured += f", {progress.tokens_per_second:,.0f} tokens/s"
     memory = dump_memory(
         teacher,
         recipe.teacher.dtype,
@@ -123,8 +132,28 @@ def forecast_dump(
             f"{store.shards:,} shards",
         ),
     )
-    speed = progress.tokens_per_second if progress is not None else None
     return forecast.at_speed(speed) if speed else forecast
+
+
+def _served(
+    passed: float, tokens: float, entries: int, store: StoreSize, stored: float, measured: str, given: Assumptions
+) -> Forecast:
+    """A dump that asks a server: its time is the server's, and what moves is mostly JSON."""
+    asked = passed * (entries + 1) * ANSWER_BYTES
+    return Forecast(
+        tokens=tokens,
+        seconds={"start": start_seconds(given), "compute": passed / given.served_tokens_per_second},
+        stored=stored,
+        moved=stored + asked,
+        objects=store.objects + store.shards + 1 + RECORDS,
+        measured=measured,
+        how=(
+            f"{figure(passed)} tokens with rows that are asked for twice at {given.served_tokens_per_second:,.0f}/s of "
+            f"the server; {figure(passed)} × {entries + 1} entries × {ANSWER_BYTES:.0f} bytes of JSON = "
+            f"{byte_size(asked)}; {stored / max(1.0, tokens):.1f} bytes a token stored, {store.shards:,} shards",
+        ),
+        warnings=("the server's devices and their price are not in the sums",),
+    )
 
 
 def _on_hub(recipe: object) -> bool:

@@ -1,4 +1,4 @@
-"""`medius verify`: checksums of any artifact, every row of a logit store, and the teacher once more on a sample."""
+"""`medius verify`: checksums of any artifact, every row of a logit store, and a model once more on a sample of them."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from flows.addresses import hush_open_sessions, model_of
+from flows.addresses import find_artifact, hush_open_sessions, model_of
 from tasks.artifacts.artifact import Artifact
-from tasks.artifacts.errors import MediusError, ObjectMissingError, WorkerFailedError
-from tasks.artifacts.manifest import Manifest
+from tasks.artifacts.errors import BadInputError, MediusError, ObjectMissingError, WorkerFailedError
+from tasks.artifacts.manifest import InputRecord, Manifest
 from tasks.artifacts.verify import find_damage
 from tasks.dump_logits.recomputed import RECOMPUTED_FILE, Recomputed
 from tasks.dump_logits.stage import DumpLogitsRuntime
@@ -23,6 +23,30 @@ from tasks.worker.spec import WorkerSpec
 
 SCRATCH = Path(".medius/scratch")
 _LINE_SECONDS = 5
+AUDITED_POSITIONS = 1024
+"""Of each store that is compared with another model, where the command line says no number."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A finished model with which stores are compared, in the place of their teachers."""
+
+    artifact: Artifact
+    manifest: Manifest
+    max_kl: float | None
+    """Nats, the mean that is still no problem; None: only told."""
+
+    @classmethod
+    def at(cls, target: str, store: str | None, max_kl: float | None) -> Reference:
+        """The model at a URI or with a key.
+
+        Raises:
+            BadInputError: there is none, or it is no model.
+        """
+        artifact, manifest = find_artifact(target, store)
+        if manifest.object("config.json") is None:
+            raise BadInputError(f"{artifact.uri} is no model, so --against cannot compare with it; name one of a model")
+        return cls(artifact, manifest, max_kl)
 
 
 @dataclass
@@ -31,7 +55,8 @@ class Verification:
 
     console: Console
     recompute: int = 0
-    """Positions of each logit store that its teacher recomputes."""
+    """Positions of each logit store that its teacher recomputes, or the reference computes."""
+    reference: Reference | None = None
     num_problems: int = 0
 
     def check(self, label: str, artifact: Artifact, manifest: Manifest) -> None:
@@ -80,6 +105,8 @@ class Verification:
         return problems, f", {last[0].shards} shards, {last[0].tokens:,} tokens" if last else ""
 
     def _recomputed(self, artifact: Artifact, manifest: Manifest) -> list[str]:
+        if (reference := self.reference) is not None:
+            return self._audited(artifact, manifest, reference)
         try:
             model_of(artifact, manifest, ("teacher",))
         except ObjectMissingError as error:
@@ -93,13 +120,34 @@ class Verification:
             self.console.print(line, soft_wrap=True, markup=False)
         return found.problems(artifact.uri)
 
+    def _audited(self, artifact: Artifact, manifest: Manifest, reference: Reference) -> list[str]:
+        name = reference.artifact.uri
+        try:
+            found = recompute(artifact, manifest, self.recompute, reference)
+        except WorkerFailedError as error:
+            return [f"{artifact.uri} is not compared with {name}: {error}"]
+        for line in found.audit(name):
+            self.console.print(line, soft_wrap=True, markup=False)
+        return [] if reference.max_kl is None else found.beyond(artifact.uri, name, reference.max_kl)
 
-def recompute(artifact: Artifact, manifest: Manifest, num_positions: int) -> Recomputed:
-    """Runs the teacher on sampled rows in a process of its own, on the GPU if there is one.
+
+def recompute(
+    artifact: Artifact, manifest: Manifest, num_positions: int, reference: Reference | None = None
+) -> Recomputed:
+    """Runs the teacher, or `reference`, on sampled rows in a process of its own, on the GPU if there is one.
 
     Raises:
+        BadInputError: the reference is in another store.
         WorkerFailedError: the process ended with an error.
     """
+    inputs = dict(manifest.inputs)
+    if reference is not None:
+        if reference.artifact.store.uri != artifact.store.uri:
+            raise BadInputError(
+                f"{reference.artifact.uri} is in another store than {artifact.uri}; name a model of the same store"
+            )
+        found = reference.manifest
+        inputs["teacher"] = InputRecord(key=found.key, digest=found.digest, directory=reference.artifact.directory)
     attempt = uuid.uuid4().hex[:8]
     runtime = DumpLogitsRuntime()
     with scratch_folder(SCRATCH.resolve(), f"recompute-{manifest.key[:16]}", attempt) as scratch:
@@ -112,9 +160,9 @@ def recompute(artifact: Artifact, manifest: Manifest, num_positions: int) -> Rec
             directory=artifact.directory,
             scratch=str(scratch),
             input_cache=str(SCRATCH.resolve() / "inputs"),
-            recipe={**manifest.recipe, "num_positions": num_positions},
+            recipe={**manifest.recipe, "num_positions": num_positions, "against": reference is not None},
             runtime=runtime.model_dump(mode="json"),
-            inputs=manifest.inputs,
+            inputs=inputs,
         )
         spec_file = scratch / "spec.json"
         spec_file.write_text(spec.model_dump_json(indent=1))

@@ -12,7 +12,7 @@ import numpy as np
 from tasks.artifacts.errors import CorruptArtifactError
 from tasks.dump_logits.claims import Claim, ShardClaims
 from tasks.dump_logits.corpus_rows import CorpusSplit
-from tasks.dump_logits.forward import BatchResult, Forward, gold_samples
+from tasks.dump_logits.distributions import BatchResult, Distributions
 from tasks.dump_logits.pipeline import Pipeline
 from tasks.dump_logits.prior_sample import sampled_rows
 from tasks.dump_logits.shard_output import ShardOutput
@@ -37,14 +37,17 @@ class Dump:
         runtime: DumpLogitsRuntime,
         splits: Mapping[Split, CorpusSplit],
         plan: Sequence[ShardPlan],
-        forward: Forward,
+        forward: Distributions,
+        known: Mapping[str, float],
         group: TensorGroup | None,
     ) -> None:
+        """`known` is what was measured of the teacher before, and stands in the prior's receipt."""
         self._job = job
         self._runtime = runtime
         self._splits = splits
         self._plan = {shard.name: shard for shard in plan}
         self._forward = forward
+        self._known = dict(known)
         self._group = group
         self._progress = _Progress(
             job,
@@ -90,7 +93,8 @@ class Dump:
             return
         directory = self._job.new_directory(PRIOR_SHARD)
         write_prior(directory, Prior.from_counts(counts_V), num_positions)
-        self._job.commit_shard(PRIOR_SHARD, directory, {"rows": len(rows), "positions": num_positions})
+        metrics = {"rows": len(rows), "positions": num_positions, **self._known}
+        self._job.commit_shard(PRIOR_SHARD, directory, metrics)
         shutil.rmtree(directory)
 
     def shards(self, claims: ShardClaims, form: LogitFormat, prior: Prior) -> None:
@@ -113,7 +117,7 @@ class Dump:
         shard = self._plan[claim.name]
         try:
             rows = self._splits[shard.split].read(shard.first_row, shard.num_rows)
-            gold = gold_samples(self._forward.teacher, rows, self._runtime.gold_rows_per_shard)
+            gold = self._forward.gold(rows, self._runtime.gold_rows_per_shard)
             output = ShardOutput(self._job, claim, shard, form, prior, rows, gold)
         except BaseException:
             claim.release()

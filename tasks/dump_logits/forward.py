@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import NoReturn
 
 import numpy as np
@@ -12,25 +11,13 @@ from torch import Tensor
 
 from tasks.artifacts.errors import BadInputError
 from tasks.dump_logits.batches import length_buckets, padded
+from tasks.dump_logits.distributions import BatchResult, GoldSample, gold_rows
 from tasks.dump_logits.sampling import draws_of
 from tasks.dump_logits.stage import DumpLogitsRecipe, DumpLogitsRuntime
 from tasks.dump_logits.teacher import Teacher
 from tasks.dump_logits.truncate import Truncation
 from tasks.logits.positions import Positions
 from tasks.logits.rows import Row
-
-
-@dataclass(frozen=True)
-class BatchResult:
-    """What one forward pass gave."""
-
-    indices: tuple[int, ...]
-    """Places of its rows among those that were given."""
-    positions: tuple[Positions, ...]
-    """The T − 1 positions of each of them."""
-    num_tokens: int
-    num_padded: int
-    """Tokens with padding."""
 
 
 class Forward:
@@ -49,6 +36,13 @@ class Forward:
             recipe.temperatures,
             teacher.transform if teacher.transforms_logits else None,
         )
+
+    def gold(self, rows: Sequence[Row], count: int) -> list[GoldSample]:
+        """Recomputes `count` rows spread over those that predict something, by the model's own forward pass."""
+        return [
+            GoldSample(place, *self.teacher.plain_gold_logprobs(rows[place].input_ids))
+            for place in gold_rows(rows, count)
+        ]
 
     def batches(self, rows: Sequence[Row]) -> Iterator[BatchResult]:
         """All rows of more than one token, in an order that suits the device."""
@@ -100,23 +94,3 @@ class Forward:
             f"the teacher's output is not finite on row {rows[index].row_id}; check its weights "
             f"and recipe.teacher (dtype, attention, quantisation), or leave this document out of the corpus"
         )
-
-
-@dataclass(frozen=True)
-class GoldSample:
-    """Gold log-probabilities of one row by the model's own forward pass: no padding, no truncation."""
-
-    index: int
-    """Place of the row among those that were given."""
-    where: np.ndarray
-    """Up to 32 of its positions."""
-    logprobs: np.ndarray
-
-
-def gold_samples(teacher: Teacher, rows: Sequence[Row], count: int) -> list[GoldSample]:
-    """Recomputes `count` rows spread over those that predict something."""
-    candidates = np.flatnonzero([len(row.input_ids) > 1 for row in rows])
-    places = np.unique(np.linspace(0, len(candidates) - 1, min(count, len(candidates))).astype(int))
-    return [
-        GoldSample(int(index), *teacher.plain_gold_logprobs(rows[int(index)].input_ids)) for index in candidates[places]
-    ]

@@ -6,19 +6,22 @@ The spec is that of the dump, with recipe.num_positions more. Writes recomputed.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from tasks.artifacts.errors import ObjectMissingError
+from tasks.artifacts.errors import BadInputError, ObjectMissingError
 from tasks.dump_logits.recomputed import RECOMPUTED_FILE, TOLERANCES, Comparison, Measure, Recomputed, Tolerance
-from tasks.dump_logits.stage import DumpLogitsRuntime, TeacherRecipe
-from tasks.dump_logits.teacher import Teacher
+from tasks.dump_logits.stage import DumpLogitsRuntime
+from tasks.dump_logits.teacher import Teacher, config_of, quantised_as
+from tasks.dump_logits.teacher_recipe import TeacherRecipe
 from tasks.logits.codec import DocumentCodec
 from tasks.logits.reader import LogitReader, LogitRow
 from tasks.logits.schema import Split
-from tasks.modeling.model_files import resolve_device
+from tasks.modeling.model_files import resolve_device, stored_dtype, weights_directory
+from tasks.modeling.tokenizer_files import load_tokenizer, tokenizer_digest
 from tasks.worker.job import Job, worker_main
 
 POSITIONS_PER_ROW = 16
@@ -77,6 +80,8 @@ class Comparer:
         self._codec = DocumentCodec(reader.schema, reader.prior())
         self._warped = reader.schema.values == "warped"
         gold, mass, divergence = TOLERANCES[dtype].items()
+        self._drawn = reader.schema.support.kind == "sampled"
+        self._agreeing = self._compared = 0
         self.gold = Tally(gold[0], "nats", gold[1])
         self.mass = Tally(mass[0], "of 1", mass[1])
         self.divergence = Tally(divergence[0], "nats", divergence[1])
@@ -92,6 +97,10 @@ class Comparer:
         gold_C = np.take_along_axis(logprobs_CV, row.input_ids[at_C + 1, None], 1)[:, 0]
         gold_error_C = np.full(len(at_C), self._codec.gold_error)
         self.gold.add(where, at_C, gold_C - row.gold_logprob_P[at_C], gold_error_C)
+
+        likeliest_C = np.take_along_axis(logprobs_CV, np.maximum(row.topk_ids_PK[at_C, :1], 0), 1)[:, 0]
+        self._agreeing += int((likeliest_C >= logprobs_CV.max(1)).sum())
+        self._compared += len(at_C)
 
         ids_CK, stored_CK = row.topk_ids_PK[at_C], row.topk_logprobs_PK[at_C].astype(np.float64)
         kept_CK = ids_CK >= 0
@@ -121,6 +130,11 @@ class Comparer:
         rounding_C = (p_CK * bound_CK**2).sum(1) + self._codec.gold_error**2 + 1e-6
         self.divergence.add(where, at_C, divergence_C, rounding_C)
 
+    @property
+    def agreement(self) -> float | None:
+        """Part of the positions whose likeliest token is the same; None of stores of draws, which may lack it."""
+        return None if self._drawn else self._agreeing / max(self._compared, 1)
+
 
 def run(job: Job) -> None:
     runtime = DumpLogitsRuntime.model_validate(job.runtime)
@@ -129,9 +143,15 @@ def run(job: Job) -> None:
     if manifest is None:
         raise ObjectMissingError(f"{job.artifact.uri} is not finished")
     reader = LogitReader(job.store, job.artifact.directory, manifest)
-    recipe = TeacherRecipe.model_validate(job.recipe["teacher"])
+    directory = job.input("teacher").directory()
+    recipe = _recipe(job, directory)
+    if (digest := tokenizer_digest(load_tokenizer(directory))) != reader.schema.tokenizer_digest:
+        raise BadInputError(
+            f"the model has another tokenizer ({digest[:16]}) than the logits ({reader.schema.tokenizer_digest[:16]}); "
+            f"give one that shares it"
+        )
     device = resolve_device(runtime.device)
-    teacher = Teacher(job.input("teacher").directory(), recipe, device, reader.schema.vocab_size)
+    teacher = Teacher(directory, recipe, device, reader.schema.vocab_size)
     comparer = Comparer(teacher, reader, recipe.dtype)
     wanted = int(job.recipe["num_positions"])
     done = num_rows = 0
@@ -152,9 +172,22 @@ def run(job: Job) -> None:
         num_rows=num_rows,
         dtype=recipe.dtype,
         device=str(device),
+        agreement=comparer.agreement,
         comparisons=tuple(tally.comparison() for tally in (comparer.gold, comparer.mass, comparer.divergence)),
     )
     (job.scratch / RECOMPUTED_FILE).write_text(found.model_dump_json())
+
+
+def _recipe(job: Job, directory: Path) -> TeacherRecipe:
+    """How the model is loaded: as the dump loaded its teacher, or where that is another or a served one, as its own
+    files say."""
+    told = job.recipe["teacher"]
+    if not job.recipe.get("against") and told.get("kind") is None:
+        return TeacherRecipe.model_validate(told)
+    dtype = str(stored_dtype(directory)).removeprefix("torch.") if job.recipe.get("against") else told["dtype"]
+    quantisation = quantised_as(config_of(weights_directory(directory)))
+    coarse = dtype == "bfloat16" or quantisation is not None
+    return TeacherRecipe.model_validate({"dtype": "bfloat16" if coarse else "float32", "quantisation": quantisation})
 
 
 def _places(reader: LogitReader, generator: np.random.Generator) -> Iterator[tuple[Split, int]]:

@@ -70,6 +70,8 @@ class Recomputed(Frozen):
     dtype: str
     device: str
     comparisons: tuple[Comparison, ...]
+    agreement: float | None = None
+    """Part of the positions whose likeliest token is the same; None of stores of draws."""
 
     def problems(self, uri: str) -> list[str]:
         """One sentence for each measure that is out of tolerance."""
@@ -78,6 +80,27 @@ class Recomputed(Frozen):
             f"{self.num_positions} positions are outside"
             for every in self.comparisons
             if every.failed
+        ]
+
+    def audit(self, name: str) -> list[str]:
+        """How far the store is from another model, `name`: a quantised teacher's from the one it was made of."""
+        gold, _, divergence = self.comparisons
+        agreed = "" if self.agreement is None else f"; the same likeliest token at {self.agreement:.2%}"
+        return [
+            f"compared {self.num_positions} positions of {self.num_rows} rows with {name} in {self.dtype} on "
+            f"{self.device}: KL from it to the store {divergence.mean:.3g} nats on average over the store's entries "
+            f"and their tail, {divergence.largest:.3g} at {divergence.where}{agreed}",
+            f"  {gold.measure}: off by {gold.mean:.3g} nats on average, by {gold.largest:.3g} at {gold.where}",
+        ]
+
+    def beyond(self, uri: str, name: str, max_kl: float) -> list[str]:
+        """One sentence where the mean divergence of an audit is too large."""
+        mean = self.comparisons[2].mean
+        if mean <= max_kl:
+            return []
+        return [
+            f"{uri}: its distributions are {mean:.3g} nats from those of {name} on average, and --max-kl allows "
+            f"{max_kl:g}; dump with a finer quantisation, or with {name} itself"
         ]
 
     def lines(self) -> list[str]:

@@ -9,7 +9,7 @@ import numpy as np
 from zarr.storage import LocalStore
 
 from tasks.dump_logits.claims import Claim
-from tasks.dump_logits.forward import BatchResult, GoldSample
+from tasks.dump_logits.distributions import BatchResult, GoldSample
 from tasks.dump_logits.measures import DumpStatistics
 from tasks.logits.positions import Positions
 from tasks.logits.prior import Prior

@@ -11,31 +11,15 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from tasks.artifacts.frozen import Frozen
+from tasks.dump_logits.served import AnyTeacher, ServedTeacher, TeacherServer
 from tasks.logits.schema import MIN_TEMPERATURE, Support, TopKSupport, Values
 from tasks.runtime.declare import GateResult, Gates, Runtime, Stage, StageConfig, at_least, at_most
-
-
-class TeacherRecipe(Frozen):
-    """How the teacher computes; each of these changes its numbers."""
-
-    dtype: Literal["float32", "bfloat16"]
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
-    quantisation: Literal["fp8"] | None = None
-    """Must say what the checkpoint's own quantization_config says; transformers loads it accordingly."""
-
-    @model_validator(mode="after")
-    def _kernels_exist(self) -> TeacherRecipe:
-        if self.dtype == "float32" and self.attention == "flash_attention_2":
-            raise ValueError("flash_attention_2 has no float32 kernel; use dtype bfloat16 or attention sdpa")
-        if self.dtype == "float32" and self.quantisation is not None:
-            raise ValueError("a quantised teacher computes in bfloat16; set dtype bfloat16")
-        return self
 
 
 class DumpLogitsRecipe(Frozen):
     """What is stored."""
 
-    teacher: TeacherRecipe
+    teacher: AnyTeacher
     support: Support = TopKSupport()
     """Which entries of a distribution are kept (tasks/logits/README.md compares them)."""
     values: Values = "warped"
@@ -69,6 +53,22 @@ class DumpLogitsRecipe(Frozen):
             )
         return tuple(sorted(temperatures))
 
+    @model_validator(mode="after")
+    def _a_server_can_give_it(self) -> DumpLogitsRecipe:
+        if not isinstance(self.teacher, ServedTeacher):
+            return self
+        if self.temperatures:
+            raise ValueError(
+                f"a server gives no normaliser at temperatures {self.temperatures}, only its likeliest tokens at 1; "
+                f"leave temperatures out, or let the dump load the teacher itself"
+            )
+        if self.support.kind == "sampled":
+            raise ValueError(
+                "a server gives its likeliest tokens and no draws with their log-probabilities; set support to top_k "
+                "or adaptive, or let the dump load the teacher itself"
+            )
+        return self
+
 
 class DumpLogitsRuntime(Runtime):
     """How it is computed; results agree to 1e-4 nats in float32 whatever is set here.
@@ -79,6 +79,9 @@ class DumpLogitsRuntime(Runtime):
 
     tensor_parallel: int = Field(1, ge=1)
     """Processes that hold one teacher together, by transformers' own plan; `num_processes` is a multiple of it."""
+
+    server: TeacherServer | None = None
+    """Where a served teacher answers. Its processes take shards as others do and compute nothing."""
 
     replicas: int = Field(1, ge=1)
     """Flow runs of `pool` that make the dump together, each as launcher and num_processes say. Without a pool, or in a
@@ -120,6 +123,19 @@ class DumpLogitsConfig(StageConfig):
     recipe: DumpLogitsRecipe
     runtime: DumpLogitsRuntime = DumpLogitsRuntime()
     gates: DumpLogitsGates = DumpLogitsGates()
+
+    @model_validator(mode="after")
+    def _the_teacher_has_its_place(self) -> DumpLogitsConfig:
+        served = isinstance(self.recipe.teacher, ServedTeacher)
+        if served != (self.runtime.server is not None):
+            raise ValueError(
+                "recipe.teacher is served, and runtime.server says nowhere where; give its base_url"
+                if served
+                else "runtime.server names a server, and recipe.teacher is not of kind served; make them agree"
+            )
+        if served and self.runtime.tensor_parallel > 1:
+            raise ValueError("a served teacher is cut by its server; leave runtime.tensor_parallel at 1")
+        return self
 
 
 def judge(metrics: Mapping[str, Any], gates: DumpLogitsGates) -> list[GateResult]:

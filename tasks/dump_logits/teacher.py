@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig
+from transformers import AutoConfig, PretrainedConfig
 
 from tasks.artifacts.errors import BadInputError
 from tasks.dump_logits.head import Float32Head
-from tasks.dump_logits.stage import TeacherRecipe
+from tasks.dump_logits.teacher_recipe import TeacherRecipe
 from tasks.dump_logits.tensor_group import TensorGroup, check_plan, load_cut, whole
 from tasks.modeling.model_files import load_causal_lm
 
@@ -34,14 +34,37 @@ def check_config(
 
     `lengths` are the rows' ids and numbers of tokens.
     """
-    config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
-    settings = getattr(config, "quantization_config", None)
-    method = None if settings is None else str(settings["quant_method"])
-    if (recipe.quantisation == "fp8") != (method is not None and "fp8" in method):
+    config = config_of(directory)
+    if recipe.quantisation != (kind := quantised_as(config)):
         raise BadInputError(
-            f"the teacher's checkpoint is quantised as {method or 'nothing'}, recipe.teacher.quantisation says "
+            f"the teacher's checkpoint is quantised as {kind or 'nothing'}, recipe.teacher.quantisation says "
             f"{recipe.quantisation}; make them agree"
         )
+    check_rows(config, vocab_size, lengths)
+    if group_size > 1:
+        check_plan(config.get_text_config(), group_size)
+
+
+def config_of(directory: Path) -> PretrainedConfig:
+    """What config.json says. Runs no code from there."""
+    return AutoConfig.from_pretrained(directory, trust_remote_code=False)
+
+
+def quantised_as(config: PretrainedConfig) -> str | None:
+    """How a checkpoint says that it is quantised, in the words of recipe.teacher.quantisation."""
+    settings = getattr(config, "quantization_config", None)
+    if settings is None:
+        return None
+    method = str(settings["quant_method"])
+    return "fp8" if "fp8" in method else method
+
+
+def check_rows(config: PretrainedConfig, vocab_size: int, lengths: Iterable[tuple[str, int]]) -> None:
+    """Refuses ids that the model has no rows for, and rows that are longer than its context.
+
+    Raises:
+        BadInputError: naming the first.
+    """
     config = config.get_text_config()
     if vocab_size > config.vocab_size:
         raise BadInputError(
@@ -55,8 +78,6 @@ def check_config(
                 f"row {row_id} has {length} tokens, the teacher's max_position_embeddings is {limit}; "
                 f"build the corpus with a smaller max_tokens"
             )
-    if group_size > 1:
-        check_plan(config, group_size)
 
 
 class Teacher:
@@ -156,8 +177,7 @@ class Teacher:
         Returns:
             Up to GOLD_POSITIONS positions spread over the row with its first and last, and their values (float64).
         """
-        num_positions = len(input_ids) - 1
-        where = np.unique(np.linspace(0, num_positions - 1, min(num_positions, GOLD_POSITIONS)).astype(np.int64))
+        where = gold_positions(len(input_ids) - 1)
         ids_1T = torch.from_numpy(input_ids.astype(np.int64))[None].to(self.device)
         keep = torch.from_numpy(where).to(self.device)
         logits_CV = self._plain_logits(ids_1T, logits_to_keep=keep)[0]
@@ -170,6 +190,11 @@ class Teacher:
         return where, torch.cat(values).cpu().numpy()
 
 
+def gold_positions(num_positions: int) -> np.ndarray:
+    """Places of a row's positions whose gold log-probability is looked at twice, its first and last among them."""
+    return np.unique(np.linspace(0, num_positions - 1, min(num_positions, GOLD_POSITIONS)).astype(np.int64))
+
+
 def _load(directory: Path, recipe: TeacherRecipe, device: torch.device, group: TensorGroup | None) -> Any:
     dtype = torch.float32 if recipe.dtype == "float32" else torch.bfloat16
     try:
@@ -177,7 +202,13 @@ def _load(directory: Path, recipe: TeacherRecipe, device: torch.device, group: T
             return load_cut(directory, dtype=dtype, attention=recipe.attention, size=group.size)
         return load_causal_lm(directory, dtype=dtype, device=device, attn_implementation=recipe.attention)
     except (ValueError, ImportError) as error:
+        why = " ".join(str(error).split())
+        if recipe.quantisation is not None:
+            raise BadInputError(
+                f"transformers' quantiser cannot load the {recipe.quantisation} teacher here ({why}); install what it "
+                f"names, run on a device that it knows, or serve the teacher (recipe.teacher.kind served)"
+            ) from error
         raise BadInputError(
             f"transformers cannot load the teacher with attention {recipe.attention} in {recipe.dtype} "
-            f"({str(error).splitlines()[0]}); try recipe.teacher.attention eager"
+            f"({why}); try recipe.teacher.attention eager"
         ) from error

@@ -151,13 +151,7 @@ def limited(groups: Groups, entries: Entries, support: TopKSupport | AdaptiveSup
     if isinstance(support, TopKSupport):
         return entries
     probabilities_CK = (entries.logits_CK.double() - groups.lse()[:, None]).exp()
-    num_kept_C = torch.full_like(entries.ids_CK[:, 0], support.max_kept)
-    if support.min_probability is not None:
-        num_kept_C = num_kept_C.minimum((probabilities_CK >= support.min_probability).sum(1))
-    if support.min_mass is not None:
-        before_CK = probabilities_CK.cumsum(1) - probabilities_CK
-        num_kept_C = num_kept_C.minimum((before_CK < support.min_mass).sum(1))
-    num_kept_C = num_kept_C.clamp(min=support.min_kept)
+    num_kept_C = kept_counts(probabilities_CK, support)
     left_out_CK = torch.arange(support.max_kept, device=num_kept_C.device) >= num_kept_C[:, None]
     return Entries(
         entries.ids_CK,
@@ -167,6 +161,17 @@ def limited(groups: Groups, entries: Entries, support: TopKSupport | AdaptiveSup
         # The first entry is always kept.
         torch.where(left_out_CK, entries.places_CK[:, :1], entries.places_CK),
     )
+
+
+def kept_counts(probabilities_CK: Tensor, support: AdaptiveSupport) -> Tensor:
+    """How many of each position's likeliest entries, given in descending order, the support keeps (C)."""
+    num_kept_C = torch.full_like(probabilities_CK[:, 0], support.max_kept, dtype=torch.int64)
+    if support.min_probability is not None:
+        num_kept_C = num_kept_C.minimum((probabilities_CK >= support.min_probability).sum(1))
+    if support.min_mass is not None:
+        before_CK = probabilities_CK.cumsum(1) - probabilities_CK
+        num_kept_C = num_kept_C.minimum((before_CK < support.min_mass).sum(1))
+    return num_kept_C.clamp(min=support.min_kept)
 
 
 def sampled(groups: Groups, uniforms_CN: Tensor) -> tuple[Entries, Tensor]:

@@ -12,19 +12,27 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedTokenizerFast
 
 from tasks.artifacts.errors import BadInputError
 from tasks.artifacts.manifest import MAIN_SHARD
 from tasks.dump_logits.claims import ShardClaims, first_place
 from tasks.dump_logits.corpus_rows import CorpusSplit
+from tasks.dump_logits.distributions import Distributions
 from tasks.dump_logits.dump import Dump, committed_prior
 from tasks.dump_logits.forward import Forward
 from tasks.dump_logits.measures import dump_metrics
+from tasks.dump_logits.served import ServedTeacher
+from tasks.dump_logits.served_forward import ServedForward
+from tasks.dump_logits.server_check import ServerCheck
 from tasks.dump_logits.stage import DumpLogitsRecipe, DumpLogitsRuntime
-from tasks.dump_logits.teacher import Teacher, check_config
+from tasks.dump_logits.teacher import Teacher, check_config, check_rows, config_of
+from tasks.dump_logits.teacher_recipe import TeacherRecipe
+from tasks.dump_logits.teacher_server import ServerClient
 from tasks.dump_logits.tensor_group import Place, TensorGroup
 from tasks.logits.codec import max_error_nats
 from tasks.logits.prior import PRIOR_SHARD, Prior
@@ -32,13 +40,15 @@ from tasks.logits.schema import (
     SCHEMA_FILE,
     LogitFormat,
     LogitSchema,
+    SampledSupport,
     ShardEntry,
     ShardPlan,
     Split,
     TeacherRecord,
     plan_shards,
 )
-from tasks.modeling.tokenizer_files import load_tokenizer, real_vocab_size, tokenizer_digest
+from tasks.modeling.hub import REFERENCE_FILE
+from tasks.modeling.tokenizer_files import TOKENIZER_FILES, load_tokenizer, real_vocab_size, tokenizer_digest
 from tasks.worker.job import Job, PreemptedError, worker_main
 
 
@@ -54,6 +64,8 @@ def run(job: Job) -> None:
     group = TensorGroup(place, device)
     if not group.leads:
         if group.hears_load():
+            # A served teacher has no group: the config refuses that.
+            assert isinstance(recipe.teacher, TeacherRecipe)
             Teacher(job.input("teacher").directory(), recipe.teacher, device, 1, group).follow()
         return
     try:
@@ -69,8 +81,8 @@ def _lead(
     job: Job, recipe: DumpLogitsRecipe, runtime: DumpLogitsRuntime, place: Place, group: TensorGroup | None
 ) -> None:
     """The part of a process that takes shards."""
-    teacher_directory = job.input("teacher").directory()
-    tokenizer, vocab_size = _vocabulary(job, recipe, teacher_directory)
+    directory = _described(job) if isinstance(recipe.teacher, ServedTeacher) else job.input("teacher").directory()
+    tokenizer, digest, vocab_size = _vocabulary(job, recipe, directory)
     corpus = job.input("corpus").directory()
     splits: dict[Split, CorpusSplit] = {
         split: CorpusSplit(corpus / f"{split}.parquet", vocab_size) for split in recipe.splits
@@ -80,7 +92,7 @@ def _lead(
         raise BadInputError(f"the corpus has no rows in {', '.join(recipe.splits)}; there is nothing to dump")
 
     def format_with(prior: Prior) -> LogitFormat:
-        return _format(job, recipe, teacher_directory, tokenizer, vocab_size, prior)
+        return _format(job, recipe, directory, digest, vocab_size, prior)
 
     start = first_place(job.spec.attempt, place.worker, place.num_workers, len(plan))
     claims = ShardClaims(job.artifact, [shard.name for shard in plan], start, runtime.lease_ttl_seconds)
@@ -92,18 +104,65 @@ def _lead(
             if len(rows)
             for index in [int(rows.lengths_N.argmax())]
         ]
-        check_config(teacher_directory, recipe.teacher, vocab_size, longest, place.group_size)
-        if group is not None:
-            group.load()
-        teacher = Teacher(teacher_directory, recipe.teacher, _device(runtime), vocab_size, group)
-        teacher.check_formula(splits[plan[0].split].read(0, 1)[0].input_ids)
-        dump = Dump(job, runtime, splits, plan, Forward(teacher, recipe, runtime), group)
-        prior = dump.prior(prior_claims, recipe.prior_tokens, vocab_size)
-        dump.shards(claims, format_with(prior), prior)
+        with ExitStack() as held:
+            if isinstance(recipe.teacher, ServedTeacher):
+                check_rows(config_of(directory), vocab_size, longest)
+                forward, known = _served(job, recipe, runtime, held, tokenizer, vocab_size, splits, longest)
+            else:
+                check_config(directory, recipe.teacher, vocab_size, longest, place.group_size)
+                if group is not None:
+                    group.load()
+                teacher = Teacher(directory, recipe.teacher, _device(runtime), vocab_size, group)
+                teacher.check_formula(splits[plan[0].split].read(0, 1)[0].input_ids)
+                forward, known = Forward(teacher, recipe, runtime), {}
+            dump = Dump(job, runtime, splits, plan, forward, known, group)
+            prior = dump.prior(prior_claims, recipe.prior_tokens, vocab_size)
+            dump.shards(claims, format_with(prior), prior)
     if job.rank == 0 and not job.store.exists(job.artifact.path(f"shards/{MAIN_SHARD}.json")):
         _complete(job, recipe, format_with(committed_prior(job)), splits, plan)
         for every in (prior_claims, claims):
             every.sweep()
+
+
+def _described(job: Job) -> Path:
+    """The teacher's tokenizer and config.json, without its weights, which are the server's affair."""
+    teacher, folder = job.input("teacher"), job.new_directory("teacher")
+    for name in (*TOKENIZER_FILES, "config.json", REFERENCE_FILE):
+        if teacher.manifest.object(name) is not None:
+            (folder / name).write_bytes(teacher.bytes(name))
+    return folder
+
+
+def _served(
+    job: Job,
+    recipe: DumpLogitsRecipe,
+    runtime: DumpLogitsRuntime,
+    held: ExitStack,
+    tokenizer: PreTrainedTokenizerFast,
+    vocab_size: int,
+    splits: Mapping[Split, CorpusSplit],
+    longest: Sequence[tuple[str, int]],
+) -> tuple[Distributions, dict[str, float]]:
+    """A server that has been checked on the longest row, and what was measured of it."""
+
+    def look() -> None:
+        if job.stop_requested:
+            job.preempted()
+
+    assert runtime.server is not None
+    assert not isinstance(recipe.support, SampledSupport)
+    server = held.enter_context(ServerClient(runtime.server))
+    rows = max(splits.values(), key=lambda split: int(split.lengths_N.max(initial=0)))
+    row = rows.read(int(rows.lengths_N.argmax()), 1)[0]
+    known: dict[str, float] = {}
+    if len(row.input_ids) > 1:
+        known = ServerCheck(server, recipe.support, recipe.teacher.dtype).run(tokenizer, vocab_size, row, longest)
+        told = "" if known["server_tokenizer_known"] else "; its tokenizer it does not tell, so that is not checked"
+        job.log(
+            f"{runtime.server.base_url} answers twice within {known['server_repeat_max']:.2g} nats, and as it "
+            f"generates within {known['server_greedy_max']:.2g}{told}"
+        )
+    return ServedForward(server, recipe.support, vocab_size, look), known
 
 
 def _device(runtime: DumpLogitsRuntime) -> torch.device:
@@ -112,8 +171,10 @@ def _device(runtime: DumpLogitsRuntime) -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
-def _vocabulary(job: Job, recipe: DumpLogitsRecipe, teacher_directory: Path) -> tuple[str, int]:
-    """Digest and size (largest id + 1) of the tokenizer that corpus and teacher must share."""
+def _vocabulary(
+    job: Job, recipe: DumpLogitsRecipe, teacher_directory: Path
+) -> tuple[PreTrainedTokenizerFast, str, int]:
+    """The tokenizer that corpus and teacher must share, its digest and its size (largest id + 1)."""
     tokenizer = load_tokenizer(teacher_directory)
     digest, vocab_size = tokenizer_digest(tokenizer), real_vocab_size(tokenizer)
     corpus_digest = job.input("corpus").json("corpus.json")["tokenizer_digest"]
@@ -126,13 +187,13 @@ def _vocabulary(job: Job, recipe: DumpLogitsRecipe, teacher_directory: Path) -> 
         raise BadInputError(
             f"recipe.support keeps {recipe.support.width} entries, the teacher's vocabulary has {vocab_size}; lower it"
         )
-    return digest, vocab_size
+    return tokenizer, digest, vocab_size
 
 
 def _format(
     job: Job, recipe: DumpLogitsRecipe, teacher_directory: Path, tokenizer: str, vocab_size: int, prior: Prior
 ) -> LogitFormat:
-    reference = teacher_directory / "reference.json"
+    teacher, reference = recipe.teacher, teacher_directory / REFERENCE_FILE
     origin = json.loads(reference.read_text(encoding="utf-8")) if reference.is_file() else {}
     return LogitFormat(
         support=recipe.support,
@@ -143,7 +204,9 @@ def _format(
             weights_digest=job.input("teacher").record.digest,
             repo=origin.get("repo"),
             revision=origin.get("revision"),
-            **recipe.teacher.model_dump(include={"dtype", "attention", "quantisation"}),
+            dtype=teacher.dtype,
+            attention=f"served by {teacher.engine}" if isinstance(teacher, ServedTeacher) else teacher.attention,
+            quantisation=teacher.quantisation,
         ),
         tokenizer_digest=tokenizer,
         corpus_digest=job.input("corpus").record.digest,
@@ -176,7 +239,8 @@ def _complete(
     statistics = {split: [receipts[shard.name].metrics for shard in plan if shard.split == split] for split in splits}
     covers = [PRIOR_SHARD, *(shard.name for shard in plan)]
     num_bytes = sum(entry.size for name in covers for entry in receipts[name].objects)
-    job.complete(directory, dump_metrics(statistics, num_bytes), covers=covers)
+    known = {name: value for name, value in receipts[PRIOR_SHARD].metrics.items() if name.startswith("server_")}
+    job.complete(directory, dump_metrics(statistics, num_bytes) | known, covers=covers)
 
 
 if __name__ == "__main__":

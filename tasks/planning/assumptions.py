@@ -55,6 +55,8 @@ class Assumptions(Frozen):
     """Part of the tokens of a forward pass that is padding."""
     corpus_tokens_per_second: float = Field(150_000, gt=0)
     """Of a tokenizer's process."""
+    served_tokens_per_second: float = Field(4000, gt=0)
+    """Of a server that runs the teacher, with the log-probabilities of its prompts; a guess."""
     encoded_tokens_per_second: float = Field(300_000, gt=0)
     """Of the thread that compresses a dump's shards."""
     hub_bytes_per_second: float = Field(300e6, gt=0)

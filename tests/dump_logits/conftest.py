@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
@@ -45,6 +46,30 @@ def make_model(num_rows: int = ROWS, **changes: Any) -> Qwen2ForCausalLM:
     return Qwen2ForCausalLM(Qwen2Config(**(settings | changes))).eval()
 
 
+def quantise_to_fp8(directory: Path, block: int = 16) -> None:
+    """Turns a saved model's layers into FP8 (E4M3) with a float32 scale a block, and all else into bfloat16."""
+    file = directory / "model.safetensors"
+    tensors = {}
+    for name, weight_RC in load_file(file).items():
+        tensors[name] = weight_RC.bfloat16()
+        if name.endswith("_proj.weight"):
+            rows, columns = weight_RC.shape
+            blocks_RBCB = weight_RC.float().reshape(rows // block, block, columns // block, block)
+            scale_RC = blocks_RBCB.abs().amax((1, 3)) / torch.finfo(torch.float8_e4m3fn).max
+            scaled_RC = (blocks_RBCB / scale_RC[:, None, :, None]).reshape(rows, columns)
+            tensors |= {name: scaled_RC.to(torch.float8_e4m3fn), f"{name}_scale_inv": scale_RC}
+    save_file(tensors, file, metadata={"format": "pt"})
+    config = json.loads((directory / "config.json").read_text())
+    config["dtype"] = "bfloat16"
+    config["quantization_config"] = {
+        "quant_method": "fp8",
+        "activation_scheme": "dynamic",
+        "weight_block_size": [block, block],
+        "modules_to_not_convert": ["lm_head"],
+    }
+    (directory / "config.json").write_text(json.dumps(config))
+
+
 def make_row(length: int, seed: int) -> Row:
     generator = np.random.default_rng(seed)
     input_ids = generator.integers(0, VOCAB, length).astype(np.int32)
@@ -63,11 +88,20 @@ def rows() -> dict[str, list[Row]]:
 
 @pytest.fixture
 def teacher_of(tmp_path: Path, artifact_of: Callable[..., Artifact]) -> Callable[..., Artifact]:
-    """teacher_of(model=None, vocab_size=VOCAB, **config changes) commits a model directory with a tokenizer."""
+    """teacher_of(model=None, vocab_size=VOCAB, prepare=None, **config changes) commits a model with a tokenizer.
 
-    def make(model: PreTrainedModel | None = None, vocab_size: int = VOCAB, **changes: Any) -> Artifact:
+    `prepare` changes its files first.
+    """
+
+    def make(
+        model: PreTrainedModel | None = None,
+        vocab_size: int = VOCAB,
+        prepare: Callable[[Path], None] = lambda directory: None,
+        **changes: Any,
+    ) -> Artifact:
         directory = tmp_path / f"teacher-{len(list(tmp_path.iterdir()))}"
         save_causal_lm(model or make_model(**changes), directory)
+        prepare(directory)
         save_tokenizer(make_tokenizer(vocab_size), directory)
         return artifact_of(directory)
 

@@ -7,15 +7,16 @@ from typing import Any
 
 import pytest
 
-from flows.verification import recompute
+from flows.verification import Reference, recompute
 from tasks.artifacts.artifact import Artifact
-from tasks.artifacts.errors import WorkerFailedError
+from tasks.artifacts.errors import BadInputError, WorkerFailedError
 from tasks.artifacts.manifest import InputRecord
 from tasks.dump_logits import recompute as worker
 from tasks.dump_logits.recomputed import RECOMPUTED_FILE, Recomputed
 from tasks.worker.job import Job
 from tasks.worker.spec import WorkerSpec
-from tests.dump_logits.conftest import LENGTHS, make_model
+from tests.dump_logits.conftest import LENGTHS, VOCAB, make_model, make_tokenizer, quantise_to_fp8
+from tests.dump_logits.vllm_server import VllmServer
 
 Make = Callable[..., Any]
 Inputs = dict[str, Artifact]
@@ -92,6 +93,54 @@ def test_another_teacher_is_named_by_every_measure(
     assert len(problems) == 3
     assert problems[0].startswith("there: the teacher does not say what is stored: the following token's log-probab")
     assert "(0.000101 allowed), by " in problems[0]
+
+
+def test_a_served_store_agrees_with_the_teacher_loaded_here(
+    run_stage: Make, corpus_of: Make, rows: Any, teacher_of: Make, recipe_of: Make, tmp_path: Any
+) -> None:
+    model = make_model(VOCAB)
+    given = {"teacher": teacher_of(model), "corpus": corpus_of(rows)}
+    recipe = recipe_of(teacher={"kind": "served", "dtype": "float32"}, temperatures=[])
+    with VllmServer(model, make_tokenizer()) as server:
+        artifact = run_stage("dump_logits", recipe, given, {"server": {"base_url": server.base_url}})
+    found = recomputed(artifact, tmp_path, 60)
+    assert (found.dtype, found.problems("x"), found.agreement) == ("float32", [], 1.0)
+
+
+def test_a_quantised_teacher_is_compared_with_the_one_that_it_was_made_of(
+    run_stage: Make, inputs: Inputs, teacher_of: Make, recipe_of: Make, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    quantised = {**inputs, "teacher": teacher_of(make_model(), prepare=quantise_to_fp8)}
+    recipe = recipe_of(teacher={"dtype": "bfloat16", "quantisation": "fp8"})
+    artifact = run_stage("dump_logits", recipe, quantised)
+    full = Reference.at(inputs["teacher"].uri, None, None)
+    found = recompute(artifact, manifest_of(artifact), 60, full)
+    # The model is stored in float32, and so is what it says now.
+    assert (found.dtype, found.num_positions) == ("float32", 60)
+    divergence = found.comparisons[2]
+    # FP8 moves a weight by up to 1/16 of it; a random model's flat distributions move by 0.04 nats.
+    assert 1e-4 < divergence.mean < 0.2
+    assert found.agreement is not None
+    assert 0.3 < found.agreement <= 1
+    first = found.audit("there")[0]
+    assert first.startswith("compared 60 positions of ")
+    assert f"KL from it to the store {divergence.mean:.3g} nats on average" in first
+    assert found.beyond("here", "there", 0.2) == []
+    (problem,) = found.beyond("here", "there", 1e-5)
+    assert "nats from those of there on average, and --max-kl allows 1e-05; dump with a finer quantisation" in problem
+    # Against its own teacher, loaded again by transformers' quantiser, it is what it was.
+    assert recompute(artifact, manifest_of(artifact), 60).problems("x") == []
+
+
+def test_a_model_with_another_tokenizer_is_no_reference(
+    run_stage: Make, inputs: Inputs, teacher_of: Make, recipe_of: Make, tmp_path: Any
+) -> None:
+    artifact = run_stage("dump_logits", recipe_of(), inputs)
+    other = manifest_of(other_artifact := teacher_of(vocab_size=VOCAB - 1))
+    record = InputRecord(key=other.key, digest=other.digest, directory=other_artifact.directory)
+    with pytest.raises(BadInputError, match=r"the model has another tokenizer .* than the logits"):
+        recomputed(artifact, tmp_path, 20, inputs={**manifest_of(artifact).inputs, "teacher": record})
 
 
 def test_it_runs_in_a_process_of_its_own_and_says_why_it_cannot(
