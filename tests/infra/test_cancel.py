@@ -1,0 +1,98 @@
+"""Cancelling on the dashboard, with a real Prefect worker, also where a checkpoint takes longer than Prefect waits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
+
+from flows.stack_processes import living_runs
+from tasks.artifacts.artifact import Artifact
+from tasks.artifacts.runs import read_run
+from tasks.artifacts.store import open_store
+from tests.infra.guarded_server import PASSWORD, GuardedServer
+from tests.infra.saving import step_of
+from tests.runtime.conftest import is_alive
+
+POOL = "saving"
+CANCEL = {"state": {"type": "CANCELLING", "name": "Cancelling"}}
+"""What the dashboard's button and `prefect flow-run cancel` send."""
+
+
+@pytest.fixture
+def started(guarded: GuardedServer, tmp_path: Path) -> str:
+    """The id of a run that a worker has begun, of a process that works."""
+    (tmp_path / "processes").mkdir()
+    with (
+        temporary_settings({PREFECT_API_URL: guarded.ports.api, PREFECT_API_AUTH_STRING: PASSWORD}),
+        get_client(sync_client=True) as client,
+    ):
+        client.create_work_pool(WorkPoolCreate(name=POOL, type="process"), overwrite=True)
+        deployment = client.create_deployment(
+            client.create_flow_from_name("saving"),
+            "saving",
+            work_pool_name=POOL,
+            path=str(guarded.folder),
+            entrypoint="tests.infra.saving.saving",
+            parameters={"folder": str(tmp_path)},
+        )
+        run = client.create_flow_run_from_deployment(deployment).id
+    guarded.start_worker(POOL)
+    guarded.wait(lambda: list((tmp_path / "processes").iterdir()), 300, "the stage's worker")
+    return str(run)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_cancelling_waits_for_a_checkpoint_longer_than_prefect_does(
+    guarded: GuardedServer, started: str, tmp_path: Path
+) -> None:
+    api, store, run = guarded.api, open_store(guarded.environment["MEDIUS_STORE"]), started
+    [worker] = [int(path.name) for path in (tmp_path / "processes").iterdir()]
+    api.post(f"/flow_runs/{run}/set_state", CANCEL)
+
+    def state() -> str:
+        [found] = api.everything("/flow_runs/filter", {"flow_runs": {"id": {"any_": [run]}}})
+        return str(found["state_type"])
+
+    record = read_run(store, run)
+    assert record is not None
+    assert record.process is not None
+    guarded.wait(
+        lambda: record.process is not None and record.process.is_gone(), 120, "Prefect kills the flow's process"
+    )
+    guarded.wait(lambda: state() == "CANCELLED", 120, "the run is cancelled")
+    assert is_alive(worker), "its worker still saves"
+    assert run in living_runs(), "so nothing takes the run for a dead one"
+
+    (tmp_path / "save").touch()
+    checkpoints = Artifact(store, step_of(tmp_path).directory).path("checkpoints")
+    guarded.wait(lambda: any(e.path.endswith(".json") for e in store.list(checkpoints)), 120, "the checkpoint")
+    guarded.wait(lambda: run not in living_runs(), 60, "the end of all processes")
+    assert not list((guarded.folder / ".medius/scratch").rglob("spec.json")), "its scratch folder is gone"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_cancelling_a_run_that_saves_in_time_leaves_no_process(
+    guarded: GuardedServer, started: str, tmp_path: Path
+) -> None:
+    api, run = guarded.api, started
+    (tmp_path / "save").touch()
+    api.post(f"/flow_runs/{run}/set_state", CANCEL)
+    guarded.wait(lambda: run not in living_runs(), 120, "the end of all processes")
+    guarded.wait(
+        lambda: (
+            api.everything("/flow_runs/filter", {"flow_runs": {"id": {"any_": [run]}}})[0]["state_type"] == "CANCELLED"
+        ),
+        120,
+        "the run is cancelled",
+    )
+    store = open_store(guarded.environment["MEDIUS_STORE"])
+    assert any(True for _ in store.list(Artifact(store, step_of(tmp_path).directory).path("checkpoints")))
+    record = read_run(store, run)
+    assert record is not None
+    assert record.state == "interrupted"

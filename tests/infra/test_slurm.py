@@ -1,0 +1,136 @@
+"""infra/slurm/medius.sbatch: linted, and its body run on this machine with the variables that Slurm sets.
+
+Slurm is not here: `scontrol` names the hosts of an allocation, and `srun` starts a command as many times as it is told,
+on this host.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from flows.stack import CHECKOUT
+from tasks.artifacts.artifact import Artifact
+from tasks.artifacts.store import open_store
+
+SBATCH = CHECKOUT / "infra" / "slurm" / "medius.sbatch"
+SCRIPTS = sorted(path for path in (CHECKOUT / "infra").rglob("*") if path.suffix in {".sh", ".sbatch"})
+BIN = Path(sys.executable).parent
+SRUN = """#!/bin/bash
+for word in "$@"; do case "$word" in
+  --nodes=*) nodes=${word#--nodes=}; shift ;;
+  --*) shift ;;
+  *) break ;;
+esac; done
+code=0
+for _ in $(seq "$nodes"); do "$@" & processes+=($!); done
+for process in "${processes[@]}"; do wait "$process" || code=$?; done
+exit $code
+"""
+SCONTROL = """#!/bin/bash
+case "$1" in
+  show) printf 'localhost\\nnode-b\\n' ;;
+  requeue) echo "$2" > "$REQUEUED" ;;
+esac
+"""
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An allocation of two nodes with one process each; returns the file that a requeue writes."""
+    for name, text in {"srun": SRUN, "scontrol": SCONTROL}.items():
+        file = tmp_path / "bin" / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(text)
+        file.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("REQUEUED", str(tmp_path / "requeued"))
+    settings = {"SLURM_JOB_ID": "17", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "localhost,node-b",
+                "SLURM_GPUS_ON_NODE": "1", "MEDIUS_BIN": str(BIN / "medius"), "MEDIUS_STORE": str(tmp_path / "store"),
+                "MEDIUS_LOCAL_DISK": str(tmp_path / "local"), "MEDIUS_OVER_NODES": "fine_tuning.sft"}  # fmt: skip
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    for name in ("HF_HOME", "MEDIUS_INPUT_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path / "requeued"
+
+
+def sbatch(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([str(SBATCH), *arguments], capture_output=True, text=True, cwd=CHECKOUT, timeout=550)
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_a_script_is_clean(script: Path) -> None:
+    done = subprocess.run([BIN / "shellcheck", "--shell=bash", str(script)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    assert os.access(script, os.X_OK)
+
+
+def test_there_are_scripts_to_lint() -> None:
+    assert SBATCH in SCRIPTS
+
+
+def test_the_directives_are_ones_that_sbatch_knows() -> None:
+    directives = re.findall(r"^#SBATCH --([\w-]+)", SBATCH.read_text(), flags=re.MULTILINE)
+    assert {"nodes", "ntasks-per-node", "gpus-per-node", "signal", "requeue"} <= set(directives)
+    signalled = re.search(r"--signal=B:TERM@(\d+)", SBATCH.read_text())
+    assert signalled is not None
+    profile = yaml.safe_load((CHECKOUT / "configs" / "medius.yaml").read_text())
+    assert int(signalled[1]) > profile["fine_tuning"]["sft"]["runtime"]["stop_grace_seconds"]
+
+
+def test_an_allocation_becomes_a_launch_that_the_profile_takes(slurm: Path) -> None:
+    done = sbatch("plan", "micro")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "sft" in done.stdout
+
+
+def test_an_allocation_of_one_node_leaves_the_profile_as_it_is(slurm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A rendezvous with num_nodes 1 is refused, so this passes only if nothing is set.
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "1")
+    done = sbatch("plan", "micro")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_stage_that_the_profile_lacks_is_refused(slurm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEDIUS_OVER_NODES", "branches.none.distill")
+    done = sbatch("plan", "micro")
+    assert done.returncode == 2
+    assert not slurm.exists()
+
+
+@pytest.mark.slow
+def test_the_fine_tuning_of_micro_runs_over_two_nodes_of_an_allocation(slurm: Path, tmp_path: Path) -> None:
+    shutil.rmtree(tmp_path / "store", ignore_errors=True)
+    done = sbatch("run", "micro", "--until", "sft")
+    assert done.returncode == 0, done.stdout + done.stderr
+    store = open_store(str(tmp_path / "store"))
+    [folder] = {entry.path.split("/")[2] for entry in store.list("artifacts/sft")}
+    manifest = Artifact(store, f"artifacts/sft/{folder}").manifest()
+    assert manifest is not None
+    assert manifest.metrics["world_size"] == 2
+
+
+@pytest.mark.slow
+def test_a_signal_before_the_end_of_the_time_reaches_the_run_and_the_job_is_queued_again(
+    slurm: Path, tmp_path: Path
+) -> None:
+    process = subprocess.Popen(
+        [str(SBATCH), "run", "micro"], cwd=CHECKOUT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "corpus" in line:
+            break
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=300)
+    assert process.returncode == 4
+    assert slurm.read_text() == "17\n"
