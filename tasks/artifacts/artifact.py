@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from pydantic import ValidationError
 
-from tasks.artifacts.disk import receiving, sweep
+from tasks.artifacts.disk import alone, receiving, sweep
 from tasks.artifacts.errors import CorruptArtifactError, ObjectExistsError, ObjectMissingError
 from tasks.artifacts.fingerprint import file_sha256
 from tasks.artifacts.frozen import Frozen
 from tasks.artifacts.manifest import MAIN_SHARD, Manifest, ObjectRecord, ShardReceipt
+from tasks.artifacts.redact import redact
 from tasks.artifacts.store import Store
 
 RecordT = TypeVar("RecordT", bound=Frozen)
 
 
 def encode_record(record: Frozen) -> bytes:
-    """A record as readable JSON."""
-    return json.dumps(record.model_dump(mode="json"), indent=1, sort_keys=True, ensure_ascii=False).encode() + b"\n"
+    """A record as readable JSON, without credentials."""
+    text = json.dumps(record.model_dump(mode="json"), indent=1, sort_keys=True, ensure_ascii=False)
+    return redact(text).encode() + b"\n"
 
 
 def decode_record(kind: type[RecordT], data: bytes, uri: str) -> RecordT:
@@ -120,9 +123,19 @@ class Artifact:
             CorruptArtifactError: an object is missing, or has another size or checksum than the manifest says.
         """
         sweep(target)
-        for entry in manifest.objects:
+        missing = [entry for entry in manifest.objects if not _is_whole(target / entry.name, entry)]
+        if missing and self.store.local_path(self.path(missing[0].path)) is None:
+            # The ranks of a node and the stages beside them want the same model: one downloads it, the others wait.
+            with alone(target):
+                self._fetch(missing, target)
+        else:
+            self._fetch(missing, target)
+        return target
+
+    def _fetch(self, entries: Sequence[ObjectRecord], target: Path) -> None:
+        for entry in entries:
             file = target / entry.name
-            if file.exists() and file.stat().st_size == entry.size:
+            if _is_whole(file, entry):
                 continue
             # Two stages may fetch one input at the same time: each works under a name of its own until it is whole.
             with receiving(file) as temporary:
@@ -138,9 +151,12 @@ class Artifact:
                     raise CorruptArtifactError(self._damage(entry, "is missing")) from error
                 if file_sha256(temporary) != entry.sha256:
                     raise CorruptArtifactError(self._damage(entry, "has another checksum than its manifest says"))
-        return target
 
     def _damage(self, entry: ObjectRecord, what: str) -> str:
         return (
             f"{self.uri}/{entry.path} {what}; delete {self.uri}/manifest.json and this object's receipt, then run again"
         )
+
+
+def _is_whole(file: Path, entry: ObjectRecord) -> bool:
+    return file.exists() and file.stat().st_size == entry.size

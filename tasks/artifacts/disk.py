@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import time
 import uuid
 from collections.abc import Iterator
@@ -61,6 +62,22 @@ def receiving(target: Path) -> Iterator[Path]:
         # It must not hide what ended the block.
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Waits until no other process is in such a block for `folder`. What a dead one held, the kernel frees.
+
+    Raises:
+        StoreError: the local disk failed.
+    """
+    with disk_errors(str(folder.parent), str(folder.parent)):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        file = folder.with_name(f"{folder.name}.lock").open("w")
+    with file:
+        with disk_errors(file.name, str(folder.parent)):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def sweep(folder: Path) -> None:

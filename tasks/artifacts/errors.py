@@ -8,12 +8,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
+from tasks.artifacts.redact import redact
+
 
 class MediusError(Exception):
     """Base of every expected failure."""
 
     exit_code: ClassVar[int] = 1
     retryable: ClassVar[bool] = False
+
+    def __init__(self, *arguments: object) -> None:
+        # Messages go to terminals, logs, records and dashboards, and quote what servers and libraries said.
+        super().__init__(*(redact(part) if isinstance(part, str) else part for part in arguments))
 
 
 class BadInputError(MediusError):

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from tasks.artifacts.disk import TEMPORARY, disk_error, disk_errors, receiving
-from tasks.artifacts.errors import ObjectChangedError, ObjectExistsError, ObjectMissingError
+from tasks.artifacts.errors import BadInputError, ObjectChangedError, ObjectExistsError, ObjectMissingError
 from tasks.artifacts.fingerprint import sha256_hex
 from tasks.artifacts.store import ObjectInfo, Store, UnfinishedUpload, Versioned, checked
 
@@ -37,7 +37,14 @@ class LocalStore(Store):
         self.uri = str(self.root)
 
     def _path(self, path: str) -> Path:
-        return self.root / checked(path)
+        place = self.root / checked(path)
+        # A link that somebody laid in a shared folder; the root itself may be one.
+        real = os.path.realpath(place)
+        if real != str(place) and not Path(real).is_relative_to(self.root):
+            raise BadInputError(
+                f"{self.locate(path)} leads out of the store, to {real}; remove the link, or make its target the store"
+            )
+        return place
 
     @contextmanager
     def _temporary(self, target: Path) -> Iterator[Path]:

@@ -12,22 +12,35 @@ it stands, all that is left to do is to write the manifest.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
+from tasks.artifacts.errors import BadInputError
 from tasks.artifacts.fingerprint import content_digest
 from tasks.artifacts.frozen import Frozen
+from tasks.artifacts.store import checked
 
 RECORD_VERSION = 1
 MAIN_SHARD = "main"
 
 
+def _inside(name: str) -> str:
+    try:
+        return checked(name)
+    except BadInputError as error:
+        raise ValueError(str(error)) from error
+
+
+InsideName = Annotated[str, AfterValidator(_inside)]
+"""Files are written under it, so whoever can write a record must not be able to name one outside of a folder."""
+
+
 class ObjectRecord(Frozen):
     """One object that counts. `path` is relative to the artifact's folder; only `name` and `sha256` make the digest."""
 
-    name: str
-    path: str
+    name: InsideName
+    path: InsideName
     size: int
     sha256: str
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import socket
+from contextlib import suppress
 from pathlib import Path
 
 from tasks.artifacts.frozen import Frozen
@@ -31,6 +32,22 @@ def process_started(process: int) -> str | None:
     except (FileNotFoundError, ProcessLookupError):
         return None
     return None if fields[0] == "Z" else fields[19]
+
+
+def group_is_alive(leader: int) -> bool:
+    """Whether a process group has a process that is no zombie: those are for their parent to collect."""
+    try:
+        os.killpg(leader, 0)
+    except (ProcessLookupError, PermissionError):
+        return False
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            # Others end meanwhile.
+            with suppress(OSError):
+                state, _parent, group = (folder / "stat").read_text().rpartition(")")[2].split()[:3]
+                if int(group) == leader and state not in {"Z", "X"}:
+                    return True
+    return False
 
 
 class ProcessIdentity(Frozen):

@@ -34,6 +34,7 @@ _TRANSIENT = {errno.EBUSY, errno.EREMOTEIO, errno.ECONNREFUSED, errno.ECONNRESET
 
 _CONDITIONS = {"PreconditionFailed", "412", "ConditionalRequestConflict"}
 _CREATE_TRIES = 5
+_READ_TRIES = 5
 
 
 def _code(error: BaseException) -> str | None:
@@ -100,6 +101,11 @@ class S3Store(Store):
                 )
             case "IncompleteBody" | "BadDigest" | "NoSuchUpload" as code:
                 return TransientStoreError(f"{where}: the bytes were damaged or lost on the way ({code}: {error})")
+            case "RequestTimeTooSkewed":
+                return StoreError(
+                    f"the server refuses access to {where}, as this machine's clock is off the server's by more than "
+                    f"15 minutes; set the clock by NTP"
+                )
         if isinstance(error, FileNotFoundError):
             return ObjectMissingError(f"{where} does not exist")
         if isinstance(error, PermissionError):
@@ -116,12 +122,19 @@ class S3Store(Store):
         return self.read(path).data
 
     def read(self, path: str) -> Versioned:
-        async def fetch() -> Versioned:
-            response = await self.fs._call_s3("get_object", Bucket=self.bucket, Key=self.key(path))
-            async with response["Body"] as body:
-                return Versioned(await body.read(), response["ETag"], response["LastModified"].timestamp())
-
         from fsspec.asyn import sync
+        from s3fs.core import S3_RETRYABLE_ERRORS
+
+        async def fetch(tries: int = _READ_TRIES) -> Versioned:
+            response = await self.fs._call_s3("get_object", Bucket=self.bucket, Key=self.key(path))
+            try:
+                async with response["Body"] as body:
+                    return Versioned(await body.read(), response["ETag"], response["LastModified"].timestamp())
+            except S3_RETRYABLE_ERRORS:
+                # The client repeats requests, not the reading of a body that ends early.
+                if tries == 1:
+                    raise
+                return await fetch(tries - 1)
 
         return self.call(path, lambda: sync(self.fs.loop, fetch))
 

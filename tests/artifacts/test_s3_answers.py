@@ -45,6 +45,11 @@ def test_each_answer_means_what_it_says(code: str, kind: type[Exception]) -> Non
         assert caught.value.retryable == (kind is TransientStoreError)
 
 
+def test_a_wrong_clock_is_not_told_as_wrong_credentials() -> None:
+    with pytest.raises(StoreError, match=r"this machine's clock is off .* set the clock by NTP"):
+        S3Store("s3://bucket/prefix").call("a/b", lambda: answer("RequestTimeTooSkewed"))
+
+
 def test_a_mistyped_bucket_is_no_empty_store(seaweed: SeaweedServer, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in seaweed.environment.items():
         monkeypatch.setenv(name, value)
