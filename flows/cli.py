@@ -21,7 +21,7 @@ from typer.exceptions import TyperException
 
 from flows import operating
 from flows.addresses import DEFAULT_STORE, find_artifact, find_key, is_artifact
-from flows.prefect_server import start_own_server
+from flows.prefect_server import losing_the_server, start_own_server
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.errors import BadInputError, InterruptedRunError, MediusError
 from tasks.artifacts.runs import all_runs
@@ -37,7 +37,11 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 ablate = typer.Typer(no_args_is_help=True)
-app.add_typer(ablate, name="ablate", help="Compare candidates for one decision of a profile; write the best into it.")
+app.add_typer(
+    ablate,
+    name="ablate",
+    help="Compare candidates for one decision of a profile and write the best into it; or a recipe's arms.",
+)
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 150)
 
 ProfileName = Annotated[str, typer.Argument(help="A file in configs/ by name, or a path to a YAML file.")]
@@ -64,6 +68,9 @@ def run(
         str | None,
         typer.Option("--until", help="Run only what this stage needs, and it; `prepared`: all models to be prepared."),
     ] = None,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Begin stages over the cost of the profile's `approval` without asking.")
+    ] = False,
 ) -> None:
     """Run a recipe, or what of it is not finished; print the results."""
     from flows.profiles import load_profile
@@ -76,21 +83,34 @@ def run(
     if until is None:
         check_publishable(loaded)
     opened = open_store(loaded.store)
-    wait_until_up = start_prefect()
     from flows.dag import build
+
+    steps = build(loaded, until)
+    if loaded.approval is not None:
+        from flows.approval import Approvals
+
+        approvals = Approvals(loaded.approval, steps, opened)
+        approvals.ask(_confirm if sys.stdin.isatty() else None, approved=yes)
+    wait_until_up = start_prefect()
     from flows.pipeline import distillation
     from flows.results import print_results
     from flows.run_report import report_line
 
-    steps = build(loaded, until)
     wait_until_up()
-    references = distillation(profile, options)
+    with losing_the_server():
+        references = distillation(profile, options)
     if until is None:
         print_results(steps, opened, console)
         console.print(f"report: {report_line(loaded, steps, opened)}", soft_wrap=True, markup=False)
     else:
         for label, uri in references.items():
             console.print(f"{label}: {uri}", soft_wrap=True, markup=False)
+
+
+def _confirm(expensive: list[str]) -> bool:
+    for said in expensive:
+        console.print(said, soft_wrap=True, markup=False)
+    return typer.confirm("That is over the profile's `approval`. Begin?", err=True)
 
 
 def start_prefect() -> Callable[[], None]:
@@ -126,6 +146,8 @@ def prepare_prefect() -> Path:
         "DO_NOT_TRACK": "1",
         # A loaded machine has been seen to need 48 s.
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+        # Prefect waits twice as long before each further try: a server may be away for 4 minutes.
+        "PREFECT_CLIENT_MAX_RETRIES": "7",
         # The one sentence of a failure is printed at the end; tracebacks stay with the run, on the dashboard.
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
     }
@@ -274,17 +296,28 @@ def verify(
     recompute: Annotated[
         int, typer.Option("--recompute", min=0, help="Positions of a logit store that its teacher computes again.")
     ] = 0,
+    against: Annotated[
+        str | None,
+        typer.Option("--against", help="Compare with this model instead, such as the one that the teacher quantises."),
+    ] = None,
+    max_kl: Annotated[
+        float | None, typer.Option("--max-kl", min=0, help="With --against: nats on average that are not too many.")
+    ] = None,
 ) -> None:
     """Read every byte of finished artifacts and compare it with its checksum; of logits, check every row."""
-    from flows.verification import Verification
+    from flows.verification import AUDITED_POSITIONS, Reference, Verification
 
-    verification = Verification(console, recompute)
+    if max_kl is not None and against is None:
+        raise BadInputError("--max-kl is a limit for --against, which names no model; give both")
+    reference = None if against is None else Reference.at(against, store, max_kl)
+    verification = Verification(console, recompute or (AUDITED_POSITIONS if against else 0), reference)
     if is_artifact(target):
         if set_ or smoke:
             raise BadInputError(f"--set and --smoke change a profile, and {target} is an artifact; leave them out")
         artifact, manifest = find_artifact(target, store)
-        if recompute and manifest.object(SCHEMA_FILE) is None:
-            raise BadInputError(f"{artifact.uri} is no logit store, so there is nothing to --recompute; leave it out")
+        if (recompute or against) and manifest.object(SCHEMA_FILE) is None:
+            option = "--recompute" if recompute else "--against"
+            raise BadInputError(f"{artifact.uri} is no logit store, so there is nothing for {option}; leave it out")
         verification.check(manifest.label, artifact, manifest)
     else:
         steps, opened, _name = _steps(target, set_, store, smoke)
@@ -370,6 +403,24 @@ def fusion(
 ) -> None:
     """Fuse the branches by each method and weights of a grid, and compare what comes out."""
     _ablate("fusion", profile, None, set_ or [], store, smoke, write)
+
+
+@ablate.command()
+def recipe(profile: ProfileName, set_: Sets = None, store: StoreUri = None, smoke: Smoke = False) -> None:
+    """Measure what each part of a recipe is worth: without teachers, with one alone, without fine-tuning, and all."""
+    from flows.ablation_recipe import plan_recipe
+    from flows.profiles import load_profile
+
+    loaded = load_profile(profile, set_ or (), store, smoke=smoke)
+    open_store(loaded.store)
+    plan_recipe(loaded)
+    wait_until_up = start_prefect()
+    from flows.ablate import ablation, report_recipe
+
+    wait_until_up()
+    ablation("recipe", profile, None, set_ or [], store, smoke)
+    loaded = load_profile(profile, set_ or (), store, smoke=smoke)
+    report_recipe(plan_recipe(loaded), loaded, console)
 
 
 def _ablate(

@@ -124,10 +124,7 @@ def cost_of(steps: Sequence[Step], store: Store, parallel_stages: int, options: 
     Raises:
         BadInputError: the shape of a model is not known; the message says where to put it.
     """
-    dumped = {step.inputs["corpus"].key for step in steps if step.stage.name == "dump_logits"}
-    sizes = Sizes(store, options.given, options.tokens, dumped)
-    forecasts = Forecasts(sizes, options.given, options.hardware)
-    costs = tuple(_step_cost(step, store, sizes, forecasts) for step in steps)
+    costs = step_costs(steps, steps, store, options)
     labels = {cost.state.step.key: cost.label for cost in costs}
     planned = schedule(
         {cost.label: cost.left.duration for cost in costs},
@@ -135,6 +132,16 @@ def cost_of(steps: Sequence[Step], store: Store, parallel_stages: int, options: 
         parallel_stages,
     )
     return RunCost(costs, planned, parallel_stages, options)
+
+
+def step_costs(
+    chosen: Sequence[Step], steps: Sequence[Step], store: Store, options: CostOptions
+) -> tuple[StepCost, ...]:
+    """The same of single steps of a run; `steps` are all of it."""
+    dumped = {step.inputs["corpus"].key for step in steps if step.stage.name == "dump_logits"}
+    sizes = Sizes(store, options.given, options.tokens, dumped)
+    forecasts = Forecasts(sizes, options.given, options.hardware)
+    return tuple(_step_cost(step, store, sizes, forecasts) for step in chosen)
 
 
 def _step_cost(step: Step, store: Store, sizes: Sizes, forecasts: Forecasts) -> StepCost:
@@ -162,7 +169,7 @@ def _finished(state: StepState, forecasts: Forecasts) -> Forecast:
     manifest = state.manifest
     assert manifest is not None
     runtime = state.step.config.runtime
-    computes = state.step.stage.name in {"dump_logits", "distill", "sft", "evaluate", "surgeon"}
+    computes = state.step.stage.name in {"dump_logits", "distill", "sft", "choose", "evaluate", "surgeon"}
     hardware = forecasts.device(state.step) if computes else None
     per_process = hardware.devices_of(runtime.threads) if hardware is not None else 1
     tokens = manifest.metrics.get("tokens", 0)

@@ -3,8 +3,8 @@
     corpus, Llama tokens ─── dump, Llama teacher ──┐
     student ─── surgeon: the Llama vocabulary ─────┴─ distill ─── surgeon, back ──┐
     corpus, Qwen tokens ─┬─ dump, Qwen teacher ────┐                              ├─ fuse ─┐
-    student ─────────────┴─────────────────────────┴─ distill ────────────────────┘        ├─ sft ─ evaluate ─ publish
-    seed instructions ─── evolve ─── clean ────────────────────────────────────────────────┘
+    student ─────────────┴─────────────────────────┴─ distill ────────────────────┘        ├─ sft ─ choose ─┬─ publish
+    seed instructions ─── evolve ─── clean ────────────────────────────────────────────────┘                └─ evaluate
 
 A model above may itself be prepared: reshaped, moved into another vocabulary, trained (`_models`). `build` makes all of
 inert steps whose keys are known before anything runs; flows/pipeline.py runs them. It knows no Prefect, so that what
@@ -16,8 +16,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from flows.fine_tuning import documents_of
 from flows.profiles import Branch, LogitSource, Profile
 from tasks.artifacts.errors import BadInputError
+from tasks.choose.stage import STAGE as CHOOSE
 from tasks.clean.stage import STAGE as CLEAN
 from tasks.corpus.stage import STAGE as CORPUS
 from tasks.distill.stage import STAGE as DISTILL
@@ -50,11 +52,13 @@ def build(profile: Profile, until: str | None = None) -> list[Step]:
     chat = models[next(iter(profile.branches.values())).student]
     compared: dict[str, Step] = {}
     corpora: list[Step] = []
+    replayed: dict[tuple[str, str], Step] = {}
     for name, branch in profile.branches.items():
         teacher, student = models[branch.teacher], models[branch.student]
         corpus = Step(CORPUS, f"corpus-{name}", branch.corpus, {"tokenizer": teacher})
         corpora.append(corpus)
         logits = _stores(name, branch, models, corpus)
+        replayed |= {(name, "corpus"): corpus, (name, "logits"): logits.get(f"logits.{name}") or logits["logits"]}
         start = student
         if branch.surgeon is not None:
             donor = models[branch.donor or branch.teacher]
@@ -76,11 +80,20 @@ def build(profile: Profile, until: str | None = None) -> list[Step]:
         cleaning = profile.fine_tuning.clean.against(profile.assessment.evaluate.recipe.tasks)
         evolved = Step(CLEAN, "clean", cleaning, {"instructions": evolved})
     instructions = Step(CORPUS, "corpus-sft", profile.fine_tuning.corpus, {"tokenizer": chat, "instructions": evolved})
-    final = Step(SFT, "sft", profile.fine_tuning.sft, {"model": fused, "corpus": instructions})
-    compared |= {"fused": fused, "final": final, **{name: models[name] for name in profile.assessment.baselines}}
+    learnt = {"model": fused, "corpus": instructions}
+    if profile.fine_tuning.replay is not None:
+        learnt["replay"] = replayed[profile.fine_tuning.replay.branch, profile.fine_tuning.replay.rows]
+    final = Step(SFT, "sft", profile.fine_tuning.sft, learnt)
     # Where all logits are imported no corpus was read yet.
     read = {step.key for step in closure([fused])}
     heldout = next((corpus for corpus in corpora if corpus.key in read), corpora[0])
+    compared["fused"] = fused
+    if profile.fine_tuning.choose is not None:
+        compared["tuned"] = final
+        candidates = {"model.fused": fused, "model.tuned": final}
+        choosing = profile.fine_tuning.choose.after(documents_of(profile.assessment.evaluate.recipe))
+        final = Step(CHOOSE, "choose", choosing, {**candidates, "corpus": heldout, "instructions": instructions})
+    compared |= {"final": final, **{name: models[name] for name in profile.assessment.baselines}}
     scores = Step(
         EVALUATE,
         "evaluate",

@@ -10,6 +10,7 @@ from flows.model_sizes import Sizes
 from tasks.distill.stage import DistillRecipe
 from tasks.planning.text import Documents
 from tasks.runtime.declare import Step
+from tasks.sft.stage import ReplayingSftRecipe
 
 
 @dataclass(frozen=True)
@@ -47,16 +48,19 @@ def training_text(step: Step, sizes: Sizes) -> TrainingText:
     """Of a step distill or sft; the recipe's mixture weighs its stores."""
     recipe = step.config.recipe
     mixture = (recipe.mixture or {}) if isinstance(recipe, DistillRecipe) else {}
+    if isinstance(recipe, ReplayingSftRecipe):
+        mixture = {"corpus": 1 - recipe.replay.weight, "replay": recipe.replay.weight}
     found = {}
     for role, source in step.inputs.items():
-        if role not in ("corpus", "logits") and not role.startswith("logits."):
+        if role not in ("corpus", "logits", "replay") and not role.startswith("logits."):
             continue
         corpus = source if source.stage.name == "corpus" else source.inputs.get("corpus")
         found[role] = sizes.corpus(corpus) if corpus is not None else sizes.imported(source)
     weights = _shares({role: mixture.get(role.removeprefix("logits."), 1.0) for role in found})
     return TrainingText(
         stores=tuple((weights[role], size.train) for role, size in found.items()),
-        heldout=sum((size.heldout for size in found.values()), Documents()),
+        # What is replayed is not judged.
+        heldout=sum((size.heldout for role, size in found.items() if role != "replay"), Documents()),
         longest=max((size.longest for size in found.values()), default=1.0),
     )
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from flows.forecast_choice import forecast_choice
 from flows.forecast_dump import forecast_dump
 from flows.forecast_evaluation import forecast_evaluation
 from flows.forecast_training import forecast_training
@@ -65,6 +66,8 @@ class Forecasts:
             forecast = forecast_training(step, self.sizes, self.given, hardware)
         elif name == "evaluate":
             forecast = forecast_evaluation(step, self.sizes, self.given, hardware)
+        elif name == "choose":
+            forecast = forecast_choice(step, self.sizes, self.given, hardware)
         elif name in ways:
             forecast = ways[name](step)
         else:
@@ -137,13 +140,15 @@ class Forecasts:
         )
         if not isinstance(source, AutoEvolSource):
             return made
-        calls = rows * (source.evolution_rounds + (2 if source.judge else 1))
-        tokens = rows * (source.evolution_rounds * source.evolver.max_tokens + source.answerer.max_tokens)
+        turns = source.followup_turns
+        calls = rows * (source.evolution_rounds + 1 + 2 * turns)
+        evolver, answerer = source.evolver.max_tokens, source.answerer.max_tokens
+        tokens = rows * ((source.evolution_rounds + turns) * evolver + (1 + turns) * answerer)
         return replace(
             made,
             tokens=tokens,
-            how=(f"about {figure(calls)} calls, at most {figure(tokens)} tokens written",),
-            warnings=("the endpoint's time and price are not in the sums",),
+            how=(f"about {figure(calls)} calls beside the search, at most {figure(tokens)} tokens written",),
+            warnings=("the endpoint's time and price are not in the sums; runtime.endpoint.cost_budget limits it",),
         )
 
     def _clean(self, step: Step) -> Forecast:

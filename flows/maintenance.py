@@ -10,20 +10,18 @@ from typing import Annotated
 
 from prefect import flow, get_run_logger, runtime
 from prefect.artifacts import create_markdown_artifact
-from prefect.settings.context import get_current_settings
-from pydantic import Field, SecretStr
+from pydantic import Field
 from rich.console import Console
 
 from flows.addresses import DEFAULT_STORE
 from flows.collection import collect
 from flows.dag import build
 from flows.dead_runs import DeadRuns, own_workers
-from flows.prefect_api import PrefectApi
+from flows.prefect_settings import configured_server
 from flows.profiles import load_profile
 from flows.run_options import RUN, ProfileName, RunOptions, StoreUri
 from flows.verification import Verification
 from tasks.artifacts.artifact import Artifact
-from tasks.artifacts.errors import BadInputError
 from tasks.artifacts.frozen import Frozen
 from tasks.artifacts.store import open_store
 
@@ -80,20 +78,13 @@ def mark_dead_runs(store: StoreUri | None = None) -> None:
     Args:
         store: where the records of runs are; otherwise MEDIUS_STORE of the worker, or .medius/store.
     """
-    settings = get_current_settings().api
-    if settings.url is None:
-        raise BadInputError("no Prefect server is named, so there are no runs to mark; set PREFECT_API_URL")
-    api = PrefectApi(str(settings.url), _revealed(settings.auth_string), _revealed(settings.key))
+    api = configured_server()
     DeadRuns(api, open_store(store or DEFAULT_STORE), own_workers(), tell=get_run_logger().info).mark()
     # Once a minute: what is of interest is what was marked, not the looking.
     if (deployment := runtime.deployment.id) is not None:
         before = (datetime.now(UTC) - timedelta(hours=1)).isoformat()
         ended = {"state": {"type": {"any_": ["COMPLETED", "CANCELLED"]}}, "end_time": {"before_": before}}
         api.post("/flow_runs/bulk_delete", {"flow_runs": {"deployment_id": {"any_": [str(deployment)]}, **ended}})
-
-
-def _revealed(secret: SecretStr | None) -> str | None:
-    return None if secret is None else secret.get_secret_value()
 
 
 @contextmanager

@@ -32,7 +32,13 @@ from tasks.surgeon.stage import TransplantRecipe
 UNKNOWN_VOCABULARY = 128_000
 LONGEST_OVER_MEAN = 4.0
 """Of documents of which nobody has said where they are cut."""
-PARENTS = {"surgeon": ("student", "original"), "distill": ("student",), "sft": ("model",), "fuse": ("base",)}
+PARENTS = {
+    "surgeon": ("student", "original"),
+    "distill": ("student",),
+    "sft": ("model",),
+    "fuse": ("base",),
+    "choose": ("model.fused",),
+}
 """Input whose shape the result of a stage has."""
 
 

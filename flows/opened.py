@@ -12,6 +12,7 @@ from typing import Any
 from prefect import runtime
 
 from flows.profiles import Profile
+from flows.room import require_room
 from flows.terminal import Terminal
 from tasks.artifacts.errors import InterruptedRunError, MediusError, StoreError
 from tasks.artifacts.probe import require_conditional_writes
@@ -21,6 +22,7 @@ from tasks.artifacts.store import Store, open_store
 from tasks.runtime.declare import Step
 from tasks.runtime.execute import RunContext
 from tasks.runtime.launch_folder import SCRATCH
+from tasks.runtime.log_redaction import redact_log_records
 from tasks.runtime.provenance import timestamp
 
 STOP = Event()
@@ -37,8 +39,10 @@ def open_run(
         kind: how it differs from a run of the whole profile; its record says so.
         unjudged: as RunContext has it.
     """
+    redact_log_records()
     store = open_store(profile.store)
     require_conditional_writes(store)
+    require_room(steps, store, profile.parallel_stages, SCRATCH.resolve())
     identity = runtime.flow_run.get_id() or uuid.uuid4().hex
     record = RunRecord(
         run=identity,

@@ -1,7 +1,8 @@
-"""The verbs of `medius` for those who run the stack: up, down, s3-check, gc."""
+"""The verbs of `medius` for those who run the stack: up, down, approve, s3-check, gc."""
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
@@ -35,6 +36,23 @@ def add_commands(app: typer.Typer, console: Console) -> None:
         from flows.stack import Stack
 
         Stack(console).down()
+
+    @app.command()
+    def approve(
+        run: Annotated[
+            str | None, typer.Argument(help="The waiting run, by id or name; without one, those that wait are listed.")
+        ] = None,
+        reject: Annotated[bool, typer.Option("--reject", help="Cancel it instead; what is finished stays.")] = False,
+    ) -> None:
+        """Let a run go on that waits for an approval before an expensive stage; the server is PREFECT_API_URL's."""
+        from flows.answering import answer
+        from flows.prefect_api import PrefectApi
+
+        if "PREFECT_API_URL" not in os.environ:
+            raise BadInputError(
+                'PREFECT_API_URL names no Prefect server; after "medius up": source .medius/up/environment'
+            )
+        answer(PrefectApi.of(os.environ), run, reject=reject, console=console)
 
     @app.command("s3-check")
     def s3_check(

@@ -6,6 +6,7 @@ from typing import Any
 
 from prefect import flow
 
+from flows.approval_pause import approval_of_deployment
 from flows.dag import build
 from flows.dispatch import dispatch_of_deployment
 from flows.opened import gather, open_run
@@ -37,6 +38,7 @@ def distillation(profile: ProfileName = "tiny", options: RecipeOptions = RECIPE)
     kind = RunKind(smoke=options.smoke, until=options.until, overrides=options.overrides)
     with open_run(loaded, steps, kind=kind, unjudged=steps if options.smoke else ()) as context:
         context.elsewhere = dispatch_of_deployment(profile, options, context.store, context.stop)
+        context.approve = approval_of_deployment(loaded, steps, context, approved=options.approved)
         futures: dict[str, Any] = {}
         for step in steps:
             futures[step.key] = submit_stage(step, context, [futures[source.key] for source in step.inputs.values()])

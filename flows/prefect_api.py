@@ -57,13 +57,22 @@ class PrefectApi:
                     return json.load(answer)
             except urllib.error.HTTPError as error:
                 if error.code not in _BUSY or pause is None:
-                    denied = error.code in {401, 403}
-                    why = "refuses the password or key" if denied else f"answers {error.code} {error.reason}"
-                    raise MediusError(f"the Prefect server at {self.url} {why}; see its log") from error
+                    if error.code in {401, 403}:
+                        raise MediusError(
+                            f"the Prefect server at {self.url} refuses the password or key; set "
+                            f"PREFECT_API_AUTH_STRING=name:password, or for Prefect Cloud PREFECT_API_KEY"
+                        ) from error
+                    raise MediusError(
+                        f"the Prefect server at {self.url} answers {error.code} {error.reason}; see its log"
+                    ) from error
                 time.sleep(pause)
             except (OSError, http.client.HTTPException, ValueError) as error:
                 raise MediusError(f"the Prefect server at {self.url} does not answer ({error}); see its log") from error
         raise AssertionError("the last try returned or raised")
+
+    def require(self) -> None:
+        """Raises MediusError where the server does not answer, or does not take the password or key."""
+        self.post("/flow_runs/count", {})
 
     def everything(self, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
         """All that a filter finds, page by page; what comes or goes meanwhile may be left out."""

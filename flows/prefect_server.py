@@ -14,9 +14,11 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from flows.prefect_api import PrefectApi
 from tasks.artifacts.errors import MediusError
 
 START_SECONDS = 120
@@ -38,7 +40,8 @@ def start_own_server(home: Path) -> Callable[[], None]:
     returns when the server answers: what is imported before that costs no time.
     """
     if is_configured(home):
-        return lambda: None
+        # Prefect itself would end a run at a wrong password with two pages.
+        return PrefectApi.of(os.environ).require if "PREFECT_API_URL" in os.environ else lambda: None
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -57,6 +60,22 @@ def start_own_server(home: Path) -> Callable[[], None]:
     url = f"http://127.0.0.1:{port}/api"
     os.environ["PREFECT_API_URL"] = url
     return lambda: _wait_until_up(process, url, home / "server.log")
+
+
+@contextmanager
+def losing_the_server() -> Iterator[None]:
+    """Around a flow; call with Prefect imported. Raises MediusError where the block lost its Prefect server for longer
+    than Prefect itself tries again.
+    """
+    import httpx
+
+    try:
+        yield
+    except httpx.HTTPError as error:
+        raise MediusError(
+            f"the Prefect server at {os.environ.get('PREFECT_API_URL')} was lost ({error or type(error).__name__}); "
+            f"what is finished is kept: bring it back and run the same command again"
+        ) from error
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

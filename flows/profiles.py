@@ -16,21 +16,21 @@ from pydantic import Field, ValidationError, model_validator
 
 from flows.ablation_grid import Ablations
 from flows.addresses import STORE_VARIABLE
+from flows.approval_rule import ApprovalRule
+from flows.fine_tuning import FineTuning, choice_fault, replay_fault
 from flows.prepared import PreparedModels, donor_fault, prepared_fault, tokenizers_alone
 from tasks.artifacts.errors import BadInputError
 from tasks.artifacts.frozen import Frozen
-from tasks.clean.stage import CleanConfig
+from tasks.artifacts.redact import find_credential
 from tasks.corpus.stage import CorpusConfig
 from tasks.distill.stage import DistillConfig, mixture_fault
 from tasks.dump_logits.stage import DumpLogitsConfig
 from tasks.evaluate.stage import EvaluateConfig
-from tasks.evolve.stage import EvolveConfig
 from tasks.fuse.stage import FuseConfig
 from tasks.import_logits.stage import ImportLogitsConfig
 from tasks.models.stage import ModelsConfig
 from tasks.publish.stage import PublishConfig
 from tasks.runtime.declare import Gates
-from tasks.sft.stage import SftConfig
 from tasks.surgeon.stage import SurgeonConfig
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -121,16 +121,6 @@ class Fusion(Frozen):
     fuse: FuseConfig
 
 
-class FineTuning(Frozen):
-    """The last training: on evolved instructions."""
-
-    evolve: EvolveConfig
-    clean: CleanConfig | None = CleanConfig()
-    """None trains on the instructions as they are."""
-    corpus: CorpusConfig
-    sft: SftConfig
-
-
 class Assessment(Frozen):
     """What is measured, and against what."""
 
@@ -149,6 +139,8 @@ class Profile(Frozen):
     """s3://bucket/prefix or a directory."""
     parallel_stages: int = Field(2, ge=1)
     """How many stages may work at once on the head node."""
+    approval: ApprovalRule | None = None
+    """From which cost on somebody is asked before a stage begins; None: never."""
     models: dict[Name, ModelsConfig]
     prepared: PreparedModels = Field(default_factory=dict)
     """Models made once, before the recipe; their names can stand wherever one of `models` can."""
@@ -230,6 +222,7 @@ class Profile(Frozen):
     @model_validator(mode="after")
     def _compared_models_have_names_of_their_own(self) -> Self:
         names = [*self.models, *self.prepared, "fused", "final"]
+        names += ["tuned"] if self.fine_tuning.choose is not None else []
         for name, branch in self.branches.items():
             names += [
                 name,
@@ -239,6 +232,15 @@ class Profile(Frozen):
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"{name!r} would name two models of the comparison; rename the branch or the model")
+        return self
+
+    @model_validator(mode="after")
+    def _fine_tuning_fits(self) -> Self:
+        surgery = {name: branch.surgeon is not None for name, branch in self.branches.items()}
+        tuning, evaluated = self.fine_tuning, self.assessment.evaluate.recipe
+        for fault in (replay_fault(tuning, surgery), choice_fault(tuning, evaluated)):
+            if fault is not None:
+                raise ValueError(fault)
         return self
 
     @model_validator(mode="after")
@@ -293,6 +295,10 @@ def load_profile(
         _override(document, text)
     if chosen := store or os.environ.get(STORE_VARIABLE):
         document["store"] = chosen
+    if (place := find_credential(document)) is not None:
+        raise BadInputError(
+            f"{path}: {place} holds a credential; take it out of the file or the --set and put it into the environment"
+        )
     if smoke:
         document = shrink(document)
     try:
@@ -355,6 +361,8 @@ _AMOUNTS = {
     "embedding_steps": 1,
     "items_per_kind": 2,
     "max_seeds": 64,
+    "max_documents": 2,
+    "max_conversations": 8,
 }
 """What `--smoke` shrinks, wherever it stands in a recipe, and the least that still exercises every stage."""
 _HELDOUT_FRACTION = 0.25

@@ -78,6 +78,9 @@ class RunOptions(Frozen):
 class RecipeOptions(RunOptions):
     """How a whole recipe is run."""
 
+    approved: bool = Field(
+        False, description="Begin stages over the cost of the profile's `approval` without asking, and record that."
+    )
     until: Annotated[str, Field(pattern=r"^[a-z0-9][A-Za-z0-9._-]*$")] | None = Field(
         None, description='A stage\'s label, or "prepared" for the prepared models: only what is needed for that.'
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 from flows.profiles import Profile
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.errors import BadInputError, MediusError
+from tasks.artifacts.redact import redact
 from tasks.artifacts.store import Store
 from tasks.publish.page.contents import Report, read_report
 from tasks.publish.page.markdown import render_markdown
@@ -33,7 +34,7 @@ def write_reports(profile: Profile, steps: Sequence[Step], store: Store, page: P
     try:
         for target, content in ((text, render_markdown(report)), (page, render_page(report))):
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_text(content, encoding="utf-8")
+            target.write_text(redact(content), encoding="utf-8")
     except OSError as error:
         raise BadInputError(
             f"{error.filename} cannot be written ({error.strerror}); name another file with --html, or make room there"
@@ -71,8 +72,9 @@ def _report(profile: Profile, steps: Sequence[Step], store: Store) -> Report:
 
 def _keep(store: Store, path: str, text: str) -> None:
     # A run that had nothing to do writes nothing.
-    if not store.exists(path) or store.get(path) != text.encode():
-        store.put(path, text.encode())
+    data = redact(text).encode()
+    if not store.exists(path) or store.get(path) != data:
+        store.put(path, data)
 
 
 def show_page_in_prefect(profile: Profile, steps: Sequence[Step], store: Store) -> None:

@@ -6,6 +6,7 @@ import socket
 
 from prefect import flow
 
+from flows.approval_pause import approval_of_deployment
 from flows.dag import build
 from flows.opened import gather, open_run
 from flows.profiles import load_profile
@@ -43,5 +44,6 @@ def single_stage(
         )
     kind = RunKind(smoke=options.smoke, until=stage, overrides=options.overrides)
     with open_run(loaded, steps, kind=kind, unjudged=steps if options.smoke else ()) as context:
+        context.approve = approval_of_deployment(loaded, steps, context)
         [reference] = gather([submit_stage(chosen[0], context, [])])
     return str(reference.uri)

@@ -1,11 +1,14 @@
-"""Makes the work pools and the deployments of a Prefect file on the server that PREFECT_API_URL names.
+"""Makes the work pools and the deployments of a Prefect file, and the alerts of the automations.yaml beside it, on the
+server that PREFECT_API_URL names.
 
 python -m flows.stack_deploy infra/prefect.yaml POOL…
 """
 
 from __future__ import annotations
 
+import os
 import sys
+from pathlib import Path
 
 from prefect.cli import app
 from prefect.client.orchestration import get_client
@@ -13,7 +16,10 @@ from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.exceptions import ObjectAlreadyExists
 from prefect.workers.process import ProcessWorker
 
+from flows.automations import BLOCK_VARIABLE, deploy_alerts, read_alerts
+from flows.prefect_settings import configured_server
 from flows.stack_services import POOLS
+from tasks.artifacts.errors import MediusError
 
 
 def make_pools(names: list[str]) -> None:
@@ -34,6 +40,11 @@ def make_pools(names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    make_pools(sys.argv[2:])
+    try:
+        configured_server().require()
+        make_pools(sys.argv[2:])
+        deploy_alerts(read_alerts(Path(sys.argv[1]).with_name("automations.yaml")), os.environ.get(BLOCK_VARIABLE))
+    except MediusError as error:
+        sys.exit(str(error))
     sys.argv = ["prefect", "--no-prompt", "deploy", "--all", "--prefect-file", sys.argv[1]]
     app()

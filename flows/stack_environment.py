@@ -43,7 +43,7 @@ def keep_password(folder: Path, *, running: bool) -> None:
     """Takes the dashboard's password from the environment, where it is named there; an empty one takes it away.
 
     Raises:
-        BadInputError: the server runs, with another.
+        BadInputError: the server runs, with another; or it is none that Prefect can work with.
     """
     given = os.environ.get(PASSWORD_VARIABLE)
     if given is None or (given or None) == password(folder):
@@ -53,6 +53,9 @@ def keep_password(folder: Path, *, running: bool) -> None:
             f'Prefect runs with another password than {PASSWORD_VARIABLE} has; "medius down" first, or leave it out: '
             f"the one that it has is remembered"
         )
+    if given and not given.isascii():
+        # The server fails at each comparison, with status 500.
+        raise BadInputError(f"{PASSWORD_VARIABLE} has a letter that Prefect cannot compare; use ASCII only")
     file = folder / "prefect-password"
     if given:
         _write_private(file, given)
@@ -99,6 +102,8 @@ def service_environment(client: Mapping[str, str], home: Path, token: str) -> di
         MARK: token,
         "PREFECT_HOME": str(home),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        # The alert of infra/automations.yaml waits for ten of them.
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
         "DO_NOT_TRACK": "1",
         "PYTHONUNBUFFERED": "1",
         # Otherwise the dashboard looks for the server at port 4200.

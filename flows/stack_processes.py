@@ -97,7 +97,7 @@ def end_work(token: str, workers: set[int], stays: set[int], seconds: float) -> 
         The number of flow runs that were asked.
     """
     asked: set[int] = set()
-    runs: set[int] = set()
+    runs: set[str] = set()
     seen: dict[int, str | None] = {}
 
     def all_ended() -> bool:
@@ -107,7 +107,8 @@ def end_work(token: str, workers: set[int], stays: set[int], seconds: float) -> 
                 del present[pid]
         seen.update((pid, process_started(pid)) for pid in present.keys() - seen.keys())
         heads = {pid for pid in present if _RUN in present[pid] and _RUN not in present.get(_parent(pid), {})}
-        runs.update(heads)
+        # A worker that saves its last checkpoint outlives its run's process, and is a head then.
+        runs.update(present[pid][_RUN] for pid in heads)
         fresh = (heads | (workers & present.keys())) - asked
         asked.update(fresh)
         _send(fresh, signal.SIGTERM)

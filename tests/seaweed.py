@@ -10,7 +10,10 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
+
+from tests.hosts import Host
 
 ACCESS_KEY = "medius-test"
 SECRET_KEY = "medius-test-secret"
@@ -44,14 +47,17 @@ def free_ports(count: int) -> list[int]:
 class SeaweedServer:
     """One server over one folder. It can be killed and started again on the same port with the same data."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, host: Host | None = None) -> None:
+        """`host` has it, and others reach it there; without one it is on loopback."""
         self.folder = folder
+        self._host = host
+        self._address = "127.0.0.1" if host is None else host.address
         self.ports = free_ports(4)
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
     def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self.ports[0]}"
+        return f"http://{self._address}:{self.ports[0]}"
 
     @property
     def environment(self) -> dict[str, str]:
@@ -63,29 +69,36 @@ class SeaweedServer:
             "AWS_DEFAULT_REGION": "us-east-1",
         }
 
+    @property
+    def client_environment(self) -> dict[str, str]:
+        """This process's environment, led to the server."""
+        return {**os.environ, **self.environment}
+
     def start(self) -> None:
         """Starts the server and waits until it answers."""
         binary = shutil.which("weed") or str(Path(sys.executable).parent / "weed")
         self.folder.mkdir(parents=True, exist_ok=True)
         s3, master, volume, filer = self.ports
+        command = [
+            binary, "mini", f"-dir={self.folder}", f"-ip={self._address}", f"-ip.bind={self._address}",
+            f"-s3.port={s3}", f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}",
+            "-admin.ui=false", "-webdav=false", "-master.telemetry=false",
+        ]  # fmt: skip
         self.process = subprocess.Popen(
-            [
-                binary, "mini", f"-dir={self.folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-s3.port={s3}",
-                f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}", "-admin.ui=false",
-                "-webdav=false", "-master.telemetry=false",
-            ],
-            env={**os.environ, **self.environment},
+            command if self._host is None else self._host.command(*command),
+            env=self.client_environment,
             stdout=(self.folder / "log").open("ab"),
             stderr=subprocess.STDOUT,
             start_new_session=True,
-        )  # fmt: skip
+        )
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
                 raise RuntimeError(f"weed ended: {(self.folder / 'log').read_text()[-2000:]}")
             try:
-                connection = http.client.HTTPConnection("127.0.0.1", s3, timeout=2)
-                connection.request("GET", "/")
+                with nullcontext() if self._host is None else self._host.network():
+                    connection = http.client.HTTPConnection(self._address, s3, timeout=2)
+                    connection.request("GET", "/")
                 # Without a signature the server that is ready refuses.
                 if connection.getresponse().status == 403:
                     return

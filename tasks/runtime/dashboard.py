@@ -20,6 +20,7 @@ from prefect.client.schemas.actions import ArtifactUpdate
 from tasks.runtime.curves import Curves
 from tasks.runtime.declare import GateResult, Step
 from tasks.runtime.execute import Outcome
+from tasks.runtime.stage_events import StageEvents
 from tasks.worker.spec import Event
 
 _PROGRESS_SECONDS = 5
@@ -43,13 +44,15 @@ class Dashboard:
         self._curves_shown: UUID | None = None
         self._first_metric: float | None = None
         self._next_curves = 0.0
+        self._events = StageEvents(step)
 
     def __call__(self, event: Event) -> None:
         """Shows one event."""
         shown(self._logger, lambda: self._show(event))
 
     def finish(self) -> None:
-        """Shows the curves once more, with their last points."""
+        """Shows the curves once more, with their last points, and tells that the stage has ended."""
+        shown(self._logger, self._events.end)
         if self._curves.curves:
             shown(self._logger, self._draw)
 
@@ -65,6 +68,8 @@ class Dashboard:
     def _advance(self, event: Event, done: float, total: float) -> None:
         if self._pace is None or self._pace[0] != event.unit:
             self._pace = (event.unit, event.time, done)
+        speed = event.values.get("tokens_per_second")
+        self._events.progress(done, total, event.unit, speed if isinstance(speed, int | float) else None)
         if time.monotonic() < self._next_progress:
             return
         self._next_progress = time.monotonic() + _PROGRESS_SECONDS

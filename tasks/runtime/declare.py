@@ -43,6 +43,9 @@ class Runtime(Frozen):
     retries: int = Field(2, ge=0)
     retry_delay_seconds: float = Field(5, ge=0)
     stop_grace_seconds: float = Field(60, ge=0)
+    """What a worker may take for its last checkpoint when it is stopped or cancelled; then it is killed."""
+    min_tokens_per_second: float | None = Field(None, gt=0)
+    """The alert "stage is slow" is for less than this. Nothing else hangs on it."""
     lease_ttl_seconds: float = Field(60, ge=5)
 
     @model_validator(mode="after")

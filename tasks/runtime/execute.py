@@ -35,11 +35,12 @@ from tasks.artifacts.errors import (
 from tasks.artifacts.fingerprint import sha256_hex
 from tasks.artifacts.lease import Lease
 from tasks.artifacts.manifest import MAIN_SHARD, ArtifactRef, InputRecord, Manifest, Provenance, digest_of
+from tasks.artifacts.redact import redact_file
 from tasks.artifacts.store import Store
 from tasks.runtime.declare import GateResult, Step
 from tasks.runtime.gates import judge, require_passed
 from tasks.runtime.launch import WorkerProcess, launch
-from tasks.runtime.launch_folder import scratch_folder
+from tasks.runtime.launch_folder import is_saved_from, scratch_folder
 from tasks.runtime.provenance import git_state, hardware, package_versions, timestamp
 from tasks.worker.job import EXIT_BAD_INPUT, EXIT_PREEMPTED, EXIT_TRANSIENT
 from tasks.worker.spec import Event, WorkerSpec
@@ -56,6 +57,7 @@ _OF_CONNECTIONS = (
     "Timed out waiting", "collective operation timeout", "gloo", "NCCL", "DistNetworkError", "DistStoreError",
 )  # fmt: skip
 """In the last sentence of a rank that may have done nothing wrong but lose a peer."""
+_LOOK_SECONDS = 0.5
 _OUT_OF_MEMORY = ("out of memory", "OutOfMemoryError", "MemoryError", "can't allocate memory")
 
 
@@ -76,6 +78,8 @@ class RunContext:
     lease_wait_seconds: float = 24 * 3600
     elsewhere: Callable[[Step], None] | None = None
     """Makes a step on the work pool that it names, and returns when it is finished; None: all is made here."""
+    approve: Callable[[Step], None] | None = None
+    """Called before a step that is not finished takes any device; returns when it may begin. None: each may."""
     pool: str | None = None
     """The work pool whose worker this process is of, if any, and that worker's name."""
     pool_worker: str | None = None
@@ -231,6 +235,12 @@ def _launch(
     lease: Lease | None,
 ) -> None:
     name = f"{sha256_hex(context.store.uri.encode())[:8]}-{step.label}-{step.key[:16]}"
+    # Two of them would not fit into the same GPUs, and the checkpoint that it saves is the one to go on from.
+    if not step.stage.shared and is_saved_from(context.scratch, name):
+        _say(step, context, "waiting: the worker of a stopped run saves its last checkpoint")
+        while is_saved_from(context.scratch, name):
+            _raise_if_stopped(step, context)
+            time.sleep(_LOOK_SECONDS)
     with scratch_folder(context.scratch, name, attempt) as scratch:
         _run_worker(step, artifact, inputs, context, attempt, worker, lease, scratch)
 
@@ -283,7 +293,8 @@ def _run_worker(
     finally:
         process.kill()
         # The log is for people: where it cannot be kept, what happened to the worker still counts.
-        with suppress(StoreError):
+        with suppress(StoreError, OSError):
+            redact_file(process.log)
             context.store.upload(process.log, artifact.path(f"logs/worker-{attempt}.log"))
 
 

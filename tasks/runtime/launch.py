@@ -13,15 +13,20 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 
 from tasks.artifacts.errors import BadInputError
+from tasks.artifacts.process_identity import group_is_alive
+from tasks.artifacts.redact import redact
 from tasks.runtime.declare import Runtime
 from tasks.runtime.nodes import on_node, start_heartbeat, write_node_file
 from tasks.worker.job import END_FILE, STOP_FILE
-from tasks.worker.leash import WATCH_STDIN, Heartbeat
+from tasks.worker.leash import WATCH_STDIN, Heartbeat, ask_to_stop
 
 LOG_TAIL_LINES = 50
+_KILL_SECONDS = 30
+"""Some hundred GiB of pinned memory take seconds to be given back."""
 _EXPORTED_SECRETS = re.compile(r"MLFLOW|PYTHON\w*_")
 """Deepspeed's runner exports what begins with MLFLOW, PYTHON, MV2, UCX or NCCL: MLflow's tokens, and those of whatever
 is called PYTHON_…. Python 3.11's own variables have no underscore; the last three are settings of libraries."""
@@ -31,8 +36,14 @@ def launch(module: str, spec: Path, runtime: Runtime) -> WorkerProcess:
     """Starts a worker on a spec file that lies in the scratch folder of its launch.
 
     Raises:
-        BadInputError: the hostfile is not there; deepspeed would then do with this host alone.
+        BadInputError: the hostfile is not there; deepspeed would then do with this host alone. Or the worker is to run
+            here, in an installation that only orchestrates.
     """
+    if runtime.num_nodes == 1 and find_spec("torch") is None:
+        raise BadInputError(
+            f"this installation has no torch, which {module} needs: give the stage a runtime.pool whose machines have "
+            f"it, or install it here with pip install -e '.[worker]'"
+        )
     if runtime.hostfile is not None and not Path(runtime.hostfile).is_file():
         raise BadInputError(f"runtime.hostfile is {runtime.hostfile}, but there is no such file; write one line a host")
     scratch = spec.parent
@@ -117,7 +128,7 @@ def _settings(runtime: Runtime) -> dict[str, str]:
 
 
 class WorkerProcess:
-    """A launched worker: the leader of its own process group, tied to this process by the leash."""
+    """A launched worker below its keeper, the leader of a process group, which is tied to this process."""
 
     def __init__(
         self, command: list[str], environment: dict[str, str], scratch: Path, heartbeat: Heartbeat | None = None
@@ -127,9 +138,8 @@ class WorkerProcess:
         self.log = log = scratch / "worker.log"
         self._scratch = scratch
         with log.open("ab") as output:
-            # The thread that calls this must outlive the worker: the parent-death signal is tied to it.
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tasks.worker.leash", str(os.getpid()), *command],
+                [sys.executable, "-m", "tasks.worker.keeper", str(scratch / STOP_FILE), *command],
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -149,8 +159,11 @@ class WorkerProcess:
             return code
 
     def stop(self, grace_seconds: float) -> None:
-        """Asks it to save a checkpoint and end (see Job.stop_requested); SIGKILL after the grace period."""
-        (self._scratch / STOP_FILE).touch()
+        """Asks it to save a checkpoint and end (see Job.stop_requested); SIGKILL after the grace period.
+
+        Its keeper grants that also where this process is killed meanwhile.
+        """
+        ask_to_stop(self._scratch / STOP_FILE, grace_seconds)
         deadline = time.monotonic() + grace_seconds
         while self._process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.1)
@@ -168,6 +181,10 @@ class WorkerProcess:
         if self._process.stdin is not None:
             self._process.stdin.close()
         self._process.wait()
+        # The keeper may go before the worker, which gives its memory back first.
+        deadline = time.monotonic() + _KILL_SECONDS
+        while group_is_alive(self._process.pid) and time.monotonic() < deadline:
+            time.sleep(0.02)
 
     def _signal(self, number: signal.Signals) -> None:
         try:
@@ -181,8 +198,8 @@ class WorkerProcess:
         if not path.exists():
             return None
         said = json.loads(path.read_text())
-        return said["code"], said["message"]
+        return said["code"], redact(said["message"])
 
     def log_tail(self) -> str:
         """The last lines the worker printed."""
-        return "\n".join(self.log.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:])
+        return redact("\n".join(self.log.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:]))

@@ -10,6 +10,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from tasks.worker.job import STOP_FILE
+from tasks.worker.leash import grace_left
+
 SCRATCH = Path(".medius/scratch")
 """The root of all launches of runs in this working folder."""
 
@@ -38,6 +41,14 @@ def scratch_folder(root: Path, name: str, attempt: str) -> Iterator[Path]:
                 lock_file.unlink(missing_ok=True)
                 # Not empty while another launch is at work in it.
                 parent.rmdir()
+
+
+def is_saved_from(root: Path, name: str) -> bool:
+    """Whether a worker of a run that is gone still saves its last checkpoint in `<root>/<name>`: see its keeper."""
+    return any(
+        grace_left(lock_file.with_suffix("") / STOP_FILE) > 0 and not _is_dead(lock_file)
+        for lock_file in (root / name).glob("*.lock")
+    )
 
 
 def dead_launches(root: Path) -> list[Path]:

@@ -60,6 +60,8 @@ def run_stage(stage_run: StageRun) -> Any:
 
     pool, worker = _place()
     try:
+        if context.approve is not None and Artifact(context.store, step.directory).manifest() is None:
+            context.approve(step)
         away = _made_elsewhere(step, context)
         outcome = execute(step, replace(context, watch=both, pool=pool, pool_worker=worker))
     except GateFailedError as error:

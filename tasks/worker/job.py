@@ -25,14 +25,17 @@ from tasks.artifacts.checkpoint import CheckpointFolder
 from tasks.artifacts.errors import CorruptArtifactError, MediusError, ObjectMissingError
 from tasks.artifacts.fingerprint import file_sha256, sha256_hex
 from tasks.artifacts.manifest import MAIN_SHARD, InputRecord, Manifest, ObjectRecord, ShardReceipt
-from tasks.artifacts.store import open_store
+from tasks.artifacts.redact import redact
+from tasks.artifacts.store import checked, open_store
 from tasks.worker.leash import die_with_parent, watch_heartbeat, watch_stdin
 from tasks.worker.spec import Event, WorkerSpec
 
 STOP_FILE = "stop"
-"""In the scratch folder; its presence asks the worker to save its state and end."""
+"""In the scratch folder, where spec.json is; its presence asks the worker to save its state and end."""
 END_FILE = "end.json"
 """In the scratch folder: exit code and last sentence of the first rank that failed, which a launcher would swallow."""
+INPUT_CACHE = "MEDIUS_INPUT_CACHE"
+"""Names a folder for inputs on each node's own disk, where the scratch folder is one that nodes share."""
 EXIT_BAD_INPUT = 2
 EXIT_PREEMPTED = 75
 """The worker was asked to stop, saved what it had, and can go on from there (EX_TEMPFAIL)."""
@@ -51,7 +54,8 @@ class InputArtifact:
         self.role = role
         self.record = record
         self.artifact = Artifact(job.store, record.directory)
-        self._cache = Path(job.spec.input_cache) / f"{record.key[:16]}-{record.digest[:16]}"
+        cache = os.environ.get(INPUT_CACHE) or job.spec.input_cache
+        self._cache = Path(cache) / checked(f"{record.key[:16]}-{record.digest[:16]}")
         manifest = self.artifact.manifest()
         if manifest is None or manifest.digest != record.digest:
             raise ObjectMissingError(f"{self.artifact.uri} is not the artifact that {job.spec.label} was started with")
@@ -195,7 +199,7 @@ class Job:
 
     def _emit(self, event: Event) -> None:
         if self._events is not None:
-            self._events.write(event.model_dump_json(exclude_defaults=True) + "\n")
+            self._events.write(redact(event.model_dump_json(exclude_defaults=True)) + "\n")
 
     def preempted(self) -> NoReturn:
         """Ends a worker that was asked to stop and has saved its state."""
@@ -205,7 +209,7 @@ class Job:
 def _write_end(scratch: Path, code: int, message: str) -> None:
     """The first rank to fail says why; what the others then say is a consequence."""
     draft = scratch / f"{END_FILE}-{os.getpid()}"
-    draft.write_text(json.dumps({"code": code, "message": message}))
+    draft.write_text(redact(json.dumps({"code": code, "message": message})))
     with suppress(FileExistsError):
         os.link(draft, scratch / END_FILE)
 
@@ -218,8 +222,9 @@ def worker_main(run: Callable[[Job], None]) -> NoReturn:
     parser.add_argument("--local_rank", type=int, default=0)
     arguments = parser.parse_args()
     die_with_parent()
-    watch_stdin()
-    watch_heartbeat()
+    stop_file = arguments.spec.with_name(STOP_FILE)
+    watch_stdin(stop_file)
+    watch_heartbeat(stop_file)
     spec = WorkerSpec.model_validate_json(arguments.spec.read_bytes())
     code, message = 0, ""
     try:

@@ -1,13 +1,18 @@
 """Keeps a process from outliving the one that started it.
 
-Two independent ties, since each alone has a hole. The kernel's parent-death signal reaches only a direct child, so
-`python -m tasks.worker.leash PARENT CMD…` sets it on the launched command and every rank sets it again on itself. And
-standard input is a pipe whose other end only the runtime holds: a rank that torchrun put into a session of its own
-still inherits it and reads end-of-file the moment the runtime is gone, however it went.
+Two independent ties, since each alone has a hole. The kernel's parent-death signal reaches only a direct child: a
+worker is one of its keeper (keeper.py), and every rank sets the signal again on itself. And standard input is a pipe
+whose other end only the runtime holds: keeper and ranks inherit it, even a rank that torchrun put into a session of its
+own, and read end-of-file the moment the runtime is gone, however it went.
 
-Neither reaches another node. There the tie is a file in the shared scratch folder that the runtime touches: a rank that
-sees no change of it for 50 s, or sees it gone, ends. It counts with its own clock, so the nodes' clocks need not agree.
-While the file system of a hard mount does not answer, it sees nothing and waits.
+A worker that has been asked to stop is spared until its grace period ends, whatever becomes of the runtime: the stop
+file says how long that is.
+
+`python -m tasks.worker.leash PARENT CMD…` ties any other command to its parent, by the signal alone.
+
+Neither tie reaches another node. There the tie is a file in the shared scratch folder that the runtime touches: a rank
+that sees no change of it for 50 s, or sees it gone, ends. It counts with its own clock, so the nodes' clocks need not
+agree. While the file system of a hard mount does not answer, it sees nothing and waits.
 """
 
 from __future__ import annotations
@@ -37,17 +42,47 @@ def die_with_parent() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def watch_stdin() -> None:
-    """Kills this process's group when standard input reaches its end; only where the runtime asked for it."""
+def ask_to_stop(stop_file: Path, grace_seconds: float) -> None:
+    """Asks a launch to save its state and end, and says how long it may take for that."""
+    draft = stop_file.with_name(f".{stop_file.name}")
+    draft.write_text(str(grace_seconds))
+    draft.replace(stop_file)
+
+
+def grace_left(stop_file: Path) -> float:
+    """Seconds that a launch still has to save its state; 0 where nobody has asked it to stop."""
+    try:
+        granted, asked = float(stop_file.read_text()), stop_file.stat().st_mtime
+    except (OSError, ValueError):
+        return 0.0
+    # The file may be on another host's file system, whose clock is another.
+    return max(0.0, min(granted, asked + granted - time.time()))
+
+
+def end_group_after_grace(stop_file: Path) -> None:
+    """Kills this process's group: at once, or when the grace period of a launch that was asked to stop is over."""
+    time.sleep(grace_left(stop_file))
+    os.killpg(os.getpgrp(), signal.SIGKILL)
+
+
+def wait_for_end_of_input() -> None:
+    """Returns when standard input reaches its end."""
+    while os.read(0, 4096):
+        pass
+
+
+def watch_stdin(stop_file: Path) -> None:
+    """Kills this process's group when standard input reaches its end, or after the grace period of a launch that was
+    asked to stop; only where the runtime asked for it.
+    """
     if os.environ.get(WATCH_STDIN) != "1":
         return
 
-    def wait_for_end() -> None:
-        while os.read(0, 4096):
-            pass
-        os.killpg(os.getpgrp(), signal.SIGKILL)
+    def watch() -> None:
+        wait_for_end_of_input()
+        end_group_after_grace(stop_file)
 
-    threading.Thread(target=wait_for_end, name="leash", daemon=True).start()
+    threading.Thread(target=watch, name="leash", daemon=True).start()
 
 
 class Heartbeat:
@@ -72,8 +107,12 @@ class Heartbeat:
         self._path.unlink(missing_ok=True)
 
 
-def watch_heartbeat(silence_seconds: float = _SILENCE_SECONDS, look_seconds: float = _LOOK_SECONDS) -> None:
-    """Kills this process's group when the runtime's heartbeat stops; only where HEARTBEAT names one."""
+def watch_heartbeat(
+    stop_file: Path, silence_seconds: float = _SILENCE_SECONDS, look_seconds: float = _LOOK_SECONDS
+) -> None:
+    """Kills this process's group when the runtime's heartbeat stops, or after the grace period of a launch that was
+    asked to stop; only where HEARTBEAT names one.
+    """
     path = os.environ.get(HEARTBEAT)
     if not path:
         return
@@ -98,7 +137,7 @@ def watch_heartbeat(silence_seconds: float = _SILENCE_SECONDS, look_seconds: flo
         wait_for_silence(look, silence_seconds, look_seconds)
         with suppress(OSError):
             os.write(2, b"the run that started this process is gone: ending\n")
-        os.killpg(os.getpgrp(), signal.SIGKILL)
+        end_group_after_grace(stop_file)
 
     threading.Thread(target=watch, name="heartbeat", daemon=True).start()
 

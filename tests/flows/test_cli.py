@@ -160,7 +160,7 @@ def test_an_edited_profile_gets_other_keys_and_explain_names_the_field(medius: M
     assert f"evolve is finished: key {before['evolve'].key[:16]}" in said.out
 
     assert {label for label in before if before[label].key != after[label].key} == {
-        "evolve", "clean", "corpus-sft", "sft", "evaluate", "publish"
+        "evolve", "clean", "corpus-sft", "sft", "choose", "evaluate", "publish"
     }  # fmt: skip
     said = medius("plan", "micro", *store, *edit)
     assert re.search(r"│ evolve +│ [0-9a-f]{16} │ +│ missing ", said.out)

@@ -147,6 +147,21 @@ def test_a_row_that_is_longer_than_a_batch_is_one(tmp_path: Path) -> None:
     assert small == row
 
 
+def test_a_served_teacher_costs_its_servers_time_and_its_answers_bytes(tmp_path: Path) -> None:
+    loaded = forecast(tmp_path, "logits-llama")
+    settings = (
+        f"{DUMP}.recipe.teacher={{kind: served, dtype: bfloat16, quantisation: fp8}}",
+        f"{DUMP}.runtime={{server: {{base_url: 'http://teacher:8000/v1'}}}}",
+    )
+    served = forecast(tmp_path, "logits-llama", *settings, assumed=("served_tokens_per_second=8000",))
+    # What is stored is the same; 129 entries a token move as JSON, and no device is this stage's.
+    assert (served.tokens, served.stored, served.objects) == (loaded.tokens, loaded.stored, loaded.objects)
+    assert served.seconds["compute"] == pytest.approx(served.tokens / 8000, rel=0.01)
+    assert served.moved - served.stored == pytest.approx(served.tokens * 129 * 70, rel=0.01)
+    assert (served.hardware, served.usd({})) == (None, 0)
+    assert served.warnings == ("the server's devices and their price are not in the sums",)
+
+
 def test_a_mass_alone_counts_as_many_entries_as_there_can_be(tmp_path: Path) -> None:
     support = "{kind: adaptive, min_probability: null, min_mass: 0.9, max_kept: 100}"
     found = forecast(tmp_path, "logits-llama", f"{DUMP}.recipe.support={support}")

@@ -238,7 +238,7 @@ def test_what_is_no_artifact_ends_with_2(
         (("inspect", "{logits}", "--document", "zz"), "has no row with id zz in split train"),
         (("inspect", "{logits}", "--split", "test"), "has no rows in split 'test', only in train, heldout"),
         (("verify", "{logits}", "--set", "a=1"), "is an artifact; leave them out"),
-        (("verify", "{teacher}", "--recompute", "3"), "is no logit store, so there is nothing to --recompute"),
+        (("verify", "{teacher}", "--recompute", "3"), "is no logit store, so there is nothing for --recompute"),
     ],
 )
 def test_bad_arguments_end_with_2(

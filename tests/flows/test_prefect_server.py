@@ -7,9 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 
-from flows.prefect_server import is_configured, start_own_server
+from flows.prefect_server import is_configured, losing_the_server, start_own_server
+from tasks.artifacts.errors import BadInputError, MediusError
 
 
 @pytest.fixture(autouse=True)
@@ -18,12 +20,20 @@ def _unconfigured(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-@pytest.mark.parametrize("name", ["PREFECT_API_URL", "PREFECT_PROFILE"])
-def test_a_server_that_the_user_has_named_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_a_server_that_the_user_has_named_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not is_configured(tmp_path)
-    monkeypatch.setenv(name, "http://prefect.example:4200/api")
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    wait_until_up = start_own_server(tmp_path)
+    with pytest.raises(MediusError, match=r"server at http://127\.0\.0\.1:9/api does not answer"):
+        wait_until_up()
+    assert os.environ["PREFECT_API_URL"] == "http://127.0.0.1:9/api"
+    assert list(tmp_path.iterdir()) == [], "nothing is started"
+
+
+def test_a_profile_that_the_user_has_named_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_PROFILE", "team")
     start_own_server(tmp_path)()
-    assert os.environ[name] == "http://prefect.example:4200/api"
+    assert "PREFECT_API_URL" not in os.environ
     assert list(tmp_path.iterdir()) == [], "nothing is started"
 
 
@@ -48,3 +58,12 @@ def test_a_server_that_cannot_start_is_one_sentence_before_any_work(tmp_path: Pa
     log = sentence.partition("its log is ")[2].partition(":")[0]
     assert "nonexistent" in Path(log).read_text() or "unable to open database" in Path(log).read_text()
     assert not (tmp_path / "store").exists()
+
+
+def test_a_server_that_is_lost_on_the_way_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", "http://prefect.example:4200/api")
+    lost = r"server at http://prefect\.example:4200/api was lost \(refused\); .* run the same command again$"
+    with pytest.raises(MediusError, match=lost), losing_the_server():
+        raise httpx.ConnectError("refused")
+    with pytest.raises(BadInputError), losing_the_server():
+        raise BadInputError("not the server's doing")

@@ -154,6 +154,17 @@ def test_set_reaches_into_mappings_and_lists() -> None:
     assert profile.branches["qwen"].distill.recipe.optimizer.learning_rate == 0.001
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["s3://key:secret@bucket/x", "https://h/x?X-Amz-Signature=0a", "AKIAIOSFODNN7EXAMPLE", "from-the-environment"],
+)
+def test_a_credential_in_a_profile_is_refused_and_not_repeated(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JUDGE_KEY", "from-the-environment")
+    with pytest.raises(BadInputError, match=r"micro.yaml: store holds a credential; take it out") as raised:
+        load_profile("micro", store=text)
+    assert text not in str(raised.value)
+
+
 def test_the_store_option_wins_over_the_file() -> None:
     assert load_profile("micro", store="s3://bucket/x").store == "s3://bucket/x"
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from pydantic import ValidationError
 from rich.console import Console
@@ -203,11 +204,32 @@ def test_the_stack_runs_a_stage_from_a_deployment_and_leaves_no_process(running:
         assert secret not in log.read_text(errors="replace"), log
 
     token = running.state()["token"]
+    assert _listening(set(marked(token))) == {"127.0.0.1"}
     down = running.medius("down")
     assert down.returncode == 0, down.stderr
     assert not marked(token)
     assert running.state()["processes"] == []
     assert (running.folder / ".medius/up/s3").is_dir(), "the data stays"
+
+
+def _listening(processes: set[int]) -> set[str]:
+    """The addresses at which any of these processes waits for connections."""
+    sockets = [socket for pid in processes for socket in psutil.Process(pid).net_connections(kind="inet")]
+    return {socket.laddr.ip for socket in sockets if socket.status == psutil.CONN_LISTEN}
+
+
+def test_the_s3_server_listens_on_loopback_alone(tmp_path: Path) -> None:
+    ports = Ports(s3=free_block())
+    command = stack_services.s3_command(tmp_path, ports)
+    keys = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "loopback-secret"}
+    with (tmp_path / "log").open("wb") as log:
+        server = subprocess.Popen(command, env={**os.environ, **keys}, stdout=log, stderr=log)
+    try:
+        assert wait_until(lambda: stack_services.answers(ports.s3, "/", 403), 120), (tmp_path / "log").read_text()
+        assert _listening({server.pid}) == {"127.0.0.1"}
+    finally:
+        server.kill()
+        server.wait()
 
 
 def test_the_pools_are_those_of_the_deployments() -> None:

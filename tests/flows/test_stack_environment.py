@@ -93,3 +93,10 @@ def test_a_password_changes_only_while_the_server_is_down(tmp_path: Path, monkey
         assert password(tmp_path) == "medius:secret"
     keep_password(tmp_path, running=False)
     assert password(tmp_path) is None, "an empty one takes it away"
+
+
+def test_a_password_that_prefect_cannot_compare_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_SERVER_API_AUTH_STRING", "medius:für")
+    with pytest.raises(BadInputError, match="use ASCII only"):
+        keep_password(tmp_path, running=False)
+    assert password(tmp_path) is None

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from tasks.dump_logits.stage import TeacherRecipe
 from tasks.dump_logits.teacher import Teacher
+from tasks.dump_logits.teacher_recipe import TeacherRecipe
 from tasks.dump_logits.tensor_group import Place, TensorGroup
 
 

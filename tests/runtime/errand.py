@@ -37,6 +37,8 @@ class ErrandRuntime(Runtime):
     salt: str = ""
     """Goes into the output, as nothing of a runtime ever should: two launches of one key then differ."""
     replicas: int = 1
+    save_when: str = ""
+    """For `work`: a file that must be there before a checkpoint is saved, as a large one takes its time."""
     announce: str = ""
     """A folder in which each process of the launch leaves a file named after its process id."""
     end: str = ""
@@ -117,7 +119,7 @@ def run(job: Job) -> None:
     if runtime.behaviour == "deaf":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         threading.Event().wait(600)
-    first = _work(job, recipe) if runtime.behaviour == "work" else 0
+    first = _work(job, recipe, runtime) if runtime.behaviour == "work" else 0
     covers = _shards(job) if runtime.behaviour == "shards" else []
     output = job.new_directory("output")
     inputs = {role: job.input(role).json("said.json")["text"] for role in sorted(job.spec.inputs)}
@@ -138,7 +140,7 @@ def _sum_until_the_second_fails(job: Job, killed: bool) -> None:
             raise KeyError("row 0a1b2c")
 
 
-def _work(job: Job, recipe: ErrandRecipe) -> int:
+def _work(job: Job, recipe: ErrandRecipe, runtime: ErrandRuntime) -> int:
     """Steps of 50 ms; a stop saves the number of the next one. Returns the step it began with."""
     found = job.checkpoints.latest(job.scratch / "resume")
     first = found.step if found else 0
@@ -147,6 +149,8 @@ def _work(job: Job, recipe: ErrandRecipe) -> int:
         job.metric(step=step, squares=step**2)
         time.sleep(0.05)
         if job.stop_requested:
+            while runtime.save_when and not Path(runtime.save_when).exists():
+                time.sleep(0.05)
             state = job.new_directory("checkpoint")
             (state / "step").write_text(str(step + 1))
             if job.rank == 0:

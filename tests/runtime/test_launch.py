@@ -168,9 +168,10 @@ print("beating", flush=True)
 time.sleep(60)
 """
 _RANK = """
-import time
+import sys, time
+from pathlib import Path
 from tasks.worker.leash import watch_heartbeat
-watch_heartbeat(silence_seconds=0.5, look_seconds=0.05)
+watch_heartbeat(Path(sys.argv[1]), silence_seconds=0.5, look_seconds=0.05)
 print("watching", flush=True)
 time.sleep(60)
 """
@@ -193,7 +194,7 @@ def test_a_rank_that_no_signal_reaches_ends_after_its_head(tmp_path: Path) -> No
         return process
 
     head = start(_HEAD, str(beat))
-    ranks = [start(_RANK) for _ in range(2)]
+    ranks = [start(_RANK, str(tmp_path / "stop")) for _ in range(2)]
     time.sleep(1.2)
     assert all(is_alive(rank.pid) for rank in ranks), "a beat is seen"
     head.kill()
@@ -202,7 +203,7 @@ def test_a_rank_that_no_signal_reaches_ends_after_its_head(tmp_path: Path) -> No
         assert rank.wait(timeout=5) == -9
     # A launch that ends its heartbeat itself takes the file away, which needs no silence.
     own = Heartbeat(beat, every_seconds=60)
-    last = start(_RANK.replace("0.5", "60"))
+    last = start(_RANK.replace("0.5", "60"), str(tmp_path / "stop"))
     time.sleep(0.2)
     assert is_alive(last.pid)
     own.stop()

@@ -1,0 +1,128 @@
+"""A runtime that is killed while its worker saves a checkpoint: Prefect does that to a cancelled flow after 30 s."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tasks.artifacts.artifact import Artifact
+from tasks.artifacts.errors import InterruptedRunError
+from tasks.artifacts.store import Store
+from tasks.runtime.declare import Step
+from tasks.runtime.execute import RunContext, execute
+from tasks.worker.spec import Event
+from tests.runtime.conftest import ROOT, is_alive, wait_for
+from tests.runtime.errand import errand
+
+_RUNTIME = """
+import signal, sys
+from pathlib import Path
+from tasks.artifacts.store import open_store
+from tasks.runtime.execute import RunContext, execute
+from tests.runtime.errand import errand
+store, scratch, announced, save_when, launcher, count, grace = sys.argv[1:]
+step = errand(
+    "a", behaviour="work", steps=100_000, announce=announced, save_when=save_when, launcher=launcher,
+    num_processes=int(count), stop_grace_seconds=float(grace),
+)
+context = RunContext(store=open_store(store), scratch=Path(scratch))
+signal.signal(signal.SIGTERM, lambda *_: context.stop.set())
+execute(step, context)
+"""
+Start = Callable[..., subprocess.Popen[bytes]]
+
+
+@pytest.fixture
+def announced(tmp_path: Path) -> Path:
+    folder = tmp_path / "processes"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def start(store: Store, tmp_path: Path, announced: Path) -> Iterator[Start]:
+    """start(launcher, processes, grace) runs a step in a process of its own; it returns when the workers work."""
+    started = []
+
+    def begin(launcher: str, count: int, grace_seconds: float) -> subprocess.Popen[bytes]:
+        arguments = [store.uri, tmp_path / "scratch", announced, tmp_path / "save", launcher, count, grace_seconds]
+        process = subprocess.Popen([sys.executable, "-c", _RUNTIME, *map(str, arguments)], cwd=ROOT)
+        started.append(process)
+        wait_for(lambda: len(workers(announced)) == count, 120, "the workers start")
+        return process
+
+    yield begin
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def workers(announced: Path) -> list[int]:
+    return [int(path.name) for path in announced.iterdir()]
+
+
+def ask_and_kill(runtime: subprocess.Popen[bytes], scratch: Path) -> None:
+    """Asks the run to stop, and kills its process while its worker has not saved yet."""
+    runtime.send_signal(signal.SIGTERM)
+    wait_for(lambda: list(scratch.glob("*/*/stop")), 20, "the worker is asked")
+    runtime.kill()
+    runtime.wait()
+
+
+@pytest.mark.parametrize(("launcher", "count"), [("python", 1), ("torchrun", 2)])
+def test_a_worker_that_was_asked_to_stop_saves_although_its_run_is_killed(
+    start: Start, launcher: str, count: int, announced: Path, store: Store, tmp_path: Path
+) -> None:
+    scratch, step = tmp_path / "scratch", errand("a", steps=100_000)
+    checkpoints = Artifact(store, step.directory).path("checkpoints")
+    ask_and_kill(start(launcher, count, 120), scratch)
+
+    def saved() -> bool:
+        return any(entry.path.endswith(".json") for entry in store.list(checkpoints))
+
+    assert all(is_alive(worker) for worker in workers(announced))
+    assert not saved()
+    [lock] = scratch.glob("*/*.lock")
+    # The next run of the step waits for it, and goes on from what it saves.
+    context = RunContext(store=store, scratch=scratch)
+    said: list[Event] = []
+
+    def stop_at_the_first_step(_step: Step, event: Event) -> None:
+        said.append(event)
+        if event.kind == "progress":
+            context.stop.set()
+
+    context.watch = stop_at_the_first_step
+    errors: list[BaseException] = []
+
+    def run_again() -> None:
+        try:
+            execute(errand("a", steps=100_000, behaviour="work", announce=str(tmp_path / "again")), context)
+        except InterruptedRunError as error:
+            errors.append(error)
+
+    (tmp_path / "again").mkdir()
+    again = threading.Thread(target=run_again)
+    again.start()
+    wait_for(lambda: any("saves its last checkpoint" in event.message for event in said), 60, "the next run waits")
+    assert not workers(tmp_path / "again")
+    (tmp_path / "save").touch()
+    wait_for(saved, 60, "the checkpoint is there")
+    wait_for(lambda: not any(map(is_alive, workers(announced))), 20, "the workers end")
+    wait_for(lambda: not lock.exists() and not lock.with_suffix("").exists(), 20, "the launch's folder is gone")
+    again.join(120)
+    assert len(errors) == 1
+    [first, *_] = [event.done for event in said if event.kind == "progress"]
+    assert first is not None
+    assert first > 0
+
+
+def test_nobody_is_spared_longer_than_the_grace_period(start: Start, announced: Path, tmp_path: Path) -> None:
+    ask_and_kill(start("python", 1, 3), tmp_path / "scratch")
+    wait_for(lambda: not any(map(is_alive, workers(announced))), 10, "the worker is killed")
