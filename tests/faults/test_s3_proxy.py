@@ -123,6 +123,7 @@ def test_a_server_that_goes_in_the_middle_of_an_upload_and_comes_back(through: T
     store, _proxy = through(in_the_middle_of_an_upload(gone_and_back, 1000, lambda path: path.endswith("/data")))
     store.put("before", DATA)
     store.put("data", DATA)
-    assert happened.is_set()
+    # The server takes the repeated request a moment before it has told this process that it is up.
+    assert happened.wait(60)
     assert store.get("data") == DATA
     assert store.get("before") == DATA
