@@ -120,3 +120,4 @@ def test_a_fetch_sweeps_what_killed_ones_left(artifact_of: ArtifactOf, tmp_path:
 
 def test_a_sweep_of_no_folder_does_nothing(tmp_path: Path) -> None:
     sweep(tmp_path / "none")
+    assert not (tmp_path / "none").exists()
