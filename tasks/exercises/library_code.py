@@ -13,11 +13,10 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
-from tasks.exercises.library_text import module_files
+from tasks.exercises.library_text import documented_nodes, module_files
 
 MIN_CODE_BYTES = 200
 """Shorter functions are mostly one return."""
-_DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 @functools.cache
@@ -50,8 +49,8 @@ def _definitions(path: Path) -> Iterator[str]:
     except (SyntaxError, UnicodeDecodeError):
         return
     lines: list[str | None] = [*content.splitlines()]
-    for node in ast.walk(tree):
-        if isinstance(node, _DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
+    for node in documented_nodes(tree):
+        if ast.get_docstring(node, clean=False) is not None:
             statement = node.body[0]
             assert statement.end_lineno is not None
             # A body of a docstring alone needs another statement.
@@ -60,7 +59,7 @@ def _definitions(path: Path) -> Iterator[str]:
             # None keeps the numbers of the lines below.
             lines[statement.lineno - 1 : statement.end_lineno] = [*stands, *[None] * (removed - len(stands))]
     for node in tree.body:
-        if isinstance(node, _DOCUMENTED[1:]):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             assert node.end_lineno is not None
             kept = [line for line in lines[node.lineno - 1 : node.end_lineno] if line is not None]
             yield "\n".join(kept) + "\n"

@@ -12,6 +12,7 @@ import hashlib
 import inspect
 import os
 import sysconfig
+from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -20,6 +21,9 @@ from tasks.artifacts.fingerprint import canonical_json, sha256_hex
 MIN_DOCSTRING_BYTES = 200
 """Shorter docstrings are mostly "Return self+value." and teach nothing."""
 _LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "lib2to3", "pydoc_data"}
+Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+_BLOCKS = ("body", "handlers", "orelse", "finalbody", "cases")
+"""The fields of a node that hold statements, in the order in which every kind of node has them."""
 
 
 def _topic_documents() -> Iterator[tuple[str, str]]:
@@ -40,16 +44,26 @@ def module_files(root: Path) -> Iterator[tuple[str, Path]]:
                 yield f"module/{(relative / name).as_posix()}", Path(folder, name)
 
 
-def _docstrings(path: Path) -> Iterator[str]:
+def documented_nodes(tree: ast.Module) -> Iterator[Documented]:
+    """The module and all classes and functions in it, in the order of `ast.walk`.
+
+    That would also visit the expressions, nine nodes in ten, in which none can be: 3 times slower over the library.
+    """
+    nodes: deque[ast.AST] = deque([tree])
+    while nodes:
+        node = nodes.popleft()
+        nodes.extend(child for field in _BLOCKS for child in getattr(node, field, ()))
+        if isinstance(node, Documented):
+            yield node
+
+
+@functools.cache
+def _docstrings(path: Path) -> tuple[str, ...]:
     try:
         tree = ast.parse(path.read_bytes())
     except SyntaxError:
-        return
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            text = ast.get_docstring(node, clean=False)
-            if text:
-                yield text
+        return ()
+    return tuple(text for node in documented_nodes(tree) if (text := ast.get_docstring(node, clean=False)))
 
 
 @functools.cache

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from flows.profiles import load_profile
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.runs import all_runs
@@ -131,6 +133,7 @@ def test_a_second_run_reuses_every_step(undisturbed: MicroRun) -> None:
     assert dict(states) == dict.fromkeys(LABELS, "Reused")
 
 
+@pytest.mark.slow
 def test_the_same_run_on_s3_makes_the_same_bytes(undisturbed: MicroRun, server: SeaweedServer, tmp_path: Path) -> None:
     run = run_micro(tmp_path / "run", f"s3://{BUCKET}/runs/micro", server.environment)
     assert run.code == 0, run.err

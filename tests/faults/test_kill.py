@@ -42,8 +42,12 @@ def kill(victim: Victim, after: float) -> None:
     victim.require_nothing_left(time.monotonic())
 
 
+@pytest.mark.faults(
+    "kill -9 in a dump, a distillation, before a commit, in the fine-tuning, and a signal to stop in the evaluation",
+    "The same command again ends with the same bytes, on local disk too; no finished step is made again.",
+)
 def test_a_run_killed_again_and_again_ends_as_if_undisturbed(
-    request: pytest.FixtureRequest, chance: random.Random, tmp_path: Path
+    undisturbed: MicroRun, chance: random.Random, tmp_path: Path
 ) -> None:
     run = Scene(tmp_path, str(tmp_path / "store"))
     dumps, trainings = ("logits-llama", "logits-qwen"), ("distill-llama", "distill-qwen")
@@ -101,8 +105,6 @@ def test_a_run_killed_again_and_again_ends_as_if_undisturbed(
     # To the end.
     last = run_micro(tmp_path, run.uri)
     assert last.code == 0, last.err
-    # Only now: another process of the session may be making it meanwhile.
-    undisturbed: MicroRun = request.getfixturevalue("undisturbed")
     assert last.digests() == undisturbed.digests()
     assert last.out.replace(run.uri, undisturbed.store) == undisturbed.out
 
