@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -17,6 +18,9 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
+
+from rich.console import Console
 
 from flows.prefect_api import PrefectApi
 from tasks.artifacts.errors import MediusError
@@ -100,3 +104,46 @@ def _wait_until_up(process: subprocess.Popen[bytes], url: str, log: Path) -> Non
     raise MediusError(
         f"the Prefect server of this run {how}; its log is {log}: mend the cause, or name a server in PREFECT_API_URL"
     )
+
+
+def start_prefect() -> Callable[[], None]:
+    """Call before the first import of Prefect. The function returned waits for a server, and from then on the first
+    Ctrl-C or SIGTERM asks the run's workers to save what they have and end.
+    """
+    wait_until_up = start_own_server(prepare_prefect())
+
+    def wait() -> None:
+        from flows.opened import STOP
+
+        def interrupt(_signal: int, _frame: FrameType | None) -> None:
+            if STOP.is_set():
+                raise KeyboardInterrupt
+            STOP.set()
+            Console(stderr=True).print("stopping: each stage saves what it has; press Ctrl-C again to give that up")
+
+        wait_until_up()
+        signal.signal(signal.SIGINT, interrupt)
+        # While the flow runs Prefect has a handler of its own, which cancels the flow and then calls this one.
+        signal.signal(signal.SIGTERM, interrupt)
+
+    return wait
+
+
+def prepare_prefect() -> Path:
+    """Settings for a flow run from the command line; what the user has set wins. Returns Prefect's home."""
+    home = Path(".medius/prefect").resolve()
+    home.mkdir(parents=True, exist_ok=True)
+    defaults = {
+        "PREFECT_HOME": str(home),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+        # A loaded machine has been seen to need 48 s.
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+        # Prefect waits twice as long before each further try: a server may be away for 4 minutes.
+        "PREFECT_CLIENT_MAX_RETRIES": "7",
+        # The one sentence of a failure is printed at the end; tracebacks stay with the run, on the dashboard.
+        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+    return Path(os.environ["PREFECT_HOME"])

@@ -58,8 +58,8 @@ def _definitions(path: Path) -> Iterator[str]:
             removed = statement.end_lineno - statement.lineno + 1
             # None keeps the numbers of the lines below.
             lines[statement.lineno - 1 : statement.end_lineno] = [*stands, *[None] * (removed - len(stands))]
-    for node in tree.body:
-        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            assert node.end_lineno is not None
-            kept = [line for line in lines[node.lineno - 1 : node.end_lineno] if line is not None]
+    for statement in tree.body:
+        if isinstance(statement, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            assert statement.end_lineno is not None
+            kept = [line for line in lines[statement.lineno - 1 : statement.end_lineno] if line is not None]
             yield "\n".join(kept) + "\n"

@@ -17,20 +17,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.errors import (
     BadInputError,
     InterruptedRunError,
     LeaseHeldError,
-    MediusError,
     ObjectMissingError,
     StaleInputError,
     StoreError,
-    TransientStoreError,
-    WorkerFailedError,
-    WorkerInterruptedError,
 )
 from tasks.artifacts.fingerprint import sha256_hex
 from tasks.artifacts.lease import Lease
@@ -38,27 +32,15 @@ from tasks.artifacts.manifest import MAIN_SHARD, ArtifactRef, InputRecord, Manif
 from tasks.artifacts.redact import redact_file
 from tasks.artifacts.store import Store
 from tasks.runtime.declare import GateResult, Step
+from tasks.runtime.event_tail import EventTail
 from tasks.runtime.gates import judge, require_passed
 from tasks.runtime.launch import WorkerProcess, launch
 from tasks.runtime.launch_folder import is_saved_from, scratch_folder
 from tasks.runtime.provenance import git_state, hardware, package_versions, timestamp
-from tasks.worker.job import EXIT_BAD_INPUT, EXIT_PREEMPTED, EXIT_TRANSIENT
+from tasks.runtime.worker_end import raise_for_end
 from tasks.worker.spec import Event, WorkerSpec
 
-_INTERRUPTED = (
-    "Signal 9 (SIGKILL)", "Signal 15 (SIGTERM)", "exits with return code = -9", "exits with return code = -15",
-    "Connection closed by peer", "Connection reset by peer", "Connection was likely closed", "remote process exit",
-    "Timed out waiting", "collective operation timeout",
-)  # fmt: skip
-"""What torchrun and deepspeed print of a killed rank, and what gloo, torch's store and NCCL say of a lost peer. A rank
-ends its connections only after it wrote its end: its own error comes before those of its peers."""
-_OF_CONNECTIONS = (
-    "Connection closed by peer", "Connection reset by peer", "Connection was likely closed", "Broken pipe",
-    "Timed out waiting", "collective operation timeout", "gloo", "NCCL", "DistNetworkError", "DistStoreError",
-)  # fmt: skip
-"""In the last sentence of a rank that may have done nothing wrong but lose a peer."""
 _LOOK_SECONDS = 0.5
-_OUT_OF_MEMORY = ("out of memory", "OutOfMemoryError", "MemoryError", "can't allocate memory")
 
 
 @dataclass
@@ -273,7 +255,7 @@ def _run_worker(
     runtime = step.config.runtime
     process = launch(step.stage.worker, spec_file, runtime)
     worker.append(process)
-    tail = _EventTail(scratch / "events.jsonl", lambda event: context.watch(step, event))
+    tail = EventTail(scratch / "events.jsonl", lambda event: context.watch(step, event))
 
     def poll() -> None:
         tail.read()
@@ -289,7 +271,7 @@ def _run_worker(
         if lease is not None:
             lease.require_held()
         _raise_if_stopped(step, context)
-        _raise_for_exit(step, artifact, process, code)
+        raise_for_end(step.label, artifact, process, code)
     finally:
         process.kill()
         # The log is for people: where it cannot be kept, what happened to the worker still counts.
@@ -303,45 +285,6 @@ def _raise_if_stopped(step: Step, context: RunContext) -> None:
         raise InterruptedRunError(
             f"{step.label} was stopped; run the same command again and it goes on from its last checkpoint or shard"
         )
-
-
-def _raise_for_exit(step: Step, artifact: Artifact, process: WorkerProcess, code: int) -> None:
-    """Turns a worker's end into the error that says whether a retry makes sense."""
-    # A store that is away must not hide what the worker said.
-    if code == 0 and artifact.store.exists(artifact.path(f"shards/{MAIN_SHARD}.json")):
-        return
-    tail = process.log_tail()
-    said, evidence = "", tail
-    if (end := process.end()) is not None:
-        code, said = end
-        # What others print after a definite error is its consequence. A rank that is killed writes no end, so that
-        # the first one is of a peer that lost it: then the launcher's report counts.
-        evidence = f"{said}\n{tail}" if any(sign in said for sign in _OF_CONNECTIONS) else said
-    last = said or next((line for line in reversed(tail.splitlines()) if line.strip()), "it printed nothing")
-    # First, where lists of runs look; the launcher's own report may fill the whole tail.
-    reason = f"{said}\n" if said else ""
-    logs = f"{artifact.uri}/logs"
-    if code == EXIT_BAD_INPUT:
-        raise BadInputError(f"{step.label}: {last}")
-    if code == EXIT_PREEMPTED:
-        raise WorkerInterruptedError(f"{step.label} was preempted and saved its state; a retry goes on from there")
-    if code == EXIT_TRANSIENT:
-        raise TransientStoreError(f"{step.label}: {last}")
-    if any(sign.lower() in evidence.lower() for sign in _OUT_OF_MEMORY):
-        raise WorkerFailedError(
-            f"{step.label}: {reason}It ran out of memory; lower its micro-batch or chunk size in the profile's runtime "
-            f"block (log: {logs}).\n{tail}"
-        )
-    if code < 0 or any(sign in evidence for sign in _INTERRUPTED):
-        killed = f"it lost one of its processes or a connection: {said}" if said else "its process was killed"
-        raise WorkerInterruptedError(
-            f"{step.label}: {killed} (exit {code}); if nobody did that, the kernel may have, for want of memory. "
-            f"A retry goes on from the last checkpoint or shard (log: {logs}).\n{tail}"
-        )
-    raise WorkerFailedError(
-        f"{step.label}: {reason}Its worker ended with exit code {code}. Last lines of {logs}:\n{tail}\nMend the cause "
-        f"and run the same command again; finished shards and checkpoints are kept."
-    )
 
 
 def _commit(
@@ -385,27 +328,3 @@ def _commit(
             ),
         )
     )
-
-
-class _EventTail:
-    """Reads the complete new lines of a growing events.jsonl."""
-
-    def __init__(self, path: Path, emit: Callable[[Event], None]) -> None:
-        self._path = path
-        self._emit = emit
-        self._offset = 0
-
-    def read(self) -> None:
-        if not self._path.exists():
-            return
-        with self._path.open("rb") as file:
-            file.seek(self._offset)
-            data = file.read()
-        complete = data[: data.rfind(b"\n") + 1]
-        self._offset += len(complete)
-        for line in complete.splitlines():
-            try:
-                event = Event.model_validate_json(line)
-            except ValidationError as error:
-                raise MediusError(f"{self._path} has a line that is no event: {line[:200]!r}") from error
-            self._emit(event)
