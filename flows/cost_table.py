@@ -71,20 +71,32 @@ def print_cost(cost: RunCost, title: str, console: Console) -> None:
     path = [label for label in cost.schedule.critical if cost.schedule.end[label] > cost.schedule.start[label]]
     seconds = {step.label: step.left.duration for step in cost.steps}
     say(
-        f"Critical path with at most {cost.parallel_stages} stages at one time, {span(cost.schedule.length)}: "
-        + " → ".join(f"{label} {span(seconds[label])}" for label in path)
+        f"Critical path with at most {cost.parallel_stages} stages at one time on {_nodes(cost.options.nodes)}, "
+        f"{span(cost.schedule.length)}: " + " → ".join(f"{label} {span(seconds[label])}" for label in path)
     )
     say(
         f"One after the other {span(sum(seconds.values()))}; side by side at most {cost.most_devices:.0f} accelerators "
         f"at one time. Keeping the store costs {money(cost.stored / 1e9 * cost.options.given.usd_per_gb_month)} USD a "
         f"month."
     )
+    hours, usd = cost.rented
+    if hours:
+        say(
+            f"GPU h and USD are of busy devices. {_nodes(cost.options.nodes)} from the first stage to the last: "
+            f"{hours:,.0f} GPU h, {money(usd)} USD; --nodes says how many there are."
+        )
     for line in _prices(cost):
         say(line)
     say(_assumed(cost.options.given))
     for step in cost.steps:
         for warning in step.left.warnings:
             say(f"WARNING {step.label}: {warning}")
+        if step.left.nodes > cost.options.nodes:
+            say(f"WARNING {step.label}: is for {step.left.nodes} nodes; --nodes says how many there are")
+
+
+def _nodes(count: int) -> str:
+    return f"{count} node{'s' if count > 1 else ''}"
 
 
 def _row(step: StepCost, cost: RunCost) -> tuple[str, ...]:

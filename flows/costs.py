@@ -14,8 +14,9 @@ from tasks.artifacts.errors import BadInputError
 from tasks.artifacts.store import Store
 from tasks.planning.assumptions import Assumptions, assumptions
 from tasks.planning.forecast import RECORDS, Forecast
-from tasks.planning.hardware import OWN_TABLE, hardware_named, hardware_table
+from tasks.planning.hardware import OWN_TABLE, Hardware, hardware_named, hardware_table
 from tasks.planning.measured import dump_progress, training_progress
+from tasks.planning.quantities import HOUR
 from tasks.planning.schedule import Schedule, schedule
 from tasks.runtime.declare import Step
 from tasks.runtime.state import StepState, step_state
@@ -33,6 +34,8 @@ class CostOptions:
     hardware: str | None = None
     prices: Mapping[str, float] | None = None
     """USD an hour of a device, by the hardware's name."""
+    nodes: int = 1
+    """With accelerators, that the run has to itself."""
 
     @classmethod
     def read(
@@ -43,6 +46,7 @@ class CostOptions:
         hardware_file: str | None = None,
         prices: Iterable[str] = (),
         assume: Iterable[str] = (),
+        nodes: int = 1,
     ) -> CostOptions:
         """From the options of the command line.
 
@@ -55,7 +59,7 @@ class CostOptions:
             hardware_named(hardware)
         if tokens is not None and not 0 < tokens < float("inf"):
             raise BadInputError(f"--tokens is {tokens}; give the training tokens of a corpus, such as 5e8")
-        return cls(assumptions(assume), tokens, hardware, dict(_price(text) for text in prices))
+        return cls(assumptions(assume), tokens, hardware, dict(_price(text) for text in prices), nodes)
 
 
 def _price(text: str) -> tuple[str, float]:
@@ -83,6 +87,12 @@ class StepCost:
     def label(self) -> str:
         return self.state.step.label
 
+    @property
+    def nodes(self) -> float:
+        """Whose accelerators what is left takes, in parts of one."""
+        hardware = self.left.hardware
+        return self.left.devices / hardware.per_node if hardware is not None and hardware.accelerator else 0.0
+
 
 @dataclass(frozen=True)
 class RunCost:
@@ -102,8 +112,28 @@ class RunCost:
 
     @property
     def usd(self) -> float:
-        """Still to be paid for devices."""
+        """Still to be paid for devices while they are busy."""
         return sum(step.left.usd(self.options.prices or {}) for step in self.steps)
+
+    @property
+    def rented(self) -> tuple[float, float]:
+        """Device-hours and USD of whole nodes that are paid for from the start to the end, busy or not.
+
+        Nodes are of the kind of hardware that the run uses for the longest.
+        """
+        kinds: dict[str, Hardware] = {}
+        hours: dict[str, float] = {}
+        for step in self.steps:
+            if step.left.hardware is not None and step.left.uses_accelerators:
+                name = step.left.hardware.name
+                kinds[name] = step.left.hardware
+                hours[name] = hours.get(name, 0.0) + step.left.device_hours
+        if not hours:
+            return 0.0, 0.0
+        hardware = kinds[max(hours, key=lambda name: hours[name])]
+        price = (self.options.prices or {}).get(hardware.name, hardware.usd_per_hour)
+        rented = self.options.nodes * hardware.per_node * self.schedule.length / HOUR
+        return rented, rented * price
 
     @property
     def most_devices(self) -> float:
@@ -130,6 +160,8 @@ def cost_of(steps: Sequence[Step], store: Store, parallel_stages: int, options: 
         {cost.label: cost.left.duration for cost in costs},
         {cost.label: [labels[source.key] for source in cost.state.step.inputs.values()] for cost in costs},
         parallel_stages,
+        {cost.label: cost.nodes for cost in costs},
+        options.nodes,
     )
     return RunCost(costs, planned, parallel_stages, options)
 

@@ -6,6 +6,7 @@ import math
 
 from flows.model_sizes import Sizes
 from tasks.evaluate.stage import EvaluateRecipe, EvaluateRuntime, ExerciseTasks
+from tasks.evaluate.turns import deal
 from tasks.planning.assumptions import Assumptions, start_seconds, utilisation_of
 from tasks.planning.flops import forward_flops
 from tasks.planning.forecast import RECORDS, Forecast
@@ -17,7 +18,7 @@ from tasks.runtime.declare import Step
 
 
 def forecast_evaluation(step: Step, sizes: Sizes, given: Assumptions, hardware: Hardware) -> Forecast:
-    """Of an evaluation, whose models take turns on one device."""
+    """Of an evaluation, whose models are dealt to its processes and take turns on the device of each."""
     recipe, runtime = step.config.recipe, step.config.runtime
     assert isinstance(recipe, EvaluateRecipe)
     assert isinstance(runtime, EvaluateRuntime)
@@ -38,7 +39,9 @@ def forecast_evaluation(step: Step, sizes: Sizes, given: Assumptions, hardware: 
     arithmetic: Arithmetic = "float32" if recipe.dtype == "float32" else "bfloat16"
     devices = hardware.devices_of(runtime.threads)
     speed = devices * hardware.peak(arithmetic) * utilisation_of(hardware, given.forward_utilisation, given)
-    flops = seconds = moved = peak = 0.0
+    flops = moved = peak = 0.0
+    num_processes = runtime.num_processes * runtime.num_nodes
+    seconds, sizes_of = dict[str, float](), dict[str, float]()
     memory: dict[str, float] = {}
     if any(not isinstance(task, ExerciseTasks) for task in recipe.tasks):
         length, longest = given.prompt_tokens + reading.answer_tokens, given.longest_prompt_tokens
@@ -56,7 +59,7 @@ def forecast_evaluation(step: Step, sizes: Sizes, given: Assumptions, hardware: 
             num_pairs=reading.prompt_tokens * length / 2,
         )
         flops += prompts + a_token * reading.answers * reading.answer_tokens
-        seconds += prompts / speed + writing_seconds(
+        seconds[role] = prompts / speed + writing_seconds(
             reading,
             batch=runtime.batch_size,
             weight_bytes=model.bytes(recipe.dtype),
@@ -64,6 +67,7 @@ def forecast_evaluation(step: Step, sizes: Sizes, given: Assumptions, hardware: 
             flops_a_token=a_token,
             flops=speed,
         )
+        sizes_of[role] = model.bytes()
         moved += model.bytes()
         held = evaluation_memory(
             model,
@@ -75,26 +79,31 @@ def forecast_evaluation(step: Step, sizes: Sizes, given: Assumptions, hardware: 
         )
         if held.peak > peak:
             peak, memory = held.peak, held.model_dump()
-    models = sum(role.startswith("model.") for role in step.inputs)
+    models = len(sizes_of)
+    turns = deal(sizes_of, num_processes)
+    longest_turn = max(turns, key=lambda names: sum(seconds[name] for name in names))
+    loaded = max(sum(sizes_of[name] for name in names) for names in turns)
+    dealt = f", dealt to {num_processes} processes, of which one has {len(longest_turn)}" if num_processes > 1 else ""
     return Forecast(
         tokens=models * (reading.prompt_tokens + reading.answers * reading.answer_tokens),
         flops=flops,
         hardware=hardware,
-        devices=devices,
+        devices=devices * num_processes,
         per_process=devices,
+        nodes=runtime.num_nodes,
         memory={**memory, "peak": peak},
-        host_memory=0.0 if hardware.accelerator else peak,
+        host_memory=0.0 if hardware.accelerator else peak * runtime.num_processes,
         seconds={
             "start": start_seconds(given, hardware),
-            "weights": moved / given.store_bytes_per_second + moved / given.disk_bytes_per_second,
-            "compute": seconds,
+            "weights": moved / given.store_bytes_per_second + loaded / given.disk_bytes_per_second,
+            "compute": sum(seconds[name] for name in longest_turn),
         },
         stored=1e6 * models,
         moved=moved,
         objects=3 + 4 * models + RECORDS,
         how=(
             f"{models} models, each reads {figure(reading.prompt_tokens)} tokens and writes "
-            f"{figure(reading.answers)} answers of {reading.answer_tokens:.0f}, {runtime.batch_size} at a time",
+            f"{figure(reading.answers)} answers of {reading.answer_tokens:.0f}, {runtime.batch_size} at a time{dealt}",
             f"the one that needs most: weights {byte_size(memory.get('weights', 0))} + activations "
             f"{byte_size(memory.get('activations', 0))} + logits {byte_size(memory.get('head', 0))} + keys and values "
             f"{byte_size(memory.get('cache', 0))}",

@@ -43,6 +43,9 @@ def plan(
     assume: Annotated[
         list[str] | None, typer.Option("--assume", help="With --cost: name=value of what is assumed. Repeatable.")
     ] = None,
+    nodes: Annotated[
+        int | None, typer.Option("--nodes", min=1, help="With --cost: nodes with accelerators that there are; 1.")
+    ] = None,
 ) -> None:
     """Show every stage with its key, its inputs and its state; needs no network where the store is a folder."""
     if cost:
@@ -50,12 +53,19 @@ def plan(
         from flows.costs import CostOptions
 
         options = CostOptions.read(
-            tokens=tokens, hardware=hardware, hardware_file=hardware_file, prices=price or (), assume=assume or ()
+            tokens=tokens,
+            hardware=hardware,
+            hardware_file=hardware_file,
+            prices=price or (),
+            assume=assume or (),
+            nodes=nodes or 1,
         )
         show_cost(profile, set_ or (), store, smoke, options, console)
         return
-    if tokens is not None or hardware or hardware_file or price or assume:
-        raise BadInputError("--tokens, --hardware, --hardware-file, --price and --assume are for --cost; add it")
+    if tokens is not None or hardware or hardware_file or price or assume or nodes:
+        raise BadInputError(
+            "--tokens, --hardware, --hardware-file, --price, --assume and --nodes are for --cost; add it"
+        )
     steps, opened, name = steps_of(profile, set_, store, smoke)
     table = Table(title=escape(f"{name} in {opened.uri}"), title_justify="left")
     for column in ("stage", "key", "inputs", "state", "why"):

@@ -98,4 +98,4 @@ def judge(metrics: Mapping[str, Any], gates: ChooseGates) -> list[GateResult]:
     )
 
 
-STAGE = Stage(name="choose", version=1, config=ChooseConfig, judge=judge)
+STAGE = Stage(name="choose", version=1, config=ChooseConfig, judge=judge, accelerated=True)

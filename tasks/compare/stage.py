@@ -60,4 +60,4 @@ class CompareConfig(StageConfig):
     runtime: CompareRuntime = CompareRuntime()
 
 
-STAGE = Stage(name="compare", version=1, config=CompareConfig)
+STAGE = Stage(name="compare", version=1, config=CompareConfig, accelerated=True)

@@ -157,4 +157,4 @@ def judge(metrics: Mapping[str, Any], gates: DumpLogitsGates) -> list[GateResult
     ]
 
 
-STAGE = Stage(name="dump_logits", version=2, config=DumpLogitsConfig, judge=judge, shared=True)
+STAGE = Stage(name="dump_logits", version=2, config=DumpLogitsConfig, judge=judge, shared=True, accelerated=True)

@@ -1,9 +1,10 @@
-"""Measures models one after the other, each part a shard: what a killed evaluation had finished is kept."""
+"""Measures a process's models one after the other, each part a shard: what a killed evaluation had finished is kept."""
 
 from __future__ import annotations
 
 import gc
 import math
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -48,7 +49,10 @@ class Bench:
     ) -> None:
         """`done` of the `total` parts were measured by earlier launches."""
         self.job, self.recipe, self.batch_size = job, recipe, batch_size
-        self.device = str(resolve_device(device))
+        found = resolve_device(device)
+        # Each process of a launch has one of its accelerators.
+        local = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        self.device = str(local if found.type == "cuda" else found)
         self.tasks: Mapping[str, LoadedTasks] = {entry.name: entry for entry in tasks}
         self.rows, self.done, self.total = rows, done, total
 

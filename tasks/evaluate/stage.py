@@ -145,4 +145,4 @@ def _judge(metrics: Mapping[str, Any], gates: EvaluateGates) -> list[GateResult]
     ]
 
 
-STAGE = Stage(name="evaluate", version=4, config=EvaluateConfig, judge=_judge)
+STAGE = Stage(name="evaluate", version=4, config=EvaluateConfig, judge=_judge, accelerated=True)

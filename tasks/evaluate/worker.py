@@ -1,9 +1,14 @@
-"""Evaluates every model of a comparison in one process; what is measured of a model is a shard, the unit of resume."""
+"""Evaluates every model of a comparison; what is measured of a model is a shard, the unit of resume.
+
+Several processes deal the models out among themselves. The first one waits for the others' shards and joins them all.
+"""
 
 from __future__ import annotations
 
 import json
 import math
+import os
+import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING
@@ -15,12 +20,15 @@ from tasks.evaluate.results import build_results, gate_metrics
 from tasks.evaluate.served import check_served
 from tasks.evaluate.shards import Part, check_same_harness, copy_parts, parts_of, read_measured, write_lines
 from tasks.evaluate.stage import EvaluateRecipe, EvaluateRuntime, HarnessTasks
+from tasks.evaluate.turns import deal
 from tasks.modeling.compared_models import check_models
 from tasks.modeling.model_identity import first_alike
 from tasks.worker.job import InputArtifact, Job, worker_main
 
 if TYPE_CHECKING:
     from tasks.logits.rows import Row
+
+_LOOK_SECONDS = 2.0
 
 
 def run(job: Job) -> None:
@@ -42,6 +50,8 @@ def run(job: Job) -> None:
         confine_hub(job.scratch, offline=not by_reference and not from_hub, mirror=runtime.mirror)
         _measure(job, recipe, runtime, models, parts, receipts)
         receipts = job.receipts()
+    if job.rank:
+        return
 
     measured = {
         name: read_measured(job, [part for part in parts if part.model == name], receipts)
@@ -117,20 +127,40 @@ def _measure(
         done=total - len(missing),
         total=total,
     )
-    asked = [name for name in recipe.served if any(part.model == name for part in missing)]
+    asked = [name for name in recipe.served if job.rank == 0 and any(part.model == name for part in missing)]
     # Before hours go into the other models: whether a server is there, and can do what the tasks ask of it.
     served = {name: served_lm(name, recipe, runtime.servers[name], models, tasks, job) for name in asked}
     alike = first_alike({name: model.manifest.objects for name, model in models.items()})
+    own = {name: [part for part in missing if part.model == name] for name in models}
+    # Of all models, whatever is finished: the processes must not look at different moments and deal differently.
+    sizes = {
+        name: float(sum(entry.size for entry in model.manifest.objects))
+        for name, model in models.items()
+        if name not in alike
+    }
+    mine = deal(sizes, int(os.environ.get("WORLD_SIZE", "1")))[job.rank]
     for name, model in models.items():
-        own = [part for part in missing if part.model == name]
-        if own and name in alike:
-            # The same weights under a second name, such as the model that was chosen.
-            bench.done += copy_parts(job, alike[name], own)
-        elif own:
-            bench.measure(name, model, own)
+        if name in mine and own[name]:
+            bench.measure(name, model, own[name])
+    if job.rank:
+        return
     for name, lm in served.items():
         bench.measure_served(lm, [part for part in missing if part.model == name])
+    _wait_for_others(job, [part for name in sizes for part in own[name]], total)
+    for name, other in alike.items():
+        if own[name]:
+            # The same weights under a second name, such as the model that was chosen.
+            copy_parts(job, other, own[name])
     job.progress(total, total, "measurements")
+
+
+def _wait_for_others(job: Job, parts: Sequence[Part], total: int) -> None:
+    """Until the other processes have committed all of these; one that fails has its launcher end this one too."""
+    while left := len({part.shard for part in parts} - set(job.receipts())):
+        if job.stop_requested:
+            job.preempted()
+        job.progress(total - left, total, "measurements")
+        time.sleep(_LOOK_SECONDS)
 
 
 def _heldout_texts(job: Job, recipe: EvaluateRecipe) -> Sequence[Row]:

@@ -200,4 +200,4 @@ def judge(metrics: Mapping[str, Any], gates: FuseGates) -> list[GateResult]:
     ]
 
 
-STAGE = Stage(name="fuse", version=2, config=FuseConfig, judge=judge)
+STAGE = Stage(name="fuse", version=2, config=FuseConfig, judge=judge, accelerated=True)

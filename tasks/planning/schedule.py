@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 Name = TypeVar("Name", bound=Hashable)
+_ROUNDING = 1e-9
+"""72 accelerators of 1/72 node each may add up to more than a node."""
 
 
 @dataclass(frozen=True)
@@ -36,16 +39,26 @@ class Schedule(Generic[Name]):
         )
 
 
-def schedule(seconds: Mapping[Name, float], needs: Mapping[Name, Sequence[Name]], slots: int) -> Schedule[Name]:
-    """Starts each stage as soon as its inputs and one of `slots` are there.
+def schedule(
+    seconds: Mapping[Name, float],
+    needs: Mapping[Name, Sequence[Name]],
+    slots: int,
+    nodes: Mapping[Name, float] | None = None,
+    num_nodes: float = math.inf,
+) -> Schedule[Name]:
+    """Starts each stage as soon as its inputs, one of `slots` and its part of the nodes' accelerators are there.
 
-    Of several that could start, the one with the longest way to the end goes first.
+    Of several that could start, the one with the longest way to the end goes first; one that has to wait for
+    accelerators lets others by.
 
     Args:
         seconds: by stage; each after its inputs.
         needs: the inputs of each.
         slots: how many stages may run at one time.
+        nodes: how many nodes' accelerators each takes, 0.125 for one of eight; a stage that is not named takes none.
+        num_nodes: that there are; a stage that needs more takes all.
     """
+    takes = {name: min((nodes or {}).get(name, 0.0), num_nodes) for name in seconds}
     way: dict[Name, float] = {}
     users: dict[Name, list[Name]] = {name: [] for name in seconds}
     for name in seconds:
@@ -62,9 +75,11 @@ def schedule(seconds: Mapping[Name, float], needs: Mapping[Name, Sequence[Name]]
     running: list[tuple[float, int, Name]] = []
     now, last = 0.0, None
     while ready or running:
-        ready.sort(key=lambda name: -way[name])
-        while ready and len(running) < slots:
-            name = ready.pop(0)
+        for name in sorted(ready, key=lambda name: -way[name]):
+            taken = sum(takes[other] for _, _, other in running)
+            if len(running) >= slots or taken + takes[name] > num_nodes + _ROUNDING:
+                continue
+            ready.remove(name)
             start[name], end[name] = now, now + seconds[name]
             why[name] = last
             heapq.heappush(running, (end[name], len(start), name))

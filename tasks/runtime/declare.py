@@ -127,6 +127,8 @@ class Stage:
     """(metrics of the artifact, gates) -> verdicts. Pure, so that a changed threshold needs no new work."""
     shared: bool = False
     """Whether several launches may work on one artifact at a time, its workers leasing shards of their own."""
+    accelerated: bool = False
+    """Whether its workers compute on `runtime.device`; those of other stages leave accelerators alone."""
 
     @property
     def worker(self) -> str:

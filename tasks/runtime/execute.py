@@ -12,8 +12,8 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,6 +32,7 @@ from tasks.artifacts.manifest import MAIN_SHARD, ArtifactRef, InputRecord, Manif
 from tasks.artifacts.redact import redact_file
 from tasks.artifacts.store import Store
 from tasks.runtime.declare import GateResult, Step
+from tasks.runtime.devices import Devices, devices_for
 from tasks.runtime.event_tail import EventTail
 from tasks.runtime.gates import judge, require_passed
 from tasks.runtime.launch import WorkerProcess, launch
@@ -198,13 +199,32 @@ def _make(
 ) -> None:
     """Launches the worker unless all it does is done: then only the commit was lost."""
     _require_resumable(artifact, inputs)
-    if context.store.exists(artifact.path(f"shards/{MAIN_SHARD}.json")):
+    done = artifact.path(f"shards/{MAIN_SHARD}.json")
+    if context.store.exists(done):
         return
-    with context.slots:
-        _raise_if_stopped(step, context)
+    with _place(step, context) as devices:
         if lease is not None:
             lease.require_held()
-        _launch(step, artifact, inputs, context, uuid.uuid4().hex[:8], worker, lease)
+        # Without a lease of the whole, another run may have ended it meanwhile.
+        if lease is not None or not context.store.exists(done):
+            _launch(step, artifact, inputs, context, uuid.uuid4().hex[:8], worker, lease, devices)
+
+
+@contextmanager
+def _place(step: Step, context: RunContext) -> Iterator[Devices]:
+    """One of the run's slots and the accelerators that the worker needs; a step that waits for these keeps no slot."""
+    said = False
+    while True:
+        with context.slots:
+            _raise_if_stopped(step, context)
+            with devices_for(step) as devices:
+                if devices is not None:
+                    yield devices
+                    return
+        if not said:
+            _say(step, context, "waiting: other stages have the accelerators of this host")
+        said = True
+        time.sleep(_LOOK_SECONDS)
 
 
 def _launch(
@@ -215,6 +235,7 @@ def _launch(
     attempt: str,
     worker: list[WorkerProcess],
     lease: Lease | None,
+    devices: Devices,
 ) -> None:
     name = f"{sha256_hex(context.store.uri.encode())[:8]}-{step.label}-{step.key[:16]}"
     # Two of them would not fit into the same GPUs, and the checkpoint that it saves is the one to go on from.
@@ -224,7 +245,7 @@ def _launch(
             _raise_if_stopped(step, context)
             time.sleep(_LOOK_SECONDS)
     with scratch_folder(context.scratch, name, attempt) as scratch:
-        _run_worker(step, artifact, inputs, context, attempt, worker, lease, scratch)
+        _run_worker(step, artifact, inputs, context, attempt, worker, lease, devices, scratch)
 
 
 def _run_worker(
@@ -235,6 +256,7 @@ def _run_worker(
     attempt: str,
     worker: list[WorkerProcess],
     lease: Lease | None,
+    devices: Devices,
     scratch: Path,
 ) -> None:
     spec = WorkerSpec(
@@ -253,7 +275,7 @@ def _run_worker(
     spec_file = scratch / "spec.json"
     spec_file.write_text(spec.model_dump_json(indent=1))
     runtime = step.config.runtime
-    process = launch(step.stage.worker, spec_file, runtime)
+    process = launch(step.stage.worker, spec_file, runtime, devices)
     worker.append(process)
     tail = EventTail(scratch / "events.jsonl", lambda event: context.watch(step, event))
 

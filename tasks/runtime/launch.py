@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,6 +20,7 @@ from tasks.artifacts.errors import BadInputError
 from tasks.artifacts.process_identity import group_is_alive
 from tasks.artifacts.redact import redact
 from tasks.runtime.declare import Runtime
+from tasks.runtime.devices import VISIBLE, Devices
 from tasks.runtime.nodes import on_node, start_heartbeat, write_node_file
 from tasks.worker.job import END_FILE, STOP_FILE
 from tasks.worker.leash import WATCH_STDIN, Heartbeat, ask_to_stop
@@ -32,8 +33,10 @@ _EXPORTED_SECRETS = re.compile(r"MLFLOW|PYTHON\w*_")
 is called PYTHON_…. Python 3.11's own variables have no underscore; the last three are settings of libraries."""
 
 
-def launch(module: str, spec: Path, runtime: Runtime) -> WorkerProcess:
+def launch(module: str, spec: Path, runtime: Runtime, devices: Devices | None = None) -> WorkerProcess:
     """Starts a worker on a spec file that lies in the scratch folder of its launch.
+
+    Without `devices` it finds those that this process finds.
 
     Raises:
         BadInputError: the hostfile is not there; deepspeed would then do with this host alone. Or the worker is to run
@@ -51,10 +54,12 @@ def launch(module: str, spec: Path, runtime: Runtime) -> WorkerProcess:
     if runtime.num_nodes > 1:
         write_node_file(scratch, _settings(runtime))
         heartbeat = start_heartbeat(scratch)
-    return WorkerProcess(worker_command(module, spec, runtime), worker_environment(runtime), scratch, heartbeat)
+    devices = devices or Devices()
+    command = worker_command(module, spec, runtime, devices.names)
+    return WorkerProcess(command, worker_environment(runtime, devices.names), scratch, heartbeat, devices.locks)
 
 
-def worker_command(module: str, spec: Path, runtime: Runtime) -> list[str]:
+def worker_command(module: str, spec: Path, runtime: Runtime, devices: Sequence[str] = ()) -> list[str]:
     """The command line for a worker. On several nodes each process gets its environment from a file in the scratch."""
     worker = ["-m", module, "--spec", str(spec)]
     if runtime.launcher == "python":
@@ -72,12 +77,15 @@ def worker_command(module: str, spec: Path, runtime: Runtime) -> list[str]:
         # --standalone picks a free port, so parallel branches on one machine cannot meet.
         count = f"--nproc-per-node={runtime.num_processes}"
         return [*head, "-m", "torch.distributed.run", *nodes, count, "--max-restarts=0", *worker]
-    head = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(runtime.num_processes)]
-    head += ["--master_port", str(_free_port())]
+    where = ["--num_gpus", str(runtime.num_processes)]
+    if devices and all(name.isdigit() for name in devices):
+        # With --num_gpus it takes the first ones of the host, whatever CUDA_VISIBLE_DEVICES says.
+        where = ["--include", f"localhost:{','.join(devices)}"]
+    runner = [sys.executable, "-m", "deepspeed.launcher.runner", *where, "--master_port", str(_free_port())]
     if runtime.num_nodes == 1:
-        return [*head, "--module", *worker[1:]]
-    head += ["--hostfile", str(runtime.hostfile), "--num_nodes", str(runtime.num_nodes)]
-    return [*head, "--no_python", "--no_local_rank", *on_node(spec.parent), *worker]
+        return [*runner, "--module", *worker[1:]]
+    runner += ["--hostfile", str(runtime.hostfile), "--num_nodes", str(runtime.num_nodes)]
+    return [*runner, "--no_python", "--no_local_rank", *on_node(spec.parent), *worker]
 
 
 def _endpoint(runtime: Runtime, launch_name: str) -> str:
@@ -96,12 +104,14 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def worker_environment(runtime: Runtime) -> dict[str, str]:
+def worker_environment(runtime: Runtime, devices: Sequence[str] = ()) -> dict[str, str]:
     """The parent's environment with thread counts fixed and everything that would phone home switched off.
 
     For deepspeed without what its runner would write into a command line, which the log repeats.
     """
     environment = {**os.environ, WATCH_STDIN: "1", **_settings(runtime)}
+    if devices:
+        environment[VISIBLE] = ",".join(devices)
     if runtime.launcher == "deepspeed":
         environment = {name: value for name, value in environment.items() if not _EXPORTED_SECRETS.match(name)}
         # It also exports the lines of a file of this name in the home or the working folder: this is never a file.
@@ -123,7 +133,7 @@ def _settings(runtime: Runtime) -> dict[str, str]:
         # Two dumps or merges of the same inputs must not differ by the order of a set of strings.
         "PYTHONHASHSEED": "0",
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
-        **({"CUDA_VISIBLE_DEVICES": ""} if runtime.device == "cpu" else {}),
+        **({VISIBLE: ""} if runtime.device == "cpu" else {}),
     }
 
 
@@ -131,9 +141,16 @@ class WorkerProcess:
     """A launched worker below its keeper, the leader of a process group, which is tied to this process."""
 
     def __init__(
-        self, command: list[str], environment: dict[str, str], scratch: Path, heartbeat: Heartbeat | None = None
+        self,
+        command: list[str],
+        environment: dict[str, str],
+        scratch: Path,
+        heartbeat: Heartbeat | None = None,
+        locks: Sequence[int] = (),
     ) -> None:
-        """`heartbeat`, where processes of other nodes are tied to it, beats as long as this worker may."""
+        """`heartbeat`, where processes of other nodes are tied to it, beats as long as this worker may. `locks` are
+        descriptors of what it has to itself, which stay open until its keeper ends.
+        """
         self._heartbeat = heartbeat
         self.log = log = scratch / "worker.log"
         self._scratch = scratch
@@ -145,6 +162,7 @@ class WorkerProcess:
                 stderr=subprocess.STDOUT,
                 env=environment,
                 start_new_session=True,
+                pass_fds=locks,
             )
 
     def wait(self, poll: Callable[[], None], poll_seconds: float = 0.2) -> int:

@@ -79,4 +79,4 @@ def judge(metrics: Mapping[str, Any], gates: SftGates) -> list[GateResult]:
     )
 
 
-STAGE = Stage(name="sft", version=3, config=SftConfig, judge=judge)
+STAGE = Stage(name="sft", version=3, config=SftConfig, judge=judge, accelerated=True)

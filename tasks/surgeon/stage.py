@@ -199,4 +199,4 @@ def judge(metrics: Mapping[str, Any], gates: SurgeonGates) -> list[GateResult]:
     ]
 
 
-STAGE = Stage(name="surgeon", version=3, config=SurgeonConfig, judge=judge)
+STAGE = Stage(name="surgeon", version=3, config=SurgeonConfig, judge=judge, accelerated=True)

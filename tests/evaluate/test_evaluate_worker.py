@@ -13,11 +13,14 @@ import pytest
 
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.errors import BadInputError
+from tasks.artifacts.manifest import InputRecord
 from tasks.evaluate.stage import STAGE, EvaluateGates, EvaluateRecipe
+from tasks.evaluate.turns import deal
 from tasks.exercises import Exercise, generate, is_correct
 from tasks.logits.rows import make_row, read_rows, write_rows
 from tasks.modeling.statistics import ratio_with_error
 from tasks.modeling.tokenizer_files import load_tokenizer
+from tasks.worker.spec import WorkerSpec
 
 RunStage = Callable[..., Artifact]
 ModelFolder = Callable[..., Path]
@@ -199,12 +202,8 @@ def test_what_was_measured_before_a_stop_is_kept(
     assert asked == ["exercise_sort", "exercise_add", "exercise_add", *["exercise_sort", "exercise_add"] * 2]
 
 
-def test_a_process_of_its_own_needs_no_network_and_writes_only_scratch(
-    run_stage: RunStage, inputs: dict[str, Artifact], tmp_path: Path
-) -> None:
-    from tasks.artifacts.manifest import InputRecord
-    from tasks.worker.spec import WorkerSpec
-
+def worker_spec(inputs: dict[str, Artifact], tmp_path: Path) -> WorkerSpec:
+    """Of a launch in processes of its own, written to spec.json."""
     records = {}
     for role, artifact in inputs.items():
         manifest = artifact.manifest()
@@ -224,6 +223,45 @@ def test_a_process_of_its_own_needs_no_network_and_writes_only_scratch(
         inputs=records,
     )
     (tmp_path / "spec.json").write_text(spec.model_dump_json())
+    return spec
+
+
+def test_two_processes_deal_the_models_out_and_measure_the_same(
+    evaluated: Artifact, inputs: dict[str, Artifact], tmp_path: Path
+) -> None:
+    spec = worker_spec(inputs, tmp_path)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, "tasks.evaluate.worker", "--spec", str(tmp_path / "spec.json")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    made = Artifact(inputs["corpus"].store, spec.directory)
+    receipts = made.receipts()
+    one = objects(evaluated)
+    two = {entry.name: made.store.get(made.path(entry.path)) for entry in receipts["main"].objects}
+    assert {name: two[name] for name in one} == one
+    # Who measured is in the path of what was measured.
+    paths = [entry.path for receipt in receipts.values() for entry in receipt.objects]
+    assert {"-r1-" in path for path in paths} == {True, False}
+
+
+def test_the_largest_model_goes_first_to_who_has_least() -> None:
+    sizes = {"a": 1.0, "b": 5.0, "c": 2.0, "d": 2.0}
+    assert deal(sizes, 1) == [["b", "c", "d", "a"]]
+    assert deal(sizes, 2) == [["b"], ["c", "d", "a"]]
+    assert deal(sizes, 5) == [["b"], ["c"], ["d"], ["a"], []]
+
+
+def test_a_process_of_its_own_needs_no_network_and_writes_only_scratch(
+    inputs: dict[str, Artifact], tmp_path: Path
+) -> None:
+    spec = worker_spec(inputs, tmp_path)
     home = tmp_path / "home"
     home.mkdir()
     # A proxy that nobody listens at: whatever asks the network fails.

@@ -162,7 +162,20 @@ def test_the_production_profile_fits_the_hardware_that_it_names(tmp_path: Path) 
     cost = cost_in(tmp_path, "medius")
     assert [(step.label, step.left.warnings) for step in cost.steps if step.left.warnings] == []
     assert {step.left.hardware.name for step in cost.steps if step.left.hardware is not None} == {"h100-sxm"}
-    assert cost.most_devices == 16
+    assert cost.most_devices == 8
+
+
+def test_stages_of_whole_nodes_wait_for_each_other_on_one_and_not_on_two(tmp_path: Path) -> None:
+    one, two = (cost_in(tmp_path, "medius", nodes=count) for count in (1, 2))
+    assert two.most_devices == 16
+    assert not {"logits-qwen", "distill-qwen"} & set(two.schedule.critical)
+    assert {"logits-llama", "logits-qwen", "distill-llama", "distill-qwen"} <= set(one.schedule.critical)
+    assert one.device_hours == two.device_hours
+    for cost, count in ((one, 1), (two, 2)):
+        hours, usd = cost.rented
+        assert hours == pytest.approx(8 * count * cost.schedule.length / 3600)
+        assert usd == pytest.approx(2.5 * hours)
+        assert hours > cost.device_hours
 
 
 def test_twice_the_tokens_are_twice_the_dump(tmp_path: Path) -> None:
@@ -222,6 +235,7 @@ def test_what_does_not_fit_is_a_warning_with_its_largest_part(
         (("--cost", "--assume", "padding=2"), "--assume padding: "),
         (("--cost", "--assume", "tokens_per_text=inf"), "--assume tokens_per_text: "),
         (("--tokens", "5e8"), "are for --cost; add it"),
+        (("--nodes", "2"), "are for --cost; add it"),
     ],
     ids=" ".join,
 )

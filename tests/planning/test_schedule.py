@@ -33,6 +33,23 @@ def test_one_slot_is_one_after_the_other() -> None:
     assert len(planned.critical) == len(SECONDS)
 
 
+def test_dumps_of_a_whole_node_wait_for_each_other_unless_there_are_two() -> None:
+    nodes = {"dump-a": 1.0, "dump-b": 1.0, "train-a": 1.0, "train-b": 1.0}
+    one, two = (schedule(SECONDS, NEEDS, 4, nodes, count) for count in (1, 2))
+    assert one.length == sum(SECONDS.values())
+    assert one.start["dump-b"] == one.end["dump-a"]
+    assert one.most(nodes | {"corpus": 0, "fuse": 0}) == 1
+    assert two.length == schedule(SECONDS, NEEDS, 4).length == 14
+
+
+def test_a_small_stage_goes_beside_one_that_waits_for_a_node() -> None:
+    seconds = {"dump": 10.0, "train": 5.0, "judge": 1.0}
+    planned = schedule(seconds, dict.fromkeys(seconds, ()), 3, {"dump": 0.5, "train": 1.0, "judge": 0.125}, 1)
+    assert planned.start == {"dump": 0, "judge": 0, "train": 10}
+    # One that needs more than there is takes all of it.
+    assert schedule(seconds, dict.fromkeys(seconds, ()), 3, {"dump": 2.0, "train": 1.0}, 1).length == 15
+
+
 def test_nothing_takes_no_time() -> None:
     assert schedule({}, {}, 2).length == 0
     planned = schedule({"a": 0.0}, {"a": []}, 1)
@@ -46,7 +63,10 @@ def test_any_graph_keeps_its_order_its_slots_and_its_bounds(seed: int) -> None:
     seconds = {name: draw.choice([0.0, 1.0, 2.5, 7.0]) for name in names}
     needs = {name: draw.sample(names[:index], draw.randint(0, min(3, index))) for index, name in enumerate(names)}
     slots = draw.randint(1, 4)
-    planned = schedule(seconds, needs, slots)
+    nodes = {name: draw.choice([0, 1 / 72, 0.5, 1.0]) for name in names}
+    num_nodes = draw.choice([1, 2, 3])
+    planned = schedule(seconds, needs, slots, nodes, num_nodes)
+    assert planned.most(nodes) <= num_nodes + 1e-6
     way: dict[str, float] = {}
     for name in names:
         assert planned.end[name] == planned.start[name] + seconds[name]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.store import Store
 from tasks.runtime.declare import Step
-from tasks.runtime.execute import RunContext
+from tasks.runtime.execute import RunContext, execute
 from tasks.worker.spec import Event
 
 ROOT = Path(__file__).parents[2]
@@ -60,3 +61,30 @@ def wait_for(condition: Callable[[], object], seconds: float, what: str) -> None
     while not condition():
         assert time.monotonic() < deadline, f"{what}: not within {seconds} s"
         time.sleep(0.05)
+
+
+@pytest.fixture
+def announced(tmp_path: Path) -> Path:
+    folder = tmp_path / "processes"
+    folder.mkdir()
+    return folder
+
+
+def processes(folder: Path) -> list[int]:
+    """Those that were announced in a folder."""
+    return [int(path.name) for path in folder.iterdir()]
+
+
+class Background:
+    """A step executed in a thread, and how that ended."""
+
+    def __init__(self, step: Step, context: RunContext) -> None:
+        self.error: BaseException | None = None
+        self.thread = threading.Thread(target=self._run, args=(step, context))
+        self.thread.start()
+
+    def _run(self, step: Step, context: RunContext) -> None:
+        try:
+            execute(step, context)
+        except BaseException as error:
+            self.error = error

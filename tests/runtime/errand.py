@@ -19,6 +19,7 @@ from typing import Any, Literal
 from tasks.artifacts.errors import BadInputError, TransientStoreError
 from tasks.artifacts.frozen import Frozen
 from tasks.runtime.declare import GateResult, Gates, Runtime, Stage, StageConfig, Step, at_most
+from tasks.runtime.devices import VISIBLE
 from tasks.worker.job import END_FILE, Job, worker_main
 
 Behaviour = Literal[
@@ -40,7 +41,7 @@ class ErrandRuntime(Runtime):
     save_when: str = ""
     """For `work`: a file that must be there before a checkpoint is saved, as a large one takes its time."""
     announce: str = ""
-    """A folder in which each process of the launch leaves a file named after its process id."""
+    """A folder in which each process of the launch leaves a file named after its process id: its accelerators."""
     end: str = ""
     printed: str = ""
     """For `recorded`: the last sentence of the rank that failed first, if any, and what stands in the log."""
@@ -66,7 +67,7 @@ class ErrandStage(Stage):
         return "tests.runtime.errand"
 
 
-STAGE = ErrandStage(name="errand", version=1, config=ErrandConfig, judge=judge)
+STAGE = ErrandStage(name="errand", version=1, config=ErrandConfig, judge=judge, accelerated=True)
 
 
 def errand(
@@ -90,7 +91,7 @@ def run(job: Job) -> None:
     runtime = ErrandRuntime.model_validate(job.runtime)
     recipe = ErrandRecipe.model_validate(job.recipe)
     if runtime.announce:
-        (Path(runtime.announce) / str(os.getpid())).touch()
+        (Path(runtime.announce) / str(os.getpid())).write_text(os.environ.get(VISIBLE, ""))
     if runtime.behaviour == "bad_input":
         raise BadInputError("the recipe asks for the impossible; ask for less")
     if runtime.behaviour == "preempted":

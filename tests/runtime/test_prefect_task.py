@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import itertools
 import json
+import re
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -18,9 +20,10 @@ from prefect.testing.utilities import prefect_test_harness
 from flows.opened import gather
 from tasks.artifacts.errors import BadInputError
 from tasks.runtime import dashboard
-from tasks.runtime.declare import Step
+from tasks.runtime.declare import GateResult, Step
 from tasks.runtime.execute import RunContext
 from tasks.runtime.prefect_task import submit_stage
+from tasks.worker.spec import Event
 from tests.runtime.conftest import Logs
 from tests.runtime.errand import errand
 
@@ -132,24 +135,47 @@ def test_progress_and_curves_are_on_the_dashboard(context: RunContext, monkeypat
     artifacts = artifacts_of(runs["drawn"])
     assert artifacts.keys() == {"drawn", "curves-drawn", "stage-drawn"}, "one of each, however often it changed"
     progress = artifacts["drawn"]
-    assert (progress.type, progress.data) == ("progress", 75)
-    assert str(progress.description).startswith("drawn: 3 of 4 steps, 20 tokens/s, 0 s left")
+    assert (progress.type, progress.data) == ("progress", 100)
+    assert progress.description == "drawn: 4 of 4 steps, 20 tokens/s, done"
     svg = base64.b64decode(str(artifacts["curves-drawn"].data).partition("base64,")[2].strip(")\n"))
     assert b">squares</text>" in svg
     assert b">9</text>" in svg
 
 
+def test_a_stage_that_ends_early_shows_how_far_it_came(context: RunContext) -> None:
+    context.stop = threading.Event()
+    watch = context.watch
+
+    def stop_soon(of: Step, event: Event) -> None:
+        watch(of, event)
+        if event.kind == "progress" and event.done == 3:
+            context.stop.set()
+
+    context.watch = stop_soon
+    _, error, runs = run([errand("a", label="ended", behaviour="work", steps=2000)], context)
+    assert error is not None
+    progress = artifacts_of(runs["ended"])["ended"]
+    said = re.fullmatch(r"ended: ([\d,]+) of 2,000 steps, 20 tokens/s, stopped", str(progress.description))
+    assert said is not None, progress.description
+    assert int(said[1].replace(",", "")) >= 3
+
+
 def test_what_is_said_beside_a_progress() -> None:
-    values = {"loss": 1.23456, "tokens_per_second": 41234.5, "mfu": 0.4123, "seconds_left": 5000}
-    assert dashboard._said(values, 5000) == ", loss 1.235, 41,234 tokens/s, 41.2 % of the peak FLOP/s, 1 h 23 min left"
+    values = {"loss": 1.23456, "tokens_per_second": 41234.5, "mfu": 0.4123, "data_wait": 0.0312, "seconds_left": 5000}
+    assert dashboard._said(values, 5000) == (
+        ", loss 1.235, 41,234 tokens/s, 41.2 % of the peak FLOP/s, 3.1 % of the time waiting for data, 1 h 23 min left"
+    )
     assert [dashboard._duration(seconds) for seconds in (59, 61, 3599, 86400, 864000)] == [
         "59 s", "1 min", "1 h 0 min", "24 h 0 min", "10.0 days",
     ]  # fmt: skip
 
 
-def test_stages_on_one_host_wait_for_a_slot(context: RunContext) -> None:
-    import threading
+def test_a_table_of_gates_is_readable() -> None:
+    rows = [dashboard._gate_row(GateResult("g", True, value, 1, "<=", "m")) for value in (0.77908987, 24128.0, None)]
+    assert [row["value"] for row in rows] == [0.77909, 24128.0, None]
 
+
+def test_stages_on_one_host_wait_for_a_slot(context: RunContext) -> None:
     context.slots = threading.Semaphore(1)
     steps = [errand(text, label=f"step-{text}", behaviour="work", steps=12) for text in ("a", "b", "c")]
     refs, error, _ = run(steps, context)

@@ -15,15 +15,17 @@ from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.errors import InterruptedRunError
 from tasks.artifacts.store import Store
 from tasks.runtime.declare import Step
+from tasks.runtime.devices import VISIBLE, devices_for
 from tasks.runtime.execute import RunContext, execute
 from tasks.worker.spec import Event
-from tests.runtime.conftest import ROOT, is_alive, wait_for
+from tests.runtime.conftest import ROOT, is_alive, processes, wait_for
 from tests.runtime.errand import errand
 
 _RUNTIME = """
 import signal, sys
 from pathlib import Path
 from tasks.artifacts.store import open_store
+from tasks.runtime.devices import VISIBLE, devices_for
 from tasks.runtime.execute import RunContext, execute
 from tests.runtime.errand import errand
 store, scratch, announced, save_when, launcher, count, grace = sys.argv[1:]
@@ -39,13 +41,6 @@ Start = Callable[..., subprocess.Popen[bytes]]
 
 
 @pytest.fixture
-def announced(tmp_path: Path) -> Path:
-    folder = tmp_path / "processes"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
 def start(store: Store, tmp_path: Path, announced: Path) -> Iterator[Start]:
     """start(launcher, processes, grace) runs a step in a process of its own; it returns when the workers work."""
     started = []
@@ -54,17 +49,13 @@ def start(store: Store, tmp_path: Path, announced: Path) -> Iterator[Start]:
         arguments = [store.uri, tmp_path / "scratch", announced, tmp_path / "save", launcher, count, grace_seconds]
         process = subprocess.Popen([sys.executable, "-c", _RUNTIME, *map(str, arguments)], cwd=ROOT)
         started.append(process)
-        wait_for(lambda: len(workers(announced)) == count, 120, "the workers start")
+        wait_for(lambda: len(processes(announced)) == count, 120, "the workers start")
         return process
 
     yield begin
     for process in started:
         process.kill()
         process.wait()
-
-
-def workers(announced: Path) -> list[int]:
-    return [int(path.name) for path in announced.iterdir()]
 
 
 def ask_and_kill(runtime: subprocess.Popen[bytes], scratch: Path) -> None:
@@ -86,7 +77,7 @@ def test_a_worker_that_was_asked_to_stop_saves_although_its_run_is_killed(
     def saved() -> bool:
         return any(entry.path.endswith(".json") for entry in store.list(checkpoints))
 
-    assert all(is_alive(worker) for worker in workers(announced))
+    assert all(is_alive(worker) for worker in processes(announced))
     assert not saved()
     [lock] = scratch.glob("*/*.lock")
     # The next run of the step waits for it, and goes on from what it saves.
@@ -111,10 +102,10 @@ def test_a_worker_that_was_asked_to_stop_saves_although_its_run_is_killed(
     again = threading.Thread(target=run_again)
     again.start()
     wait_for(lambda: any("saves its last checkpoint" in event.message for event in said), 60, "the next run waits")
-    assert not workers(tmp_path / "again")
+    assert not processes(tmp_path / "again")
     (tmp_path / "save").touch()
     wait_for(saved, 60, "the checkpoint is there")
-    wait_for(lambda: not any(map(is_alive, workers(announced))), 20, "the workers end")
+    wait_for(lambda: not any(map(is_alive, processes(announced))), 20, "the workers end")
     wait_for(lambda: not lock.exists() and not lock.with_suffix("").exists(), 20, "the launch's folder is gone")
     again.join(120)
     assert len(errors) == 1
@@ -125,4 +116,22 @@ def test_a_worker_that_was_asked_to_stop_saves_although_its_run_is_killed(
 
 def test_nobody_is_spared_longer_than_the_grace_period(start: Start, announced: Path, tmp_path: Path) -> None:
     ask_and_kill(start("python", 1, 3), tmp_path / "scratch")
-    wait_for(lambda: not any(map(is_alive, workers(announced))), 10, "the worker is killed")
+    wait_for(lambda: not any(map(is_alive, processes(announced))), 10, "the worker is killed")
+
+
+def test_its_accelerator_is_its_own_until_it_ends(
+    start: Start, announced: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VISIBLE, "4")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+
+    def is_free() -> bool:
+        with devices_for(errand("b")) as devices:
+            return devices is not None
+
+    ask_and_kill(start("python", 1, 120), tmp_path / "scratch")
+    assert not is_free()
+    (tmp_path / "save").touch()
+    wait_for(lambda: not any(map(is_alive, processes(announced))), 60, "the worker ends")
+    wait_for(is_free, 10, "its accelerator is free")

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,36 +16,9 @@ from tasks.artifacts.artifact import Artifact, encode_record
 from tasks.artifacts.errors import InterruptedRunError, LeaseLostError, WorkerInterruptedError
 from tasks.artifacts.lease import Lease, LeaseRecord
 from tasks.artifacts.store import Store
-from tasks.runtime.declare import Step
 from tasks.runtime.execute import RunContext, execute
-from tests.runtime.conftest import ROOT, is_alive, wait_for
+from tests.runtime.conftest import ROOT, Background, is_alive, processes, wait_for
 from tests.runtime.errand import errand
-
-
-@pytest.fixture
-def announced(tmp_path: Path) -> Path:
-    folder = tmp_path / "processes"
-    folder.mkdir()
-    return folder
-
-
-def processes(folder: Path) -> list[int]:
-    return [int(path.name) for path in folder.iterdir()]
-
-
-class Background:
-    """A step executed in a thread, and how that ended."""
-
-    def __init__(self, step: Step, context: RunContext) -> None:
-        self.error: BaseException | None = None
-        self.thread = threading.Thread(target=self._run, args=(step, context))
-        self.thread.start()
-
-    def _run(self, step: Step, context: RunContext) -> None:
-        try:
-            execute(step, context)
-        except BaseException as error:
-            self.error = error
 
 
 def test_a_stopped_run_saves_and_the_next_goes_on_from_there(context: RunContext, announced: Path) -> None:
