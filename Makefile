@@ -5,12 +5,13 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 BENCH_STAMP := .venv/.installed-bench
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint infra/constraints.txt
+comma := ,
 export HF_HUB_OFFLINE ?= 1
 export DO_NOT_TRACK = 1
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-slow test-faults check audit bench miniatures up down clean
+.PHONY: help setup run test test-slow test-gpu test-hosts test-images test-faults check audit bench miniatures up down clean
 
 help:  ## what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +35,15 @@ test: $(STAMP)  ## the test suite, a process a core
 test-slow: $(STAMP)  ## the tests that take longer
 	@$(BIN)/python -m pytest -m slow
 
+test-gpu: $(STAMP)  ## the tests that need a CUDA device; without one they are skipped
+	@$(BIN)/python -m pytest -m gpu
+
+test-hosts: $(STAMP)  ## trainings and a dump over two hosts as network namespaces (root)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/runtime/test_hosts.py tests/dump_logits/test_hosts.py
+
+test-images: $(STAMP)  ## the install steps of both images as plain commands (3 GB of downloads, 10 GB of disk meanwhile)
+	@$(BIN)/python -m pytest -m slow tests/infra/test_images.py
+
 test-faults: $(STAMP)  ## kills, outages and storms against micro: an hour; writes the table of tests/faults/README.md
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m faults tests/faults
 
@@ -45,12 +55,12 @@ check: $(STAMP)  ## lint, format, types, layers
 
 $(BENCH_STAMP): $(STAMP)
 	@echo "installing what the bench measures with"
-	@$(PIP) -e '.[bench]'
+	@$(PIP) -e '$(if $(shell command -v nvidia-smi),.[bench$(comma)gpu],.[bench])'
 	@# Only the tokenizer's file is read, which none of its dependencies is for.
 	@$(PIP) --no-deps llama-models==0.3.0
 	@touch $@
 
-bench: $(BENCH_STAMP)  ## measure what is promised; ONLY=store, dump, train, surgery, ops or plan for a part
+bench: $(BENCH_STAMP)  ## measure what is promised; ONLY=store, dump, train, surgery, ops, plan or gpu for a part
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench $(if $(ONLY),--only '$(ONLY)')
 
 audit: $(STAMP)  ## known vulnerabilities of the locked dependencies

@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -28,20 +27,18 @@ from flows.ablation_recipe_report import write_report as write_arms
 from flows.ablation_report import lost_stops, measured_on, results_table, write_report
 from flows.ablation_steps import ablation_steps
 from flows.dag import closure
+from flows.left_to_choose_on import require_texts
 from flows.opened import gather, open_run
 from flows.profile_edit import Edit, edited, read_text
 from flows.profiles import Profile, load_profile
-from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.errors import BadInputError, GateFailedError
 from tasks.artifacts.runs import RunKind
 from tasks.artifacts.store import open_store
 from tasks.compare.stage import CompareRecipe
 from tasks.evaluate.stage import EvaluateRecipe
-from tasks.logits.heldout import HELDOUT_FILE, texts_to_choose_on
 from tasks.publish.report import read_results
 from tasks.publish.tables import Table
 from tasks.runtime.declare import Step
-from tasks.runtime.execute import RunContext
 from tasks.runtime.prefect_task import submit_stage
 from tasks.worker.spec import Event
 
@@ -113,25 +110,10 @@ def _run(
         # Before anything is trained it is known whether there is text to choose on.
         corpus = comparison.inputs["corpus"]
         submit(closure([corpus]))
-        _require_texts(corpus, comparison, context)
+        recipe = comparison.config.recipe
+        assert isinstance(recipe, CompareRecipe | EvaluateRecipe)
+        require_texts(corpus, recipe, context)
         return str(submit([step for step in steps if step.key not in futures])[-1].uri)
-
-
-def _require_texts(corpus: Step, comparison: Step, context: RunContext) -> None:
-    """Raises BadInputError where the evaluation takes all held-out texts, or all but one."""
-    recipe = comparison.config.recipe
-    assert isinstance(recipe, CompareRecipe | EvaluateRecipe)
-    if isinstance(recipe, EvaluateRecipe) and not recipe.bits_per_byte:
-        return
-    artifact = Artifact(context.store, corpus.directory)
-    manifest = artifact.manifest()
-    entry = manifest.object(HELDOUT_FILE) if manifest is not None else None
-    assert entry is not None, "the step has ended"
-    context.scratch.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=context.scratch) as folder:
-        file = Path(folder) / HELDOUT_FILE
-        file.write_bytes(context.store.get(artifact.path(entry.path)))
-        texts_to_choose_on(file, recipe.skip_documents, recipe.max_documents, artifact.uri)
 
 
 def report_recipe(arms: RecipeArms, profile: Profile, console: Console) -> None:

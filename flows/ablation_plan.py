@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from flows.ablation_grid import AS_PROFILE, VARIED, fusion_candidates
+from flows.fine_tuning import documents_of
 from flows.profile_edit import Edit
 from flows.profiles import Branch, Profile
 from tasks.artifacts.errors import BadInputError
@@ -118,14 +119,14 @@ def part_name(branch: str) -> str:
 
 def _comparison(profile: Profile, reference: str) -> CompareConfig:
     evaluated, compare = profile.assessment.evaluate.recipe, profile.ablations.compare
-    if evaluated.max_documents is None:
+    if evaluated.bits_per_byte and evaluated.max_documents is None:
         raise BadInputError(
             "assessment.evaluate.recipe.max_documents is not set, so that the evaluation measures every held-out text "
             "and none is left to choose on; set it to a part of them"
         )
     recipe = CompareRecipe(
         reference=reference,
-        skip_documents=evaluated.max_documents,
+        skip_documents=documents_of(evaluated),
         max_documents=compare.max_documents,
         window_tokens=compare.window_tokens,
         num_arithmetic=compare.num_arithmetic,

@@ -1,6 +1,7 @@
 """`medius ablate recipe`: what each part of a recipe is worth, arm by arm, under one evaluation.
 
-An arm is a model that the recipe makes, or would make without some of its parts, on the same tokens and steps: without
+An arm is a model that the recipe makes, or would make without some of its parts. Each training is that of the recipe,
+its tokens and steps included, but an arm with fewer trainings saw less; the table says how much. The arms are without
 any teacher (the twins, fused and fine-tuned like the branches), with one teacher alone, without the fine-tuning. All
 but the parts that only an arm has are the profile's own steps, under their own labels and keys. Imports no Prefect, so
 that it is checked before one is started.
@@ -8,7 +9,7 @@ that it is checked before one is started.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +17,8 @@ from flows.dag import build, closure
 from flows.fine_tuning import documents_of
 from flows.profiles import Branch, Profile
 from tasks.artifacts.errors import BadInputError
-from tasks.benchmarks.declare import EvaluationTasks, ExerciseTasks
+from tasks.benchmarks.declare import EvaluationTasks, ExerciseTasks, HarnessTasks
+from tasks.clean.stage import CleanConfig, set_name
 from tasks.distill.stage import STAGE as DISTILL
 from tasks.distill.stage import DistillConfig, DistillGates, LossRecipe
 from tasks.evaluate.stage import STAGE as EVALUATE
@@ -134,6 +136,10 @@ def _measured(profile: Profile) -> EvaluateConfig:
             f"the evaluation of {profile.name} has no exercises, and its benchmarks are what it reports; name tasks of "
             f"their own in ablations.recipe.tasks to measure the arms on"
         )
+    for task in tasks:
+        _check_not_reported(task, reported.recipe.tasks)
+        if isinstance(task, HarnessTasks):
+            _check_not_learnt(task.name, profile.fine_tuning.clean)
     changed: dict[str, Any] = {
         "tasks": tasks,
         "candidate": FULL,
@@ -145,6 +151,43 @@ def _measured(profile: Profile) -> EvaluateConfig:
     }
     given = {field: getattr(reported.recipe, field) for field in type(reported.recipe).model_fields}
     return EvaluateConfig(recipe=EvaluateRecipe.model_validate({**given, **changed}), runtime=reported.runtime)
+
+
+def _check_not_reported(task: ExerciseTasks | HarnessTasks, reported: Sequence[ExerciseTasks | HarnessTasks]) -> None:
+    """Raises BadInputError for items that the profile's evaluation reports, or may."""
+    if isinstance(task, ExerciseTasks):
+        if task.split == "test":
+            raise BadInputError(
+                "ablations.recipe.tasks has exercises of the split test, which is the evaluation's to report; set "
+                "their split to dev"
+            )
+        others = (each for each in reported if isinstance(each, ExerciseTasks) and each.split == task.split)
+        if both := sorted({kind for each in others for kind in each.kinds} & set(task.kinds)):
+            raise BadInputError(
+                f"the arms would be measured on exercises of the split {task.split} that the evaluation reports "
+                f"({', '.join(both)}); give assessment.evaluate.recipe.tasks the split test"
+            )
+        return
+    for other in reported:
+        # What a group contains only the harness knows, but it names parts after their group.
+        if isinstance(other, HarnessTasks) and (
+            f"{task.name}_".startswith(f"{other.name}_") or f"{other.name}_".startswith(f"{task.name}_")
+        ):
+            raise BadInputError(
+                f"ablations.recipe.tasks has {task.name}, and the evaluation reports {other.name}, which by their "
+                f"names share items; name a task that is not reported"
+            )
+
+
+def _check_not_learnt(name: str, clean: CleanConfig | None) -> None:
+    """Raises BadInputError for a benchmark that instructions are not cleaned of, where they are of those reported."""
+    if clean is None or clean.recipe.decontamination is None:
+        return
+    if name not in [set_name(each) for each in clean.recipe.evaluations]:
+        raise BadInputError(
+            f"ablations.recipe.tasks has {name}, whose items may stand among the instructions; add "
+            f"{{type: lm_eval, name: {name}}} to fine_tuning.clean.recipe.evaluations"
+        )
 
 
 def _on_dev(recipe: EvaluateRecipe) -> tuple[EvaluationTasks, ...]:

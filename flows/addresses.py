@@ -13,9 +13,17 @@ from tasks.artifacts.store import Store, open_store
 
 STORE_VARIABLE = "MEDIUS_STORE"
 """Names a store for all that a shell or a worker runs, in the place of the profiles' own."""
+URL_VARIABLE = "MEDIUS_STORE_URL"
+"""Names what a browser opens in the place of that store's URI, such as http://gateway/bucket/prefix."""
 DEFAULT_STORE = os.environ.get(STORE_VARIABLE) or ".medius/store"
 _KEY = re.compile(r"[0-9a-f]{16,64}")
 _URI = re.compile(r"(?:(?P<store>.*?)/+)?(?P<directory>artifacts/[^/]+/[^/]+)(?:/manifest\.json)?/*")
+
+
+def browser_address(store: Store, path: str) -> str | None:
+    """Where a browser finds an object; None where only programs reach the store."""
+    named, url = os.environ.get(STORE_VARIABLE), os.environ.get(URL_VARIABLE)
+    return f"{url.rstrip('/')}/{path}" if named and url and store.uri == named.rstrip("/") else None
 
 
 def is_artifact(target: str) -> bool:

@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.console import Console
 
+from flows.approval_rule import PAUSE_KEY
 from flows.prefect_api import PrefectApi
 from tasks.artifacts.errors import BadInputError
 
@@ -22,7 +23,8 @@ def answer(api: PrefectApi, run: str | None, *, reject: bool, console: Console) 
         BadInputError: no such run waits, or several of that name do.
         MediusError: the server does not answer, or refuses.
     """
-    waiting = api.everything("/flow_runs/filter", {"flow_runs": {"state": {"type": {"any_": ["PAUSED"]}}}})
+    paused = api.everything("/flow_runs/filter", {"flow_runs": {"state": {"type": {"any_": ["PAUSED"]}}}})
+    waiting = [found for found in paused if _asks(found)]
     if run is None:
         for found in waiting:
             console.print(_line(found), soft_wrap=True, markup=False)
@@ -44,6 +46,12 @@ def answer(api: PrefectApi, run: str | None, *, reject: bool, console: Console) 
         reason = (said.get("details") or {}).get("reason") or "it gave no reason"
         raise BadInputError(f"the server does not take the answer to {chosen['name']}: {reason}; start a new run")
     console.print(f"{chosen['name']} ({identity}) {'is cancelled' if reject else 'goes on'}", soft_wrap=True)
+
+
+def _asks(run: dict[str, Any]) -> bool:
+    """Whether a paused run waits for an approval, and not for something of somebody else's."""
+    key = (run["state"].get("state_details") or {}).get("pause_key")
+    return key is not None and key.startswith(PAUSE_KEY)
 
 
 def _line(run: dict[str, Any]) -> str:

@@ -21,6 +21,7 @@ from prefect.logging import get_run_logger
 from prefect.states import Paused, State
 
 from flows.approval import Approvals, Expensive
+from flows.approval_rule import PAUSE_KEY
 from flows.profiles import Profile
 from tasks.artifacts.errors import InterruptedRunError, MediusError, WorkerInterruptedError
 from tasks.planning.quantities import HOUR
@@ -68,7 +69,7 @@ class PauseForApproval:
         get_run_logger().warning("%s", said)
         deadline = time.monotonic() + wait_hours * HOUR
         # The server refuses a name that it has had; a retry of the run asks under another.
-        key = f"{stage.step.key[:16]}-{runtime.flow_run.run_count}-{runtime.task_run.run_count}"
+        key = f"{PAUSE_KEY}{stage.step.key[:16]}-{runtime.flow_run.run_count}-{runtime.task_run.run_count}"
         paused: State[Any] = Paused(message=said, timeout_seconds=int(wait_hours * HOUR), pause_key=key)
         with get_client(sync_client=True) as client:
             self._pause(client, run, paused, stage.step)
@@ -116,11 +117,17 @@ def _state(client: SyncPrefectClient, run: UUID) -> State[Any] | None:
 
 
 def approval_of_deployment(
-    profile: Profile, steps: Sequence[Step], context: RunContext, *, approved: bool = False
+    profile: Profile,
+    steps: Sequence[Step],
+    context: RunContext,
+    *,
+    only: Step | None = None,
+    approved: bool = False,
 ) -> Callable[[Step], None] | None:
     """What asks before a run's expensive steps; None where nobody is asked, or was before the run began.
 
     Args:
+        only: the step that the run makes, if not all of them.
         approved: whether who started the run has said so already.
 
     Raises:
@@ -130,7 +137,7 @@ def approval_of_deployment(
         return None
     approvals = Approvals(profile.approval, steps, context.store)
     # Also without that word: what cannot be forecast is said now, not after the first days.
-    wanted = approvals.wanted()
+    wanted = [stage for stage in approvals.wanted() if only is None or stage.step.key == only.key]
     if approved:
         approvals.give(wanted, f"options.approved of flow run {runtime.flow_run.id}")
         return None

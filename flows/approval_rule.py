@@ -9,6 +9,9 @@ from pydantic import Field, model_validator
 from tasks.artifacts.frozen import Frozen
 from tasks.planning.hardware import hardware_table
 
+PAUSE_KEY = "medius-approval-"
+"""Begins the key of the pause in which a run waits for the answer; somebody may pause a run for other reasons."""
+
 
 class ApprovalRule(Frozen):
     """Thresholds for one stage's forecast of what it still takes; with both, either is enough."""

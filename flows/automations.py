@@ -22,14 +22,18 @@ from prefect.exceptions import ObjectNotFound
 from pydantic import Field, ValidationError
 
 from flows.prefect_settings import configured_server
+from flows.stack_services import ALERT_BLOCK_VARIABLE
 from tasks.artifacts.errors import BadInputError, MediusError
 from tasks.artifacts.frozen import Frozen
 
-BLOCK_VARIABLE = "MEDIUS_ALERT_BLOCK"
 TAG = "medius"
 _BODY = """{{ automation.description }}
 {% if flow_run %}{{ flow_run.name }}: {{ flow_run.state.message }}
 {{ flow_run | ui_url }}{% endif %}"""
+
+
+class MissingBlockError(BadInputError):
+    """The notification block that is to be told does not exist."""
 
 
 class Alert(Frozen):
@@ -77,7 +81,7 @@ def deploy_alerts(alerts: tuple[Alert, ...], block: str | None = None) -> dict[s
         block: type and name of a notification block, as slack-webhook/oncall.
 
     Raises:
-        BadInputError: the server has no such block.
+        MissingBlockError: the server has no such block.
     """
     done = {}
     with get_client(sync_client=True) as client:
@@ -102,8 +106,8 @@ def _notification(client: SyncPrefectClient, block: str) -> SendNotification:
     try:
         found = client.read_block_document_by_name(name, kind)
     except ObjectNotFound as error:
-        raise BadInputError(
-            f"{BLOCK_VARIABLE} is {block!r}, and the Prefect server has no such block; name TYPE/NAME as "
+        raise MissingBlockError(
+            f"{ALERT_BLOCK_VARIABLE} is {block!r}, and the Prefect server has no such block; name TYPE/NAME as "
             f'"prefect block ls" lists them, or make it on the dashboard under Blocks'
         ) from error
     return SendNotification(block_document_id=found.id, subject="{{ automation.name }}", body=_BODY)
@@ -111,9 +115,11 @@ def _notification(client: SyncPrefectClient, block: str) -> SendNotification:
 
 def main() -> None:
     """What the module does as a program."""
+    if len(sys.argv) != 2:
+        sys.exit("name the file with the alerts: python -m flows.automations infra/automations.yaml")
     try:
         configured_server().require()
-        for name, what in deploy_alerts(read_alerts(Path(sys.argv[1])), os.environ.get(BLOCK_VARIABLE)).items():
+        for name, what in deploy_alerts(read_alerts(Path(sys.argv[1])), os.environ.get(ALERT_BLOCK_VARIABLE)).items():
             print(f"{name}: {what}")
     except MediusError as error:
         sys.exit(str(error))

@@ -83,7 +83,7 @@ def build(profile: Profile, until: str | None = None) -> list[Step]:
     learnt = {"model": fused, "corpus": instructions}
     if profile.fine_tuning.replay is not None:
         learnt["replay"] = replayed[profile.fine_tuning.replay.branch, profile.fine_tuning.replay.rows]
-    final = Step(SFT, "sft", profile.fine_tuning.sft, learnt)
+    final = Step(SFT, "sft", profile.fine_tuning.training, learnt)
     # Where all logits are imported no corpus was read yet.
     read = {step.key for step in closure([fused])}
     heldout = next((corpus for corpus in corpora if corpus.key in read), corpora[0])

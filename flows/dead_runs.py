@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -26,6 +27,7 @@ from flows.stack_services import POOLS, worker_name
 from tasks.artifacts.errors import MediusError, StoreError
 from tasks.artifacts.runs import RunRecord, all_runs, end_silent_run, read_run
 from tasks.artifacts.store import Store, open_store
+from tasks.runtime.stage_feed import ENDED, resource_of
 
 SETTLED_SECONDS = 60.0
 """A run that came into its state this short ago is not judged yet: its process may be about to tell of another."""
@@ -124,10 +126,29 @@ class DeadRuns:
         wanted = {"flow_runs": {"id": {"any_": [run]}}, "task_runs": {"state": {"type": {"any_": _OPEN_TASKS}}}}
         body = {"type": state, "name": state.capitalize(), "message": "the process of its flow run is gone"}
         tasks = self.api.everything("/task_runs/filter", wanted)
+        # First: a task that is closed is not found again where this fails.
+        self._end_stages(run, [task["name"] for task in tasks if task["state_type"] == "RUNNING"])
         for task in tasks:
             self.api.post(f"/task_runs/{task['id']}/set_state", {"state": body, "force": True})
         if tasks:
             self.tell(f"{len(tasks)} task runs of {run} are {state.lower()}")
+
+    def _end_stages(self, run: str, tasks: list[str]) -> None:
+        """Tells the event feed what the run's own process could not, so that no alert waits for their progress."""
+        run_itself = {"prefect.resource.id": f"prefect.flow-run.{run}", "prefect.resource.role": "flow-run"}
+        moment = datetime.now(UTC).isoformat()
+        events = [
+            {
+                "id": str(uuid.uuid4()),
+                "event": ENDED,
+                "occurred": moment,
+                "resource": resource_of(run, task),
+                "related": [run_itself],
+            }
+            for task in tasks
+        ]
+        if events:
+            self.api.post("/events", events)
 
     def _end_record(self, run: str) -> None:
         try:

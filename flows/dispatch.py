@@ -106,7 +106,8 @@ class Dispatch:
         """
         # A worker may have another working folder.
         self._profile = str(Path(profile).resolve()) if profile.endswith((".yaml", ".yml")) else profile
-        self._options = RunOptions(overrides=options.overrides, store=store.uri, smoke=options.smoke)
+        # A step comes here after whoever has to approve it has been asked: its own run must not ask once more.
+        self._options = RunOptions(overrides=options.overrides, store=store.uri, smoke=options.smoke, approved=True)
         self._store = store
         self._stop = stop
         self._poll_seconds = poll_seconds
@@ -230,6 +231,11 @@ class Dispatch:
             if all(child.ended for child in children):
                 return
             time.sleep(_STOP_POLL_SECONDS)
+
+
+def made_here(steps: Sequence[Step]) -> list[Step]:
+    """Those of a run's steps that its own process makes: all of them where it came of no deployment."""
+    return [step for step in steps if step.config.runtime.pool is None or not runtime.deployment.id]
 
 
 def dispatch_of_deployment(profile: str, options: RunOptions, store: Store, stop: Event) -> Dispatch | None:

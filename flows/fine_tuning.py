@@ -9,7 +9,7 @@ from tasks.artifacts.frozen import Frozen
 from tasks.benchmarks.declare import ExerciseTasks
 from tasks.choose.stage import ChooseConfig
 from tasks.clean.stage import CleanConfig
-from tasks.corpus.stage import CorpusConfig
+from tasks.corpus.stage import CorpusConfig, CorpusRecipe
 from tasks.evaluate.stage import EvaluateRecipe
 from tasks.evolve.stage import EvolveConfig
 from tasks.sft.stage import ReplayingSftRecipe, SftConfig
@@ -20,6 +20,7 @@ class ReplaySource(Frozen):
 
     branch: str
     rows: Literal["logits", "corpus"] = "logits"
+    """Of imported logits it is not known which conversations they were made on."""
 
 
 class FineTuning(Frozen):
@@ -34,24 +35,45 @@ class FineTuning(Frozen):
     choose: ChooseConfig | None = None
     """Whether the fusion or the fine-tuned model goes on; None: the fine-tuned one."""
 
+    @property
+    def training(self) -> SftConfig:
+        """`sft`. Where a choice follows, only a gate that was written ends the run: a model that became worse is a
+        candidate, and loses there."""
+        gates = self.sft.gates
+        if self.choose is None or "heldout_ce_must_not_rise" in gates.model_fields_set:
+            return self.sft
+        return self.sft.model_copy(update={"gates": gates.model_copy(update={"heldout_ce_must_not_rise": None})})
 
-def replay_fault(tuning: FineTuning, surgery: Mapping[str, bool]) -> str | None:
+
+def replay_fault(tuning: FineTuning, surgery: Mapping[str, bool], read: Mapping[str, CorpusRecipe]) -> str | None:
     """Why a branch cannot be replayed, in one sentence; None if nothing is, or it can.
 
     Args:
         surgery: of each branch, whether its store is in another vocabulary than the student's.
+        read: each branch's corpus.
     """
     if (tuning.replay is not None) != isinstance(tuning.sft.recipe, ReplayingSftRecipe):
         return (
             "fine_tuning.replay, which names the branch, and fine_tuning.sft.recipe.replay, which weighs it, go "
             "together; give both or neither"
         )
-    if tuning.replay is None or surgery.get(tuning.replay.branch) is False:
+    if tuning.replay is None:
         return None
     name = tuning.replay.branch
-    own = ", ".join(branch for branch, changed in surgery.items() if not changed) or "none"
-    why = "is in its teacher's vocabulary, which the fusion does not have" if name in surgery else "is no branch"
-    return f"fine_tuning.replay.branch is {name!r}, which {why}; name a branch without surgery: {own}"
+    if surgery.get(name) is not False:
+        own = ", ".join(branch for branch, changed in surgery.items() if not changed) or "none"
+        why = "is in its teacher's vocabulary, which the fusion does not have" if name in surgery else "is no branch"
+        return f"fine_tuning.replay.branch is {name!r}, which {why}; name a branch without surgery: {own}"
+    mine, theirs = tuning.corpus.recipe, read[name]
+    # A document is held out by its hash, which is below the larger fraction whenever it is below the smaller one.
+    if mine.seed == theirs.seed and mine.heldout_fraction <= theirs.heldout_fraction:
+        return None
+    return (
+        f"fine_tuning.replay reads rows of the branch {name}, and fine_tuning.corpus.recipe has another split than it "
+        f"(seed {mine.seed}, heldout_fraction {mine.heldout_fraction:g}, against {theirs.seed} and "
+        f"{theirs.heldout_fraction:g}), so that conversations which the fine-tuning holds out would be trained on; "
+        f"take the branch's seed and at most its fraction"
+    )
 
 
 def choice_fault(tuning: FineTuning, evaluated: EvaluateRecipe) -> str | None:

@@ -114,6 +114,8 @@ def forecast_dump(
         host_memory=0.0 if hardware.accelerator else memory.peak * runtime.num_processes,
         seconds=seconds,
         stored=stored,
+        # Each group of processes has a shard under way, and removes it when it is in the store.
+        scratch=stored * min(1.0, processes / group / max(1, store.shards)),
         moved=stored + loaded,
         # Every shard has a receipt, and so has the prior.
         objects=store.objects + store.shards + 1 + RECORDS,
@@ -144,6 +146,7 @@ def _served(
         tokens=tokens,
         seconds={"start": start_seconds(given), "compute": passed / given.served_tokens_per_second},
         stored=stored,
+        scratch=stored / max(1, store.shards),
         moved=stored + asked,
         objects=store.objects + store.shards + 1 + RECORDS,
         measured=measured,

@@ -22,10 +22,14 @@ class TrainingText:
     heldout: Documents
     longest: float
     """Tokens of the longest document, at most."""
+    epoch_rows: int | None = None
+    """Rows of an epoch, if not all of the stores: `replay` comes on top of the instructions."""
 
     @property
     def rows(self) -> int:
-        """An epoch: all rows of the stores that are drawn from."""
+        """An epoch: all rows of the stores that are drawn from, unless something else counts it."""
+        if self.epoch_rows is not None:
+            return self.epoch_rows
         return int(sum(documents.rows for share, documents in self.stores if share))
 
     def learnt(self, rows: float) -> Documents:
@@ -56,12 +60,16 @@ def training_text(step: Step, sizes: Sizes) -> TrainingText:
             continue
         corpus = source if source.stage.name == "corpus" else source.inputs.get("corpus")
         found[role] = sizes.corpus(corpus) if corpus is not None else sizes.imported(source)
+    epoch = None
+    if isinstance(recipe, ReplayingSftRecipe):
+        epoch = recipe.replay.rows_of_epoch(found["corpus"].train.rows)
     weights = _shares({role: mixture.get(role.removeprefix("logits."), 1.0) for role in found})
     return TrainingText(
         stores=tuple((weights[role], size.train) for role, size in found.items()),
         # What is replayed is not judged.
         heldout=sum((size.heldout for role, size in found.items() if role != "replay"), Documents()),
         longest=max((size.longest for size in found.values()), default=1.0),
+        epoch_rows=epoch,
     )
 
 

@@ -109,6 +109,8 @@ def forecast_training(step: Step, sizes: Sizes, given: Assumptions, hardware: Ha
         host_memory=held * runtime.num_processes,
         seconds=seconds,
         stored=weights,
+        scratch=max(weights, checkpoint if saved else 0.0),
+        checkpoints=min(saved, runtime.keep_checkpoints) * checkpoint,
         moved=weights * (runtime.num_nodes + 1) + saved * checkpoint + data,
         objects=OTHER_FILES + math.ceil(weights / 5e9) + RECORDS,
         how=(

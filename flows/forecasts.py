@@ -12,7 +12,7 @@ from flows.forecast_evaluation import forecast_evaluation
 from flows.forecast_training import forecast_training
 from flows.model_sizes import Sizes
 from tasks.evolve.stage import AutoEvolSource, EvolveRecipe
-from tasks.models.stage import HubSource
+from tasks.models.stage import GgufSource, HubSource
 from tasks.planning.architecture import Architecture
 from tasks.planning.assumptions import Assumptions, start_seconds, utilisation_of
 from tasks.planning.forecast import RECORDS, Forecast
@@ -103,6 +103,8 @@ class Forecasts:
         return Forecast(
             seconds={"start": start_seconds(self.given), **seconds, "store": size / self.given.store_bytes_per_second},
             stored=size,
+            # Other files are stored where they lie.
+            scratch=size if isinstance(source, GgufSource) else 0.0,
             moved=2 * size if hub else size,
             objects=_model_objects(size),
             how=(f"{figure(model.parameters)} parameters, {byte_size(size)}",),
@@ -119,6 +121,7 @@ class Forecasts:
                 "store": size / self.given.store_bytes_per_second,
             },
             stored=size,
+            scratch=size,
             moved=size,
             objects=3 + RECORDS,
             how=(
@@ -175,8 +178,10 @@ class Forecasts:
         )
 
     def _rewrite(self, step: Step) -> Forecast:
-        model = self.sizes.model(step if step.stage.name == "reshape" else step.inputs["model"])
-        return self._rewritten(model, read=1)
+        if step.stage.name == "reshape":
+            return self._rewritten(self.sizes.model(step), read=1)
+        # The files are links to those of the input.
+        return replace(self._rewritten(self.sizes.model(step.inputs["model"]), read=1), scratch=0.0)
 
     def _fuse(self, step: Step) -> Forecast:
         model = self.sizes.model(step)
@@ -196,6 +201,7 @@ class Forecasts:
                 "store": (read + 1) * size / self.given.store_bytes_per_second,
             },
             stored=size,
+            scratch=size,
             moved=(read + 1) * size,
             objects=_model_objects(size),
         )

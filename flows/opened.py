@@ -31,18 +31,29 @@ STOP = Event()
 
 @contextmanager
 def open_run(
-    profile: Profile, steps: Sequence[Step], *, kind: RunKind = WHOLE, unjudged: Iterable[Step] = ()
+    profile: Profile,
+    steps: Sequence[Step],
+    *,
+    kind: RunKind = WHOLE,
+    unjudged: Iterable[Step] = (),
+    here: Sequence[Step] | None = None,
 ) -> Iterator[RunContext]:
     """Opens the profile's store and yields what the steps of this run share.
 
     Args:
         kind: how it differs from a run of the whole profile; its record says so.
         unjudged: as RunContext has it.
+        here: those of the steps that this process makes; None: all.
+
+    Raises:
+        BadInputError: what it makes would not fit on a disk.
+        StoreError: the store is away, or does not do what a store must.
     """
     redact_log_records()
     store = open_store(profile.store)
     require_conditional_writes(store)
-    require_room(steps, store, profile.parallel_stages, SCRATCH.resolve())
+    if profile.require_room:
+        require_room(steps, steps if here is None else here, store, profile.parallel_stages, SCRATCH.resolve())
     identity = runtime.flow_run.get_id() or uuid.uuid4().hex
     record = RunRecord(
         run=identity,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from prefect import flow
 
 from flows.approval_pause import approval_of_deployment
-from flows.dag import build
-from flows.dispatch import dispatch_of_deployment
+from flows.dag import build, closure
+from flows.dispatch import dispatch_of_deployment, made_here
+from flows.left_to_choose_on import corpora_of_choice, require_choice
 from flows.opened import gather, open_run
 from flows.profiles import load_profile
 from flows.publishing import check_publishable
@@ -16,6 +18,8 @@ from flows.results import show_results_in_prefect
 from flows.run_options import RECIPE, ProfileName, RecipeOptions
 from flows.run_report import show_page_in_prefect
 from tasks.artifacts.runs import RunKind
+from tasks.choose.stage import STAGE as CHOOSE
+from tasks.runtime.declare import Step
 from tasks.runtime.prefect_task import submit_stage
 
 
@@ -24,8 +28,8 @@ def distillation(profile: ProfileName = "tiny", options: RecipeOptions = RECIPE)
     """Runs a profile's whole recipe, or what of it is not finished yet.
 
     Args:
-        profile: the name of a file in configs/, or a path.
-        options: what differs from the profile, and how far to go.
+        profile: A file of configs/ by its name, or the path of another.
+        options: What differs from the profile, and how far to go.
 
     Returns:
         The URI of every step's artifact by label.
@@ -36,13 +40,24 @@ def distillation(profile: ProfileName = "tiny", options: RecipeOptions = RECIPE)
         check_publishable(loaded)
     # A smoke run shares with the real one what its size does not reach, such as a transplant.
     kind = RunKind(smoke=options.smoke, until=options.until, overrides=options.overrides)
-    with open_run(loaded, steps, kind=kind, unjudged=steps if options.smoke else ()) as context:
+    unjudged = steps if options.smoke else ()
+    with open_run(loaded, steps, kind=kind, unjudged=unjudged, here=made_here(steps)) as context:
         context.elsewhere = dispatch_of_deployment(profile, options, context.store, context.stop)
         context.approve = approval_of_deployment(loaded, steps, context, approved=options.approved)
         futures: dict[str, Any] = {}
-        for step in steps:
-            futures[step.key] = submit_stage(step, context, [futures[source.key] for source in step.inputs.values()])
-        finished = gather(futures.values())
+
+        def submit(some: Sequence[Step]) -> None:
+            for step in some:
+                after = [futures[source.key] for source in step.inputs.values()]
+                futures[step.key] = submit_stage(step, context, after)
+
+        # Before a teacher runs it is known whether the corpora leave something to choose on.
+        for choice in [step for step in steps if step.stage is CHOOSE]:
+            submit(closure(corpora_of_choice(choice)))
+            gather(futures.values())
+            require_choice(choice, context)
+        submit([step for step in steps if step.key not in futures])
+        finished = gather([futures[step.key] for step in steps])
         if options.until is None:
             show_results_in_prefect(steps, context.store)
             show_page_in_prefect(loaded, steps, context.store)

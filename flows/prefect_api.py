@@ -43,8 +43,8 @@ class PrefectApi:
             environment.get("PREFECT_API_KEY"),
         )
 
-    def post(self, path: str, body: dict[str, Any]) -> Any:
-        """What the server answers. Raises MediusError where it does not, or refuses."""
+    def post(self, path: str, body: dict[str, Any] | list[dict[str, Any]]) -> Any:
+        """What the server answers, None where that is empty. Raises MediusError where it does not, or refuses."""
         headers = {"Content-Type": "application/json"}
         if self.password is not None:
             headers["Authorization"] = f"Basic {base64.b64encode(self.password.encode()).decode()}"
@@ -54,7 +54,8 @@ class PrefectApi:
         for pause in (*_PAUSES, None):
             try:
                 with urllib.request.urlopen(request, timeout=_SECONDS) as answer:
-                    return json.load(answer)
+                    text = answer.read()
+                    return json.loads(text) if text else None
             except urllib.error.HTTPError as error:
                 if error.code not in _BUSY or pause is None:
                     if error.code in {401, 403}:

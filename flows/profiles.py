@@ -139,6 +139,8 @@ class Profile(Frozen):
     """s3://bucket/prefix or a directory."""
     parallel_stages: int = Field(2, ge=1)
     """How many stages may work at once on the head node."""
+    require_room: bool = True
+    """Whether a run is refused that is forecast not to fit on the disks of its host."""
     approval: ApprovalRule | None = None
     """From which cost on somebody is asked before a stage begins; None: never."""
     models: dict[Name, ModelsConfig]
@@ -237,8 +239,9 @@ class Profile(Frozen):
     @model_validator(mode="after")
     def _fine_tuning_fits(self) -> Self:
         surgery = {name: branch.surgeon is not None for name, branch in self.branches.items()}
+        read = {name: branch.corpus.recipe for name, branch in self.branches.items()}
         tuning, evaluated = self.fine_tuning, self.assessment.evaluate.recipe
-        for fault in (replay_fault(tuning, surgery), choice_fault(tuning, evaluated)):
+        for fault in (replay_fault(tuning, surgery, read), choice_fault(tuning, evaluated)):
             if fault is not None:
                 raise ValueError(fault)
         return self

@@ -35,8 +35,16 @@ StageLabel = Annotated[
 
 StageKey = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", description="The stage is refused where it has another.")]
 
-StoreUri = Annotated[str, Field(pattern=r"^(s3://[a-z0-9][a-z0-9.-]+[a-z0-9](/[\w.=@+-]+)*/?|(file://)?[^:]+)$")]
-
+StoreUri = Annotated[
+    str,
+    Field(
+        pattern=r"^(s3://[a-z0-9][a-z0-9.-]+[a-z0-9](/[\w.=@+-]+)*/?|(file://)?[^:]+)$",
+        title="s3://bucket/prefix or a directory",
+    ),
+]
+UsualStore = Annotated[None, WithJsonSchema({"type": "null", "title": "As usual"})]
+EveryStage = Annotated[None, WithJsonSchema({"type": "null", "title": "The whole recipe"})]
+"""A form names the kinds of a value by their titles."""
 
 _FORMS = {
     "store": "the store {!r} has an unknown scheme; use s3://bucket/prefix or a directory",
@@ -51,14 +59,17 @@ class RunOptions(Frozen):
 
     overrides: tuple[Annotated[str, Field(pattern=r"^[\w<>|-]+(\.[\w<>|-]+)*=")], ...] = Field(
         (),
-        description="Values of the profile to change, as of --set; settings of the recipe get keys of their own.",
+        description="Values of the profile to change, each KEY=VALUE as of --set; settings of a recipe make new keys.",
         examples=[["branches.llama.distill.recipe.steps=200"]],
     )
-    store: StoreUri | None = Field(
+    store: StoreUri | UsualStore = Field(
         None,
-        description="s3://bucket/prefix or a directory; otherwise MEDIUS_STORE of the worker, or the profile's own.",
+        description="Where artifacts are; as usual in MEDIUS_STORE of the worker, or else the profile's own store.",
     )
     smoke: bool = Field(False, description="The profile's own topology on 0.1 % of its data, under keys of its own.")
+    approved: bool = Field(
+        False, description="Begin stages over the cost of the profile's `approval` without asking, and record that."
+    )
 
     @classmethod
     def of(cls, **values: Sequence[str] | str | bool | None) -> Self:
@@ -78,10 +89,7 @@ class RunOptions(Frozen):
 class RecipeOptions(RunOptions):
     """How a whole recipe is run."""
 
-    approved: bool = Field(
-        False, description="Begin stages over the cost of the profile's `approval` without asking, and record that."
-    )
-    until: Annotated[str, Field(pattern=r"^[a-z0-9][A-Za-z0-9._-]*$")] | None = Field(
+    until: Annotated[str, Field(pattern=r"^[a-z0-9][A-Za-z0-9._-]*$", title="Up to a stage")] | EveryStage = Field(
         None, description='A stage\'s label, or "prepared" for the prepared models: only what is needed for that.'
     )
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from flows.addresses import browser_address
 from flows.profiles import Profile
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.errors import BadInputError, MediusError
@@ -19,6 +21,17 @@ from tasks.runtime.declare import Step
 from tasks.runtime.state import step_state
 
 FOLDER = Path("build/reports")
+
+
+@dataclass(frozen=True)
+class KeptReport:
+    """A report beside the published model."""
+
+    path: str
+    """Of the page, below the store's root."""
+    uri: str
+    """Of the page: of a file, where the store is a folder of this machine."""
+    markdown: str
 
 
 def write_reports(profile: Profile, steps: Sequence[Step], store: Store, page: Path | None = None) -> tuple[Path, Path]:
@@ -51,18 +64,19 @@ def report_line(profile: Profile, steps: Sequence[Step], store: Store) -> str:
         return f"not written: {reason} (the run is finished; medius report {profile.name} writes it)"
 
 
-def keep_page(profile: Profile, steps: Sequence[Step], store: Store) -> str:
-    """Puts the report in both forms beside the published model's files, and returns the URI of the page.
+def keep_page(profile: Profile, steps: Sequence[Step], store: Store) -> KeptReport:
+    """Puts the report in both forms beside the published model's files.
 
     Times and sizes are in it, so it is no object of the artifact and no part of its digest, as verdicts are not.
     """
     published = Artifact(store, next(step for step in steps if step.stage.name == "publish").directory)
     report = _report(profile, steps, store)
-    _keep(store, published.path(f"report/{profile.name}.md"), render_markdown(report))
+    markdown = redact(render_markdown(report))
+    _keep(store, published.path(f"report/{profile.name}.md"), markdown)
     path = published.path(f"report/{profile.name}.html")
-    _keep(store, path, render_page(report))
+    _keep(store, path, redact(render_page(report)))
     file = store.local_path(path)
-    return file.resolve().as_uri() if file is not None else store.locate(path)
+    return KeptReport(path, file.resolve().as_uri() if file is not None else store.locate(path), markdown)
 
 
 def _report(profile: Profile, steps: Sequence[Step], store: Store) -> Report:
@@ -72,22 +86,24 @@ def _report(profile: Profile, steps: Sequence[Step], store: Store) -> Report:
 
 def _keep(store: Store, path: str, text: str) -> None:
     # A run that had nothing to do writes nothing.
-    data = redact(text).encode()
+    data = text.encode()
     if not store.exists(path) or store.get(path) != data:
         store.put(path, data)
 
 
 def show_page_in_prefect(profile: Profile, steps: Sequence[Step], store: Store) -> None:
-    """Keeps the page with the published model and links it from the flow run; a finished run never fails by it."""
-    from prefect.artifacts import create_link_artifact
+    """Keeps the page with the published model and links it from the flow run; a finished run never fails by it.
+
+    A browser opens neither s3:// nor, from a dashboard, a file: there the run shows the Markdown itself.
+    """
+    from prefect.artifacts import create_link_artifact, create_markdown_artifact
 
     try:
-        uri = keep_page(profile, steps, store)
-        create_link_artifact(
-            uri,
-            link_text=f"Report of {profile.name}",
-            key="report",
-            description=f"One HTML page, kept beside the published model: {uri}",
-        )
+        kept = keep_page(profile, steps, store)
+        description = f"Report of {profile.name} as one HTML page, kept beside the published model: {kept.uri}"
+        if (address := browser_address(store, kept.path)) is not None:
+            create_link_artifact(address, link_text=f"Report of {profile.name}", key="report", description=description)
+        else:
+            create_markdown_artifact(kept.markdown, key="report", description=description)
     except Exception as error:
         logging.getLogger(__name__).warning("the report could not be kept: %s", error)

@@ -23,27 +23,27 @@ def single_stage(
     """Runs one stage whose inputs are finished; returns its artifact's URI.
 
     Args:
-        stage: a label as `medius plan` shows it, such as distill-llama.
-        profile: the name of a file in configs/, or a path.
-        options: what differs from the profile; a stage of a changed recipe has other keys.
-        key: the one that the stage must have here; a run that dispatches gives it.
+        stage: A label as `medius plan` shows it, such as distill-llama.
+        profile: A file of configs/ by its name, or the path of another.
+        options: What differs from the profile; a stage of a changed recipe has other keys.
+        key: The one that the stage must have here; a run that dispatches gives it.
     """
     loaded = load_profile(profile, options.overrides, options.store, smoke=options.smoke)
     steps = build(loaded)
-    chosen = [step for step in steps if step.label == stage]
-    if not chosen:
+    chosen = next((step for step in steps if step.label == stage), None)
+    if chosen is None:
         raise BadInputError(
             f"{profile} has no stage {stage!r}; its stages are {', '.join(step.label for step in steps)}"
         )
-    if key is not None and chosen[0].key != key:
+    if key is not None and chosen.key != key:
         host = socket.gethostname()
         raise BadInputError(
-            f"{stage} of {profile} has the key {chosen[0].key[:16]} on {host}, and the run that asks for it wants "
+            f"{stage} of {profile} has the key {chosen.key[:16]} on {host}, and the run that asks for it wants "
             f"{key[:16]}; bring checkout, packages and the files that the profile names to one state on both "
             f"machines"
         )
     kind = RunKind(smoke=options.smoke, until=stage, overrides=options.overrides)
-    with open_run(loaded, steps, kind=kind, unjudged=steps if options.smoke else ()) as context:
-        context.approve = approval_of_deployment(loaded, steps, context)
-        [reference] = gather([submit_stage(chosen[0], context, [])])
+    with open_run(loaded, steps, kind=kind, unjudged=steps if options.smoke else (), here=[chosen]) as context:
+        context.approve = approval_of_deployment(loaded, steps, context, only=chosen, approved=options.approved)
+        [reference] = gather([submit_stage(chosen, context, [])])
     return str(reference.uri)

@@ -24,7 +24,7 @@ from flows import stack_services as services
 from flows.stack_environment import client_environment, keep_password, service_environment
 from flows.stack_module import last_lines, run_module
 from flows.stack_processes import StackProcess
-from flows.stack_services import POOLS, Ports
+from flows.stack_services import ALERT_BLOCK_VARIABLE, POOLS, Ports
 from tasks.artifacts.errors import BadInputError, MediusError
 from tasks.artifacts.frozen import Frozen
 
@@ -143,6 +143,10 @@ class Stack:
         log.write_text(ran.out + ran.err)
         if ran.fault is not None:
             raise MediusError(f"infra/prefect.yaml could not be deployed: {ran.fault} (log: {log}); {_AGAIN}")
+        for line in ran.err.splitlines():
+            # What was left out for the lack of a block.
+            if line.startswith(ALERT_BLOCK_VARIABLE):
+                self.console.print(line, soft_wrap=True, markup=False)
 
     def _mark_dead(self, environment: Mapping[str, str], *options: str) -> None:
         """Tells the server and the store which runs have no process any more; what it marks is printed."""

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
+import yaml
 from prefect.cli import app
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.exceptions import ObjectAlreadyExists
 from prefect.workers.process import ProcessWorker
 
-from flows.automations import BLOCK_VARIABLE, deploy_alerts, read_alerts
+from flows.automations import MissingBlockError, deploy_alerts, read_alerts
 from flows.prefect_settings import configured_server
-from flows.stack_services import POOLS
+from flows.stack_services import ALERT_BLOCK_VARIABLE, POOLS
 from tasks.artifacts.errors import MediusError
 
 
@@ -39,12 +41,38 @@ def make_pools(names: list[str]) -> None:
                 client.update_work_pool(name, WorkPoolUpdate(concurrency_limit=limit))
 
 
+def deploy(prefect_file: Path, without: Collection[str] = ()) -> None:
+    """Makes the deployments of a Prefect file but for some, and the alerts of the automations.yaml beside it.
+
+    Where there is no block to tell, the alerts are made without: it can only be made on the dashboard of a server that
+    is up.
+
+    Raises:
+        BadInputError: automations.yaml is none.
+        SystemExit: `prefect deploy` failed.
+    """
+    alerts = read_alerts(prefect_file.with_name("automations.yaml"))
+    chosen = ["--all"]
+    if without:
+        names = [entry["name"] for entry in yaml.safe_load(prefect_file.read_text())["deployments"]]
+        chosen = [word for name in names if name not in without for word in ("--name", name)]
+    sys.argv = ["prefect", "--no-prompt", "deploy", *chosen, "--prefect-file", str(prefect_file)]
+    try:
+        app()
+    except SystemExit as ended:
+        if ended.code:
+            raise
+    try:
+        deploy_alerts(alerts, os.environ.get(ALERT_BLOCK_VARIABLE))
+    except MissingBlockError as error:
+        deploy_alerts(alerts)
+        print(f"{error}; until then the alerts fire into the event feed alone", file=sys.stderr)
+
+
 if __name__ == "__main__":
     try:
         configured_server().require()
         make_pools(sys.argv[2:])
-        deploy_alerts(read_alerts(Path(sys.argv[1]).with_name("automations.yaml")), os.environ.get(BLOCK_VARIABLE))
+        deploy(Path(sys.argv[1]))
     except MediusError as error:
         sys.exit(str(error))
-    sys.argv = ["prefect", "--no-prompt", "deploy", "--all", "--prefect-file", sys.argv[1]]
-    app()

@@ -13,7 +13,7 @@ import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
-from flows.addresses import STORE_VARIABLE
+from flows.addresses import STORE_VARIABLE, URL_VARIABLE
 from flows.stack_processes import MARK
 from flows.stack_services import BUCKET, STORE, Ports
 from tasks.artifacts.errors import BadInputError
@@ -82,6 +82,7 @@ def client_environment(folder: Path, ports: Ports) -> dict[str, str]:
         "AWS_SECRET_ACCESS_KEY": secret.read_text(),
         "AWS_DEFAULT_REGION": "us-east-1",
         STORE_VARIABLE: STORE,
+        URL_VARIABLE: ports.store_url,
     }
     if (authority := password(folder)) is not None:
         environment["PREFECT_API_AUTH_STRING"] = authority
@@ -102,6 +103,8 @@ def service_environment(client: Mapping[str, str], home: Path, token: str) -> di
         MARK: token,
         "PREFECT_HOME": str(home),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        # Otherwise an error's notice on the dashboard is an advertisement, too.
+        "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
         # The alert of infra/automations.yaml waits for ten of them.
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
         "DO_NOT_TRACK": "1",

@@ -31,6 +31,8 @@ POOLS = {
 }
 """The work pools of infra/prefect.yaml. Recipes run in one and single stages in the others, so that a recipe never
 takes the place of a stage."""
+ALERT_BLOCK_VARIABLE = "MEDIUS_ALERT_BLOCK"
+"""Names the notification block of Prefect that alerts tell, as TYPE/NAME."""
 BUCKET = "medius"
 STORE = f"s3://{BUCKET}/store"
 HOST = "127.0.0.1"
@@ -56,6 +58,12 @@ class Ports(Frozen):
     @property
     def endpoint(self) -> str:
         return f"http://{HOST}:{self.s3}"
+
+    @property
+    def store_url(self) -> str:
+        """The store as a browser sees it: S3 wants a signature of each request, SeaweedFS's filer does not."""
+        _, _, filer, _ = self.s3_parts
+        return f"http://{HOST}:{filer}/buckets/{STORE.removeprefix('s3://')}"
 
 
 def require_free(option: str, port: int, needed: Sequence[int]) -> None:

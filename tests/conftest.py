@@ -128,6 +128,16 @@ def run_stage(tmp_path: Path, store: Store, artifact_of: ArtifactOf) -> RunStage
 
 
 @pytest.fixture
+def cuda() -> str:
+    """The device of the tests that are marked `gpu`."""
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    return "cuda"
+
+
+@pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SeaweedServer]:
     """An S3 server with a bucket, and the environment that leads to it."""
     seaweed = SeaweedServer(tmp_path / "seaweed")

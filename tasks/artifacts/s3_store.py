@@ -7,7 +7,8 @@ are never in a profile, a manifest or a log.
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -35,6 +36,10 @@ _TRANSIENT = {errno.EBUSY, errno.EREMOTEIO, errno.ECONNREFUSED, errno.ECONNRESET
 _CONDITIONS = {"PreconditionFailed", "412", "ConditionalRequestConflict"}
 _CREATE_TRIES = 5
 _READ_TRIES = 5
+_READERS = 10
+"""Requests for small objects at a time: the connections that the client keeps open."""
+_READ_AHEAD = 320
+"""Objects of such a row that are asked for before the first of them is taken: receipts of a dump are 20 kB each."""
 
 
 def _code(error: BaseException) -> str | None:
@@ -120,6 +125,12 @@ class S3Store(Store):
 
     def get(self, path: str) -> bytes:
         return self.read(path).data
+
+    def get_all(self, paths: Sequence[str]) -> Iterator[bytes]:
+        with ThreadPoolExecutor(_READERS, thread_name_prefix="get") as pool:
+            # A part at a time: what has not been taken yet stays in memory.
+            for start in range(0, len(paths), _READ_AHEAD):
+                yield from pool.map(self.get, paths[start : start + _READ_AHEAD])
 
     def read(self, path: str) -> Versioned:
         from fsspec.asyn import sync

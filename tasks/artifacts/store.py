@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -58,6 +58,10 @@ class Store(ABC):
     @abstractmethod
     def get(self, path: str) -> bytes:
         """Raises ObjectMissingError."""
+
+    def get_all(self, paths: Sequence[str]) -> Iterator[bytes]:
+        """What each of many small objects holds, in their order. Raises ObjectMissingError."""
+        return map(self.get, paths)
 
     @abstractmethod
     def read(self, path: str) -> Versioned:

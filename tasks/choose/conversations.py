@@ -2,33 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from datetime import date
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from tasks.artifacts.errors import BadInputError
 from tasks.benchmarks.declare import ExerciseTasks
 from tasks.exercises import Exercise, generate
 from tasks.logits.rows import Row
 from tasks.modeling.predicted import Asked
 from tasks.modeling.template_date import PINNED_CLOCK, date_string
-
-
-def held_out(rows: Iterable[Row], maximum: int, where: str) -> list[Row]:
-    """The first conversations of a corpus' held-out rows; each is one row.
-
-    Raises:
-        BadInputError: there are fewer than two.
-    """
-    chats = [row for row in rows if row.kind == "chat"][:maximum]
-    if len(chats) < 2:
-        raise BadInputError(
-            f"{where} holds out {len(chats)} conversations to choose on, and a standard error needs two; raise "
-            f"fine_tuning.corpus.recipe.heldout_fraction, or set fine_tuning.choose to null"
-        )
-    return chats
 
 
 def asked_of(row: Row) -> Asked:

@@ -16,12 +16,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from tasks.artifacts.errors import BadInputError
 from tasks.artifacts.manifest import ShardReceipt
-from tasks.choose.conversations import asked_exercises, asked_of, exercises_of, held_out, is_answered
+from tasks.choose.conversations import asked_exercises, asked_of, exercises_of, is_answered
 from tasks.choose.measured import Measured
 from tasks.choose.results import build_results
 from tasks.choose.rule import RULE, choose
 from tasks.choose.stage import CHOICE, ChooseRecipe, ChooseRuntime
-from tasks.logits.heldout import HELDOUT_FILE, texts_to_choose_on
+from tasks.logits.heldout import HELDOUT_FILE, conversations_to_choose_on, texts_to_choose_on
 from tasks.logits.rows import read_rows
 from tasks.modeling.compared_models import check_models
 from tasks.modeling.document_bits import document_bits
@@ -107,7 +107,7 @@ class _Bench:
             corpus.directory() / HELDOUT_FILE, recipe.skip_documents, recipe.max_documents, corpus.artifact.uri
         )
         rows = read_rows(instructions.directory() / HELDOUT_FILE)
-        self.conversations = held_out(rows, recipe.max_conversations, instructions.artifact.uri)
+        self.conversations = conversations_to_choose_on(rows, recipe.max_conversations, instructions.artifact.uri)
         self.written_with = str(instructions.json("corpus.json")["tokenizer_digest"])
         self.exercises = exercises_of(recipe.exercises) if recipe.exercises is not None else []
 

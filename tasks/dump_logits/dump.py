@@ -184,7 +184,7 @@ class _Progress:
 
 def committed_prior(job: Job) -> Prior:
     """The prior that the store's shards are written with."""
-    receipt = job.receipts()[PRIOR_SHARD]
+    receipt = job.artifact.receipt(PRIOR_SHARD)
     root = next((entry for entry in receipt.objects if entry.name == f"{PRIOR_SHARD}/zarr.json"), None)
     where = f"{job.artifact.uri}/shards/{PRIOR_SHARD}.json"
     if root is None:

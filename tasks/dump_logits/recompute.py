@@ -13,14 +13,15 @@ import numpy.typing as npt
 import torch
 
 from tasks.artifacts.errors import BadInputError, ObjectMissingError
+from tasks.dump_logits.quantised import check_quantiser, quantised_as
 from tasks.dump_logits.recomputed import RECOMPUTED_FILE, TOLERANCES, Comparison, Measure, Recomputed, Tolerance
 from tasks.dump_logits.stage import DumpLogitsRuntime
-from tasks.dump_logits.teacher import Teacher, config_of, quantised_as
+from tasks.dump_logits.teacher import Teacher, config_of
 from tasks.dump_logits.teacher_recipe import TeacherRecipe
 from tasks.logits.codec import DocumentCodec
 from tasks.logits.reader import LogitReader, LogitRow
 from tasks.logits.schema import Split
-from tasks.modeling.model_files import resolve_device, stored_dtype, weights_directory
+from tasks.modeling.model_files import resolve_device, stored_dtype
 from tasks.modeling.tokenizer_files import load_tokenizer, tokenizer_digest
 from tasks.worker.job import Job, worker_main
 
@@ -151,6 +152,7 @@ def run(job: Job) -> None:
             f"give one that shares it"
         )
     device = resolve_device(runtime.device)
+    check_quantiser(config_of(directory), device)
     teacher = Teacher(directory, recipe, device, reader.schema.vocab_size)
     comparer = Comparer(teacher, reader, recipe.dtype)
     wanted = int(job.recipe["num_positions"])
@@ -185,7 +187,7 @@ def _recipe(job: Job, directory: Path) -> TeacherRecipe:
     if not job.recipe.get("against") and told.get("kind") is None:
         return TeacherRecipe.model_validate(told)
     dtype = str(stored_dtype(directory)).removeprefix("torch.") if job.recipe.get("against") else told["dtype"]
-    quantisation = quantised_as(config_of(weights_directory(directory)))
+    quantisation = quantised_as(config_of(directory))
     coarse = dtype == "bfloat16" or quantisation is not None
     return TeacherRecipe.model_validate({"dtype": "bfloat16" if coarse else "float32", "quantisation": quantisation})
 

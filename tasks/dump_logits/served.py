@@ -9,7 +9,7 @@ from pydantic import Discriminator, Field, Tag
 
 from tasks.artifacts.frozen import Frozen
 from tasks.dump_logits.teacher_recipe import TeacherRecipe
-from tasks.runtime.endpoint import BaseUrl
+from tasks.runtime.endpoint import BaseUrl, KeyVariable
 
 
 class ServedTeacher(Frozen):
@@ -33,7 +33,7 @@ class TeacherServer(Frozen):
     protocol: Literal["prompt_logprobs", "echo"] = "prompt_logprobs"
     """prompt_logprobs: vLLM's own field. echo: `echo` with `logprobs`, from a server that names tokens by their ids
     (return_tokens_as_token_ids)."""
-    api_key_env: str | None = None
+    api_key_env: KeyVariable | None = None
     """Name of the environment variable with the key; None for a server that asks for none."""
     concurrency: int = Field(16, ge=1)
     """Documents that each process has asked for and not stored. An answer of 4,096 tokens with 128 entries each is

@@ -16,6 +16,7 @@ from transformers import AutoConfig, PretrainedConfig
 
 from tasks.artifacts.errors import BadInputError
 from tasks.dump_logits.head import Float32Head
+from tasks.dump_logits.quantised import check_quantiser, quantised_as
 from tasks.dump_logits.teacher_recipe import TeacherRecipe
 from tasks.dump_logits.tensor_group import TensorGroup, check_plan, load_cut, whole
 from tasks.modeling.model_files import load_causal_lm
@@ -28,11 +29,19 @@ GOLD_POSITIONS = 32
 
 
 def check_config(
-    directory: Path, recipe: TeacherRecipe, vocab_size: int, lengths: Iterable[tuple[str, int]], group_size: int
+    directory: Path,
+    recipe: TeacherRecipe,
+    vocab_size: int,
+    lengths: Iterable[tuple[str, int]],
+    group_size: int,
+    device: torch.device,
 ) -> None:
-    """Refuses what config.json alone shows to be impossible, before hours of download and loading.
+    """Refuses what config.json alone shows to be impossible here, before hours of download and loading.
 
     `lengths` are the rows' ids and numbers of tokens.
+
+    Raises:
+        BadInputError: the first of it.
     """
     config = config_of(directory)
     if recipe.quantisation != (kind := quantised_as(config)):
@@ -43,20 +52,12 @@ def check_config(
     check_rows(config, vocab_size, lengths)
     if group_size > 1:
         check_plan(config.get_text_config(), group_size)
+    check_quantiser(config, device)
 
 
 def config_of(directory: Path) -> PretrainedConfig:
     """What config.json says. Runs no code from there."""
     return AutoConfig.from_pretrained(directory, trust_remote_code=False)
-
-
-def quantised_as(config: PretrainedConfig) -> str | None:
-    """How a checkpoint says that it is quantised, in the words of recipe.teacher.quantisation."""
-    settings = getattr(config, "quantization_config", None)
-    if settings is None:
-        return None
-    method = str(settings["quant_method"])
-    return "fp8" if "fp8" in method else method
 
 
 def check_rows(config: PretrainedConfig, vocab_size: int, lengths: Iterable[tuple[str, int]]) -> None:

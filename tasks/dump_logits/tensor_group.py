@@ -20,15 +20,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, distributed
 from torch.distributed.tensor import DTensor
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.distributed import DistributedConfig
 
 from tasks.artifacts.errors import BadInputError
-from tasks.modeling.model_files import weights_directory
+from tasks.dump_logits.quantised import whole_scales
+from tasks.modeling.model_files import check_loaded, weights_directory
 
 TIMEOUT = timedelta(hours=2)
 """Loading hundreds of gigabytes is not equally fast on all ranks."""
@@ -154,13 +156,23 @@ def check_plan(config: PretrainedConfig, size: int) -> None:
 
 
 def load_cut(directory: Path, *, dtype: torch.dtype, attention: str, size: int) -> PreTrainedModel:
-    """The model in eval mode, this rank's part of it: no rank reads or holds the whole. Every rank must call it."""
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        weights_directory(directory),
+    """The model in eval mode, this rank's part of it: no rank reads or holds the whole. Every rank must call it.
+
+    Raises:
+        BadInputError: the weights are not those that config.json asks for, as `load_causal_lm`.
+    """
+    source = weights_directory(directory)
+    scales = whole_scales(AutoConfig.from_pretrained(source, trust_remote_code=False))
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        source,
         dtype=dtype,
         attn_implementation=attention,
         use_safetensors=True,
         trust_remote_code=False,
-        distributed_config=DistributedConfig(tp_size=size, tp_plan="auto"),
+        distributed_config=DistributedConfig(tp_size=size, tp_plan=scales or "auto"),
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
     )
+    model: PreTrainedModel = loaded[0]
+    check_loaded(model, loaded[1], source)
     return model.eval()

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from tasks.artifacts.errors import BadInputError
 from tasks.artifacts.frozen import Frozen
 from tasks.modeling.compared_models import check_names
-from tasks.runtime.endpoint import BaseUrl
+from tasks.runtime.endpoint import BaseUrl, KeyVariable
 
 
 class ServedModel(Frozen):
@@ -50,7 +50,7 @@ class ModelServer(Frozen):
     """Where a served model answers."""
 
     base_url: BaseUrl
-    api_key_env: str | None = None
+    api_key_env: KeyVariable | None = None
     """Name of the environment variable with the key; None for a server that asks for none."""
     concurrency: int = Field(8, ge=1)
     timeout_seconds: int = Field(300, ge=1)

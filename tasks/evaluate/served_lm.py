@@ -29,6 +29,8 @@ from tasks.modeling.tokenizer_files import tokenizer_digest
 from tasks.worker.job import Job
 
 T = TypeVar("T")
+_REASONING = ("reasoning_content", "reasoning")
+"""Where servers put what a model thinks before it answers: SGLang and vLLM, and vLLM since 0.11."""
 _REMEDY = "lower num_fewshot or max_new_tokens, or leave out the task or the model"
 
 
@@ -150,9 +152,19 @@ class ServedChat(ServedLM, LocalChatCompletion):  # type: ignore[misc, unused-ig
         return {"chat_template_kwargs": given} if given else {}
 
     def _text_of(self, choice: Mapping[str, Any]) -> Any:
-        content = choice["message"]["content"]
-        # A model that is cut off while it still reasons has said nothing.
-        return "" if content is None and choice.get("finish_reason") == "length" else content
+        message = choice["message"]
+        content = message["content"]
+        # A server that parses reasoning hands over none of it as content: None, or of some servers an empty text.
+        unsaid = content is None or (content == "" and any(message.get(name) for name in _REASONING))
+        if unsaid and choice.get("finish_reason") == "length":
+            raise _EndError(
+                BadInputError(
+                    f"{self.name} was cut off while it still reasoned, and its server hands over no text, which would "
+                    f"count as a wrong answer; raise evaluate.recipe.max_new_tokens (a task of the harness sets its "
+                    f"own limit), or start the server without a reasoning parser, or leave out the task or the model"
+                )
+            )
+        return content
 
 
 class ServedCompletions(ServedLM, LocalCompletionsAPI):  # type: ignore[misc, unused-ignore]

@@ -22,7 +22,9 @@ from tasks.evaluate.shards import Part, check_same_harness, copy_parts, parts_of
 from tasks.evaluate.stage import EvaluateRecipe, EvaluateRuntime, HarnessTasks
 from tasks.evaluate.turns import deal
 from tasks.modeling.compared_models import check_models
+from tasks.modeling.hub import REFERENCE_FILE
 from tasks.modeling.model_identity import first_alike
+from tasks.planning.architecture import architecture
 from tasks.worker.job import InputArtifact, Job, worker_main
 
 if TYPE_CHECKING:
@@ -45,7 +47,7 @@ def run(job: Job) -> None:
     missing = [part for part in parts if part.shard not in receipts]
     job.progress(len(parts) - len(missing), len(parts), "measurements")
     if missing:
-        by_reference = any(model.manifest.object("reference.json") is not None for model in models.values())
+        by_reference = any(model.manifest.object(REFERENCE_FILE) is not None for model in models.values())
         from_hub = runtime.mirror is None and any(isinstance(task, HarnessTasks) for task in recipe.tasks)
         confine_hub(job.scratch, offline=not by_reference and not from_hub, mirror=runtime.mirror)
         _measure(job, recipe, runtime, models, parts, receipts)
@@ -133,11 +135,7 @@ def _measure(
     alike = first_alike({name: model.manifest.objects for name, model in models.items()})
     own = {name: [part for part in missing if part.model == name] for name in models}
     # Of all models, whatever is finished: the processes must not look at different moments and deal differently.
-    sizes = {
-        name: float(sum(entry.size for entry in model.manifest.objects))
-        for name, model in models.items()
-        if name not in alike
-    }
+    sizes = {name: _weight_bytes(model) for name, model in models.items() if name not in alike}
     mine = deal(sizes, int(os.environ.get("WORLD_SIZE", "1")))[job.rank]
     for name, model in models.items():
         if name in mine and own[name]:
@@ -154,9 +152,20 @@ def _measure(
     job.progress(total, total, "measurements")
 
 
+def _weight_bytes(model: InputArtifact) -> float:
+    """Of a model's weights; those that stay on the hub have a shape, unless it is of an unknown kind."""
+    if model.manifest.object(REFERENCE_FILE) is None:
+        return float(sum(entry.size for entry in model.manifest.objects))
+    try:
+        return architecture(model.json("config.json")).bytes()
+    except (BadInputError, KeyError):
+        return 0.0
+
+
 def _wait_for_others(job: Job, parts: Sequence[Part], total: int) -> None:
     """Until the other processes have committed all of these; one that fails has its launcher end this one too."""
-    while left := len({part.shard for part in parts} - set(job.receipts())):
+    wanted, folder = {f"{part.shard}.json" for part in parts}, job.artifact.path("shards")
+    while left := len(wanted - {entry.path.rpartition("/")[2] for entry in job.store.list(folder)}):
         if job.stop_requested:
             job.preempted()
         job.progress(total - left, total, "measurements")

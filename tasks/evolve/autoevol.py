@@ -14,7 +14,7 @@ from tasks.evolve.calls import CallLedger, Completion
 from tasks.evolve.client import RecordedEndpoint, StoppingError
 from tasks.evolve.endpoint import Endpoint
 from tasks.evolve.evolution import Conversation, Evolver, Outcome, Seed, in_order, seeds_of
-from tasks.evolve.method import Search, find_method, method_digest
+from tasks.evolve.method import RoundLedger, Search, find_method, method_digest
 from tasks.evolve.rows import InstructionRow, Result
 from tasks.evolve.stage import AutoEvolSource
 from tasks.worker.job import Job
@@ -49,7 +49,7 @@ async def _run(
     evolver = Evolver(source, endpoint.complete)
     watch = asyncio.create_task(_watch(job, endpoint, most_calls(source, len(seeds))))
     try:
-        search = await find_method(evolver, seeds)
+        search = await find_method(evolver, seeds, RoundLedger(job.artifact))
         outcomes = await in_order([evolver.finish(search.method, seed) for seed in seeds])
     except StoppingError:
         job.preempted()
@@ -121,7 +121,7 @@ def _result(
         counts["completion_tokens"] += completion.completion_tokens
     details = {
         "method": digest,
-        "method_history": [entry.as_json() for entry in search.history],
+        "method_history": [entry.model_dump(mode="json") for entry in search.history],
         "turns": sum(row.lineage["turns"] for row in rows),
         "served_models": sorted({completion.served_model for completion in completions}),
     }

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from tasks.artifacts.errors import BadInputError
-from tasks.evolve.calls import Completion
+from tasks.evolve.calls import CallLedger, Completion
 from tasks.evolve.endpoint import Endpoint
 
 
 class Spending:
     """Counts calls against the limits of the runtime block. A call without usage counts as nothing."""
 
-    def __init__(self, settings: Endpoint, finished: Iterable[Completion]) -> None:
+    def __init__(self, settings: Endpoint, ledger: CallLedger) -> None:
         self._settings = settings
-        self.calls = self.tokens = 0
+        self.calls = self.unanswered = self.tokens = 0
         self._millionths = 0.0
-        for completion in finished:
+        for completion in ledger:
             self.add(completion)
+        for spent in ledger.unanswered:
+            self.add_unanswered(spent)
 
     def add(self, completion: Completion) -> None:
         """One more finished call."""
         self.calls += 1
+        self._count(completion)
+
+    def add_unanswered(self, spent: Completion) -> None:
+        """One more reply that was no answer, and was paid for."""
+        self.unanswered += 1
+        self._count(spent)
+
+    def _count(self, completion: Completion) -> None:
         self.tokens += completion.tokens
         price = self._settings.prices.get(completion.model)
         if price is not None:
@@ -47,11 +55,15 @@ class Spending:
         tokens, dollars = self._settings.token_budget, self._settings.cost_budget
         if tokens is not None and self.tokens >= tokens:
             raise BadInputError(
-                f"the token budget of evolve is spent ({self.tokens} of {tokens} tokens in {self.calls} calls, all "
-                f"kept); raise runtime.endpoint.token_budget and run again to go on from there"
+                f"the token budget of evolve is spent ({self.tokens} of {tokens} tokens in {self._calls()}); raise "
+                f"runtime.endpoint.token_budget and run again to go on from there"
             )
         if dollars is not None and self.dollars >= dollars:
             raise BadInputError(
-                f"the cost budget of evolve is spent (USD {self.dollars:.4f} of {dollars:g} in {self.calls} calls, all "
-                f"kept); raise runtime.endpoint.cost_budget and run again to go on from there"
+                f"the cost budget of evolve is spent (USD {self.dollars:.4f} of {dollars:g} in {self._calls()}); raise "
+                f"runtime.endpoint.cost_budget and run again to go on from there"
             )
+
+    def _calls(self) -> str:
+        lost = f", and {self.unanswered} replies that were no answer" if self.unanswered else ""
+        return f"{self.calls} calls, all kept{lost}"

@@ -2,12 +2,14 @@
 
 A call's identity is the sha256 of its request. The ledger keeps one small object a call in the artifact's folder,
 `calls/<2 hex>/<sha256>.json`, written before the answer is used: a launch that is killed loses the calls in flight and
-no other. It is no part of the finished artifact's digest.
+no other. What a reply cost that was no answer lies beside them, as `unanswered/<32 hex>.json`. Neither is part of the
+finished artifact's digest.
 """
 
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -22,6 +24,7 @@ from tasks.artifacts.frozen import Frozen
 from tasks.evolve.stage import Sampling
 
 CALL_VERSION = 1
+_UNANSWERED = "unanswered"
 _READERS = 16
 """Threads that read the ledger at the start: at a typical 20 ms for a small GET from S3, 800 calls a second."""
 
@@ -46,7 +49,8 @@ class Request(Frozen):
 
 
 class Completion(Frozen):
-    """An answer. `error` stands for a call that brought none; it is never recorded and never becomes data."""
+    """An answer. `error` stands for a call that brought none; of it nothing but its tokens is ever recorded, and it
+    never becomes data."""
 
     text: str
     finish: Literal["stop", "length", "content_filter", "error"]
@@ -67,9 +71,11 @@ class CallLedger:
 
     def __init__(self, artifact: Artifact) -> None:
         self._artifact = artifact
-        paths = [entry.path for entry in artifact.store.list(artifact.path("calls"))]
+        paths, lost = ([each.path for each in artifact.store.list(artifact.path(at))] for at in ("calls", _UNANSWERED))
         with ThreadPoolExecutor(_READERS) as pool:
             self._finished = dict(zip(map(_digest_of, paths), pool.map(self._read, paths), strict=True))
+            self.unanswered = tuple(pool.map(self._read, lost))
+            """Tokens of earlier launches for what was no answer."""
         self.num_found = len(paths)
         """Calls that earlier launches had finished."""
 
@@ -92,6 +98,11 @@ class CallLedger:
             completion = await asyncio.to_thread(self._read, path)
         self._finished[request.digest] = completion
         return completion
+
+    async def record_unanswered(self, spent: Completion) -> None:
+        """Stores what a reply cost that was no answer, each time that it came."""
+        path = self._artifact.path(f"{_UNANSWERED}/{uuid.uuid4().hex}.json")
+        await asyncio.to_thread(self._artifact.store.create, path, canonical_json(spent))
 
     def _path(self, digest: str) -> str:
         return self._artifact.path(f"calls/{digest[:2]}/{digest}.json")

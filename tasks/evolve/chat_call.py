@@ -16,6 +16,7 @@ import openai
 from pydantic import BaseModel, ValidationError
 
 from tasks.artifacts.errors import BadInputError
+from tasks.artifacts.redact import secrets_of
 from tasks.evolve.calls import Completion, Request
 from tasks.evolve.endpoint import Endpoint
 from tasks.evolve.parsing import looks_like_endpoint_error
@@ -35,7 +36,14 @@ class CallFailedError(Exception):
 
 
 class NoAnswerError(CallFailedError):
-    """The endpoint is well and sent what is no answer: an error text, or a body that is no chat completion."""
+    """The endpoint is well and sent what is no answer: an error text, or a body that is no chat completion.
+
+    `spent` has no text: the model and the tokens that the endpoint counted for it all the same.
+    """
+
+    def __init__(self, what: str, spent: Completion) -> None:
+        super().__init__(what)
+        self.spent = spent
 
 
 class RefusedError(Exception):
@@ -57,6 +65,12 @@ class _Usage(BaseModel):
     completion_tokens: int
 
 
+class _Counted(BaseModel):
+    """What of a reply that is no answer says what it cost."""
+
+    usage: _Usage | None = None
+
+
 class _Reply(BaseModel):
     """The part of a chat completion that is used. Anything that does not fit is no completion."""
 
@@ -73,6 +87,8 @@ class ChatCall:
         self._settings = settings
         self._needs_usage = needs_usage
         self._key = key_from_environment(settings.api_key_env, "runtime.endpoint.api_key_env")
+        # The redaction's own rule: a dummy such as vLLM's EMPTY is no secret, and stands in good answers.
+        self._secrets = list(secrets_of({settings.api_key_env or "": self._key or ""}))
         self._client = openai.AsyncOpenAI(
             base_url=settings.base_url, api_key=self._key or "none", max_retries=0, timeout=settings.timeout_seconds
         )
@@ -125,7 +141,8 @@ class ChatCall:
             reply = _Reply.model_validate_json(body)
             choice = reply.choices[0]
         except (ValidationError, IndexError):
-            raise NoAnswerError(f"the answer is no chat completion: {self._quoted(body)}") from None
+            what = f"the answer is no chat completion: {self._quoted(body)}"
+            raise NoAnswerError(what, _spent(model, _counted(body))) from None
         if self._needs_usage and reply.usage is None:
             raise BadInputError(
                 f"{self._settings.base_url} does not say how many tokens a call took, so the limit in "
@@ -133,23 +150,40 @@ class ChatCall:
                 f"reports usage"
             )
         text = choice.message.content or ""
-        if looks_like_endpoint_error(text) or (self._key is not None and self._key in text):
-            raise NoAnswerError(f"an error text in place of an answer: {self._quoted(text)}")
+        spent = _spent(model, reply.usage)
+        if looks_like_endpoint_error(text) or any(secret in text for secret in self._secrets):
+            raise NoAnswerError(f"an error text in place of an answer: {self._quoted(text)}", spent)
         refused = choice.message.refusal is not None
-        usage = reply.usage or _Usage(prompt_tokens=0, completion_tokens=0)
-        return Completion(
-            text=text,
-            finish="content_filter" if refused else choice.finish_reason,
-            model=model,
-            served_model=reply.model,
-            prompt_tokens=usage.prompt_tokens,
-            completion_tokens=usage.completion_tokens,
-        )
+        answered = {
+            "text": text,
+            "finish": "content_filter" if refused else choice.finish_reason,
+            "served_model": reply.model,
+        }
+        return spent.model_copy(update=answered)
 
     def _quoted(self, text: str) -> str:
-        if self._key is not None:
-            text = text.replace(self._key, "[key]")
+        for secret in self._secrets:
+            text = text.replace(secret, "[key]")
         return " ".join(text.split())[:_QUOTED_CHARS]
+
+
+def _counted(body: str) -> _Usage | None:
+    try:
+        return _Counted.model_validate_json(body).usage
+    except ValidationError:
+        return None
+
+
+def _spent(model: str, usage: _Usage | None) -> Completion:
+    """A call that brought nothing, with its tokens; none where the endpoint counts none."""
+    tokens = usage or _Usage(prompt_tokens=0, completion_tokens=0)
+    return Completion(
+        text="",
+        finish="error",
+        model=model,
+        prompt_tokens=tokens.prompt_tokens,
+        completion_tokens=tokens.completion_tokens,
+    )
 
 
 def _retry_after(headers: Mapping[str, str]) -> float:

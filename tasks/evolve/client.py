@@ -92,6 +92,9 @@ class RecordedEndpoint:
             except MediusError as error:
                 raise self._stopped_by(error) from None
             except CallFailedError as error:
+                if isinstance(error, NoAnswerError) and error.spent.tokens:
+                    await self.ledger.record_unanswered(error.spent)
+                    self.spending.add_unanswered(error.spent)
                 if attempt == settings.max_retries:
                     if isinstance(error, NoAnswerError):
                         return self._failed(str(error))

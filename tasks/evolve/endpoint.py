@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from tasks.artifacts.frozen import Frozen
-from tasks.runtime.endpoint import BaseUrl
+from tasks.runtime.endpoint import BaseUrl, KeyVariable
 
 
 class Price(Frozen):
@@ -19,7 +19,7 @@ class Endpoint(Frozen):
     """An OpenAI-compatible endpoint and how it is treated."""
 
     base_url: BaseUrl
-    api_key_env: str | None = None
+    api_key_env: KeyVariable | None = None
     """Name of the environment variable with the key; None for a server that asks for none."""
     concurrency: int = Field(8, ge=1)
     timeout_seconds: float = Field(300, gt=0)

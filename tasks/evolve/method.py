@@ -7,21 +7,25 @@ present method is tried as well and stays unless a proposal is better, so the fa
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from tasks.artifacts.errors import BadInputError
-from tasks.artifacts.fingerprint import sha256_hex
+from pydantic import ValidationError
+
+from tasks.artifacts.artifact import Artifact
+from tasks.artifacts.errors import BadInputError, CorruptArtifactError, ObjectExistsError, ObjectMissingError
+from tasks.artifacts.fingerprint import canonical_json, sha256_hex
+from tasks.artifacts.frozen import Frozen
 from tasks.evolve import parsing, prompts
+from tasks.evolve.client import EndpointError
 from tasks.evolve.evolution import Evolver, Seed, in_order
 from tasks.evolve.method_file import MethodFile
 from tasks.evolve.parsing import Rejection
 
 
-@dataclass(frozen=True)
-class MethodRound:
+class MethodRound(Frozen):
     """One round of the search, for evolve.json. Methods are named by `method_digest`."""
 
     round: int
@@ -35,8 +39,50 @@ class MethodRound:
     method_after: str
     failure_rate_after: float
 
-    def as_json(self) -> dict[str, Any]:
-        return dict(vars(self))
+
+class FinishedRound(Frozen):
+    """What a later launch takes from a round."""
+
+    method: str
+    round: MethodRound
+
+
+class RoundLedger:
+    """The finished rounds of one artifact, `search/<number>.json` in its folder.
+
+    The calls alone do not say what was chosen: errors are not recorded, and one of them may have tipped the scales. All
+    that was evolved since was evolved with that method.
+    """
+
+    def __init__(self, artifact: Artifact) -> None:
+        self._artifact = artifact
+
+    async def get(self, number: int) -> FinishedRound | None:
+        """A round, if any launch finished it."""
+        return await asyncio.to_thread(self._read, self._path(number))
+
+    async def record(self, number: int, finished: FinishedRound) -> FinishedRound:
+        """Stores a round and returns the one that stands: the first that any launch stored."""
+        path = self._path(number)
+        try:
+            await asyncio.to_thread(self._artifact.store.create, path, canonical_json(finished))
+        except ObjectExistsError:
+            return await asyncio.to_thread(self._read, path) or finished
+        return finished
+
+    def _path(self, number: int) -> str:
+        return self._artifact.path(f"search/{number}.json")
+
+    def _read(self, path: str) -> FinishedRound | None:
+        try:
+            return FinishedRound.model_validate_json(self._artifact.store.get(path))
+        except ObjectMissingError:
+            return None
+        except ValidationError as error:
+            raise CorruptArtifactError(
+                f"the recorded round {self._artifact.store.locate(path)} cannot be read; delete this object and run "
+                f"again, which searches from this round on with the recorded calls"
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -52,10 +98,11 @@ def method_digest(method: str) -> str:
     return sha256_hex(method.encode())[:16]
 
 
-async def find_method(evolver: Evolver, seeds: Sequence[Seed]) -> Search:
-    """Runs the rounds that the recipe asks for.
+async def find_method(evolver: Evolver, seeds: Sequence[Seed], rounds: RoundLedger) -> Search:
+    """Runs the rounds that the recipe asks for, but for those that are finished.
 
     Raises:
+        EndpointError: a round has no development seed on which every call was answered.
         BadInputError: there are too few seeds for a development set and a batch.
     """
     source = evolver.source
@@ -73,20 +120,23 @@ async def find_method(evolver: Evolver, seeds: Sequence[Seed]) -> Search:
     dev, pool = order[: source.dev_size], order[source.dev_size :]
     history = []
     for number in range(source.method_rounds):
-        batch = random.Random(f"{source.seed}/{number}").sample(pool, source.batch_size)
-        method, entry = await _round(evolver, number, method, batch, dev)
-        history.append(entry)
+        finished = await rounds.get(number)
+        if finished is None:
+            batch = random.Random(f"{source.seed}/{number}").sample(pool, source.batch_size)
+            finished = await rounds.record(number, await _round(evolver, number, method, batch, dev))
+        method = finished.method
+        history.append(finished.round)
     return Search(method, tuple(history))
 
 
 async def _round(
     evolver: Evolver, number: int, method: str, batch: Sequence[Seed], dev: Sequence[Seed]
-) -> tuple[str, MethodRound]:
-    rate = await failure_rate(evolver, method, dev)
+) -> FinishedRound:
+    trial = await _trial(evolver, method, dev)
     proposals, unreadable, analysed = await _propose(evolver, number, method, batch)
-    rates = await in_order([failure_rate(evolver, proposal, dev) for proposal in proposals])
+    rate, *rates = failure_rates([trial, *await in_order([_trial(evolver, each, dev) for each in proposals])])
     best, best_rate = min(zip([method, *proposals], [rate, *rates], strict=True), key=lambda pair: pair[1])
-    return best, MethodRound(
+    entry = MethodRound(
         round=number,
         method_before=method_digest(method),
         failure_rate_before=rate,
@@ -96,6 +146,7 @@ async def _round(
         method_after=method_digest(best),
         failure_rate_after=best_rate,
     )
+    return FinishedRound(method=best, round=entry)
 
 
 async def _propose(evolver: Evolver, number: int, method: str, batch: Sequence[Seed]) -> tuple[list[str], int, bool]:
@@ -116,24 +167,42 @@ async def _propose(evolver: Evolver, number: int, method: str, batch: Sequence[S
     return [item for item in dict.fromkeys(readable) if item != method], len(methods) - len(readable), True
 
 
-async def failure_rate(evolver: Evolver, method: str, dev: Sequence[Seed]) -> float:
-    """Share of the development seeds that this method fails on."""
-    failed = await in_order([_fails(evolver, method, seed) for seed in dev])
-    return sum(failed) / len(failed)
+def failure_rates(trials: Sequence[Sequence[bool | None]]) -> list[float]:
+    """Share of the development seeds that each method fails on, over the seeds that say something of all of them.
+
+    Raises:
+        EndpointError: there is no such seed.
+    """
+    told = [outcomes for outcomes in zip(*trials, strict=True) if None not in outcomes]
+    if not told:
+        raise EndpointError(
+            f"the endpoint left a call unanswered on each of the {len(trials[0])} seeds that methods are tried on, so "
+            f"none can be preferred; finished calls are kept: mend the endpoint or the recipe's sampling and run again"
+        )
+    return [sum(map(bool, outcomes)) / len(told) for outcomes in zip(*told, strict=True)]
 
 
-async def _fails(evolver: Evolver, method: str, seed: Seed) -> bool:
-    """Whether one evolution gives no usable instruction, or one whose answer shows a defect."""
+async def _trial(evolver: Evolver, method: str, dev: Sequence[Seed]) -> list[bool | None]:
+    return await in_order([_fails(evolver, method, seed) for seed in dev])
+
+
+async def _fails(evolver: Evolver, method: str, seed: Seed) -> bool | None:
+    """Whether one evolution gives no usable instruction, or one whose answer shows a defect.
+
+    None: the endpoint's error stands in the place of a reply, which says nothing of the method.
+    """
     trajectory = await evolver.trajectory(method, seed.text, 1)
     if not trajectory.rounds:
-        return True
+        return None if trajectory.rejected == "errored" else True
     instruction = trajectory.forms[-1]
     answer = await evolver.answer(prompts.question(instruction))
     if isinstance(answer, Rejection):
-        return True
+        return None if answer.reason == "errored" else True
     if evolver.source.judge is None:
         return False
     verdict = parsing.tagged(
         await evolver.ask(evolver.source.judge, prompts.judge(instruction, answer)), prompts.VERDICT_TAG
     )
-    return isinstance(verdict, Rejection) or verdict.casefold() != "pass"
+    if isinstance(verdict, Rejection):
+        return None if verdict.reason == "errored" else True
+    return verdict.casefold() != "pass"

@@ -123,7 +123,7 @@ class _Import:
         shutil.rmtree(directory)
 
     def _prior(self) -> Prior:
-        objects = self._job.receipts()[PRIOR_SHARD].objects
+        objects = self._job.artifact.receipt(PRIOR_SHARD).objects
         root = next((entry for entry in objects if entry.name == f"{PRIOR_SHARD}/zarr.json"), None)
         if root is None:
             raise CorruptArtifactError(

@@ -1,8 +1,9 @@
-"""Which held-out texts models are measured on: the first ones of a corpus, or those after the first. No torch."""
+"""Which held-out texts and conversations models are measured on: the first ones of a corpus, or those after the first.
+No torch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,3 +59,18 @@ def texts_to_choose_on(file: Path, skip_documents: int, max_documents: int | Non
             + "the corpora's heldout_fraction"
         )
     return texts.rows
+
+
+def conversations_to_choose_on(rows: Iterable[Row], maximum: int, where: str) -> list[Row]:
+    """The first conversations of a corpus' held-out rows; each is one row.
+
+    Raises:
+        BadInputError: there are fewer than two.
+    """
+    chats = [row for row in rows if row.kind == "chat"][:maximum]
+    if len(chats) < 2:
+        raise BadInputError(
+            f"{where} holds out {len(chats)} conversations to choose on, and a standard error needs two; raise "
+            f"fine_tuning.corpus.recipe.heldout_fraction, or set fine_tuning.choose to null"
+        )
+    return chats

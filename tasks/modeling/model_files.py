@@ -63,7 +63,7 @@ def load_causal_lm(
         output_loading_info=True,
     )
     model: PreTrainedModel = loaded[0]
-    _check_loaded(model, loaded[1], source)
+    check_loaded(model, loaded[1], source)
     embedding = model.get_input_embeddings()
     if isinstance(embedding, torch.nn.Embedding):
         embedding.padding_idx = None
@@ -76,7 +76,7 @@ def _require_config(directory: Path) -> None:
         raise BadInputError(f"{directory} has no config.json, so it is no model directory; give one of a model")
 
 
-def _check_loaded(model: PreTrainedModel, found: Mapping[str, Any], source: Path) -> None:
+def check_loaded(model: PreTrainedModel, found: Mapping[str, Any], source: Path) -> None:
     """Refuses weights of which transformers made up some, or left some out. A tied head counts as there, and what the
     architecture ignores by design as not there."""
     missing, unexpected = sorted(found["missing_keys"]), sorted(found["unexpected_keys"])

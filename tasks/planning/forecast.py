@@ -42,6 +42,10 @@ class Forecast:
     """By what takes them; they add up."""
     stored: float = 0
     """Bytes that stay in the store."""
+    scratch: float = 0
+    """Bytes of the scratch folder at one time, of what is on its way into the store."""
+    checkpoints: float = 0
+    """Bytes that the store holds besides until the stage is finished."""
     moved: float = 0
     """Bytes that cross between nodes, hub and store."""
     objects: int = 0
@@ -90,6 +94,8 @@ class Forecast:
             flops=self.flops * part,
             seconds={name: seconds * (1 if name in EVERY_LAUNCH else part) for name, seconds in self.seconds.items()},
             stored=self.stored * unstored,
+            # New ones take the place of those that stand there.
+            checkpoints=0.0,
             moved=self.moved * part,
             objects=math.ceil(self.objects * unstored),
         )

@@ -81,7 +81,7 @@ def dump_progress(artifact: Artifact) -> DumpProgress | None:
 
 
 def _read(artifact: Artifact, entries: Sequence[ObjectInfo]) -> list[ShardReceipt]:
-    return [ShardReceipt.model_validate_json(artifact.store.get(entry.path)) for entry in entries]
+    return list(map(ShardReceipt.model_validate_json, artifact.store.get_all([entry.path for entry in entries])))
 
 
 def _speed(newest: Iterable[tuple[ObjectInfo, ShardReceipt]]) -> float | None:

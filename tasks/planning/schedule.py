@@ -27,15 +27,16 @@ class Schedule(Generic[Name]):
         """Until the last stage has ended."""
         return max(self.end.values(), default=0.0)
 
-    def most(self, amounts: Mapping[Name, float]) -> float:
-        """The largest sum of `amounts` over stages that run at one time."""
-        moments = [start for name, start in self.start.items() if self.end[name] > start]
+    def most(self, amounts: Mapping[Name, float], kept: Mapping[Name, float] | None = None) -> float:
+        """The largest sum at one time of `amounts` over the stages that run, and of `kept` over those that have begun.
+
+        A stage that is not named has nothing.
+        """
+        moments = {*self.start.values(), self.length}
         return max(
-            (
-                sum(amounts[name] for name in self.start if self.start[name] <= moment < self.end[name])
-                for moment in moments
-            ),
-            default=0.0,
+            sum(amounts.get(name, 0.0) for name in self.start if self.start[name] <= moment < self.end[name])
+            + sum(amount for name, amount in (kept or {}).items() if self.start[name] <= moment)
+            for moment in moments
         )
 
 

@@ -1,4 +1,4 @@
-"""What Prefect's dashboard shows of a stage: progress, curves, a table of its gates, and where its artifact is."""
+"""What the dashboard shows of a stage: progress, curves, a table of gates, where its artifact is or why it failed."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ from prefect.artifacts import (
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactUpdate
 
+from tasks.artifacts.errors import MediusError
 from tasks.runtime.curves import Curves
 from tasks.runtime.declare import GateResult, Step
 from tasks.runtime.execute import Outcome
 from tasks.runtime.stage_events import StageEvents
 from tasks.worker.spec import Event
 
+Logger = logging.Logger | logging.LoggerAdapter[Any]
 _PROGRESS_SECONDS = 5
 """A progress update is an API call of 10–50 ms; once in five seconds keeps it below 1 % of a stage."""
 _CURVE_SECONDS = 15
@@ -34,12 +36,13 @@ day nobody sees what fifteen seconds change. A week makes 1,300 pictures."""
 class Dashboard:
     """Mirrors a worker's events: progress and curves as Prefect artifacts, sentences into the run's log."""
 
-    def __init__(self, step: Step, logger: logging.Logger | logging.LoggerAdapter[Any]) -> None:
+    def __init__(self, step: Step, logger: Logger) -> None:
         self._step = step
         self._logger = logger
         self._progress: UUID | None = None
         self._next_progress = 0.0
         self._pace: tuple[str, float, float] | None = None
+        self._last: Event | None = None
         self._curves = Curves()
         self._curves_shown: UUID | None = None
         self._first_metric: float | None = None
@@ -50,9 +53,15 @@ class Dashboard:
         """Shows one event."""
         shown(self._logger, lambda: self._show(event))
 
-    def finish(self) -> None:
-        """Shows the curves once more, with their last points, and tells that the stage has ended."""
+    def finish(self, complete: bool) -> None:
+        """Shows progress and curves once more, with what came last, and tells that the stage has ended.
+
+        Args:
+            complete: whether it has made what it was to make.
+        """
         shown(self._logger, self._events.end)
+        if self._progress is not None:
+            shown(self._logger, lambda: self._conclude(complete))
         if self._curves.curves:
             shown(self._logger, self._draw)
 
@@ -66,6 +75,7 @@ class Dashboard:
                 self._plot(event)
 
     def _advance(self, event: Event, done: float, total: float) -> None:
+        self._last = event
         if self._pace is None or self._pace[0] != event.unit:
             self._pace = (event.unit, event.time, done)
         speed = event.values.get("tokens_per_second")
@@ -76,12 +86,21 @@ class Dashboard:
         left = event.values.get(
             "seconds_left", _seconds_left(event.time - self._pace[1], done - self._pace[2], total - done)
         )
-        text = f"{self._step.label}: {done:,.0f} of {total:,.0f} {event.unit}{_said(event.values, left)}"
-        percent = min(100.0, 100.0 * done / total)
+        self._tell(done, total, event.unit, _said(event.values, left))
+
+    def _tell(self, done: float, total: float, unit: str, said: str) -> None:
+        text = f"{self._step.label}: {done:,.0f} of {total:,.0f} {unit}{said}"
+        percent = min(100.0, round(100.0 * done / total, 1))
         if self._progress is None:
             self._progress = create_progress_artifact(percent, key=_slug(self._step.label), description=text)  # type: ignore[assignment]
         else:
             update_progress_artifact(self._progress, progress=percent, description=text)
+
+    def _conclude(self, complete: bool) -> None:
+        # What came within the pause of an update was not shown, and workers need not tell of their last piece.
+        if (last := self._last) is not None and last.total:
+            done = last.total if complete else last.done or 0.0
+            self._tell(done, last.total, last.unit, f"{_said(last.values, None)}, {'done' if complete else 'stopped'}")
 
     def _plot(self, event: Event) -> None:
         self._curves.add(event.values)
@@ -116,6 +135,8 @@ def _said(values: Mapping[str, Any], seconds_left: float | None) -> str:
                 parts.append(f"{value:,.0f} tokens/s")
             case "mfu":
                 parts.append(f"{100 * value:.3g} % of the peak FLOP/s")
+            case "data_wait":
+                parts.append(f"{100 * value:.2g} % of the time waiting for data")
             case _:
                 parts.append(f"{name.replace('_', ' ')} {value:,.4g}")
     if seconds_left is not None:
@@ -132,7 +153,7 @@ def _duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min" if minutes < 48 * 60 else f"{minutes / 1440:.1f} days"
 
 
-def shown(logger: logging.Logger | logging.LoggerAdapter[Any], show: Callable[[], object]) -> None:
+def shown(logger: Logger, show: Callable[[], object]) -> None:
     """What only informs must not end a stage: a dashboard that is away for a minute costs a line, not a GPU day."""
     try:
         show()
@@ -153,20 +174,36 @@ def show_gates(step: Step, results: Sequence[GateResult], uri: str) -> None:
         )
 
 
+def show_failure(step: Step, error: MediusError) -> None:
+    """What happened and what to do next, with the end of the worker's log: a run's page cuts its message short."""
+    sentence, _, tail = str(error).partition("\n")
+    create_markdown_artifact(
+        f"**{step.label} failed**\n\n{sentence}\n" + (f"\n```\n{tail}\n```\n" if tail else ""),
+        key=f"failure-{_slug(step.label)}",
+        description=sentence,
+    )
+
+
 def describe(step: Step, outcome: Outcome) -> None:
     show_gates(step, outcome.gates, outcome.ref.uri)
+    how = "reused" if outcome.ref.reused else "made"
     create_markdown_artifact(
-        f"**{step.label}** {'reused' if outcome.ref.reused else 'made'}\n\n- key `{step.key}`\n"
-        f"- digest `{outcome.ref.digest}`\n- {outcome.ref.uri}\n",
+        f"**{step.label}** {how}\n\n- key `{step.key}`\n- digest `{outcome.ref.digest}`\n- {outcome.ref.uri}\n",
         key=f"stage-{_slug(step.label)}",
+        description=f"{step.label} {how}: key {step.key[:16]}",
     )
+
+
+def _readable(value: float | None) -> float | None:
+    """Six digits of a ratio or a loss; counts as they are."""
+    return value if value is None or float(value).is_integer() else float(f"{value:.6g}")
 
 
 def _gate_row(result: GateResult) -> dict[str, Any]:
     return {
         "gate": result.gate,
         "passed": "yes" if result.passed else "NO",
-        "value": result.value,
+        "value": _readable(result.value),
         "wants": f"{result.comparison} {result.threshold:g}",
         "meaning": result.meaning,
     }

@@ -3,7 +3,8 @@
 Two teachers on one device do not fit, and CUDA would begin every worker at the first one. Each device has a lock file
 of this user's; whoever holds the lock has the device, and a worker's keeper holds it with the process that launched it:
 the kernel gives a lock back when the last of both has ended, however that came. What other users or programs run on a
-device is not known here; CUDA_VISIBLE_DEVICES says which ones there are for medius.
+device is not known here; CUDA_VISIBLE_DEVICES says which ones there are for medius. In a Slurm job they are numbered
+from 0 whichever they are, and no other job has them, so the locks are the job's own.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from tasks.runtime.declare import Step
 from tasks.runtime.provenance import accelerators
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
+DRIVER = Path("/proc/driver/nvidia/gpus")
+"""A folder for each of NVIDIA's devices, named after its PCI address, in whose order they are numbered."""
 _NAME = re.compile(r"\d+|(GPU|MIG)-[\w/-]+")
 
 
@@ -75,7 +78,7 @@ def devices_for(step: Step) -> Iterator[Devices | None]:
     try:
         with _taking(_folder()) as folder:
             for name in visible:
-                if len(taken) < wanted and (lock := _locked(folder / f"{name.replace('/', '-')}.lock")) is not None:
+                if len(taken) < wanted and (lock := _locked(folder / f"{_identity(name)}.lock")) is not None:
                     taken[name] = lock
         if len(taken) < wanted:
             for lock in taken.values():
@@ -83,14 +86,50 @@ def devices_for(step: Step) -> Iterator[Devices | None]:
             taken = {}
             yield None
             return
-        yield Devices(tuple(taken) if alone else (), tuple(taken.values()))
+        names = tuple(map(_number, taken) if runtime.launcher == "deepspeed" else taken)
+        yield Devices(names if alone else (), tuple(taken.values()))
     finally:
         for lock in taken.values():
             os.close(lock)
 
 
+def _uuids() -> list[str]:
+    """Of NVIDIA's devices, by number."""
+    found = []
+    for file in sorted(DRIVER.glob("*/information")):
+        lines = file.read_text(errors="replace").splitlines()
+        found += [line.partition(":")[2].strip() for line in lines if line.startswith("GPU UUID")]
+    return found
+
+
+def _identity(name: str) -> str:
+    """The same for one device, whether it is named by number, UUID or the beginning of that."""
+    uuids = _uuids()
+    if name.isdigit():
+        return uuids[int(name)] if int(name) < len(uuids) else name
+    return next((uuid for uuid in uuids if uuid.startswith(name)), name.replace("/", "-"))
+
+
+def _number(name: str) -> str:
+    """What deepspeed's runner calls a device: it takes numbers, and overwrites CUDA_VISIBLE_DEVICES with them.
+
+    Raises:
+        BadInputError: the device has none, such as a part of one.
+    """
+    uuids = _uuids()
+    if name.isdigit():
+        return name
+    if (uuid := _identity(name)) in uuids:
+        return str(uuids.index(uuid))
+    raise BadInputError(
+        f"{VISIBLE} names {name}, and deepspeed's launcher takes devices by number; set runtime.launcher to torchrun, "
+        f"or give numbers"
+    )
+
+
 def _folder() -> Path:
-    folder = Path(tempfile.gettempdir()) / f"medius-devices-{os.getuid()}"
+    job = os.environ.get("SLURM_JOB_ID", "")
+    folder = Path(tempfile.gettempdir()) / f"medius-devices-{os.getuid()}{f'-job-{job}' if job.isalnum() else ''}"
     folder.mkdir(mode=0o700, exist_ok=True)
     return folder
 

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator
 
 from tasks.artifacts.errors import BadInputError
+from tasks.artifacts.redact import is_secret_name
 
 
 def _no_secret_in_url(url: str) -> str:
@@ -22,6 +23,19 @@ def _no_secret_in_url(url: str) -> str:
 
 BaseUrl: TypeAlias = Annotated[str, AfterValidator(_no_secret_in_url)]
 """Up to and including the /v1 that most servers have. It is written into records, so it may hold no secret."""
+
+
+def _named_as_a_secret(name: str) -> str:
+    if not is_secret_name(name):
+        raise ValueError(
+            f"api_key_env is {name}, and logs keep the value of a variable of that name; call it …_KEY or …_TOKEN"
+        )
+    return name
+
+
+KeyVariable: TypeAlias = Annotated[str, AfterValidator(_named_as_a_secret)]
+"""The environment variable with an endpoint's key. Servers echo keys that they refuse, and of which values logs are
+cleaned is known by the variables' names alone."""
 
 
 def key_from_environment(name: str | None, field: str) -> str | None:

@@ -56,6 +56,10 @@ class RunContext:
     """Set to end every worker of the run: each saves a checkpoint and the step raises InterruptedRunError."""
     watch: Callable[[Step, Event], None] = lambda _step, _event: None
     """Called with every event of every worker, from the thread that runs the step."""
+    launched: Callable[[Step], None] = lambda _step: None
+    """Called when a worker of the step has been started."""
+    stopping: Callable[[Step], None] = lambda _step: None
+    """Called before a worker is asked to stop: saving what it has may take longer than this process lasts."""
     slots: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(8))
     """How many workers may run at once on this host; a step that finds its artifact finished takes none."""
     lease_wait_seconds: float = 24 * 3600
@@ -277,6 +281,7 @@ def _run_worker(
     runtime = step.config.runtime
     process = launch(step.stage.worker, spec_file, runtime, devices)
     worker.append(process)
+    context.launched(step)
     tail = EventTail(scratch / "events.jsonl", lambda event: context.watch(step, event))
 
     def poll() -> None:
@@ -285,6 +290,7 @@ def _run_worker(
             # The lease ends the worker itself, unless it was lost before there was one.
             process.kill()
         elif context.stop.is_set():
+            context.stopping(step)
             process.stop(runtime.stop_grace_seconds)
 
     try:

@@ -78,7 +78,7 @@ def worker_command(module: str, spec: Path, runtime: Runtime, devices: Sequence[
         count = f"--nproc-per-node={runtime.num_processes}"
         return [*head, "-m", "torch.distributed.run", *nodes, count, "--max-restarts=0", *worker]
     where = ["--num_gpus", str(runtime.num_processes)]
-    if devices and all(name.isdigit() for name in devices):
+    if devices:
         # With --num_gpus it takes the first ones of the host, whatever CUDA_VISIBLE_DEVICES says.
         where = ["--include", f"localhost:{','.join(devices)}"]
     runner = [sys.executable, "-m", "deepspeed.launcher.runner", *where, "--master_port", str(_free_port())]

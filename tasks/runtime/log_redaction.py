@@ -18,7 +18,12 @@ def redact_log_records() -> None:
 
     def redacted(*arguments: Any, **named: Any) -> logging.LogRecord:
         record = make(*arguments, **named)
-        said = record.getMessage()
+        try:
+            said = record.getMessage()
+        except Exception:
+            # A call whose arguments do not fit its text. Elsewhere logging says so on stderr and goes on.
+            record.msg, record.args = f"{record.msg} {record.args}", None
+            said = record.getMessage()
         # Some formatters need the arguments apart, so a record that is clean stays as it is.
         if (clean := redact(said)) != said:
             record.msg, record.args = clean, None

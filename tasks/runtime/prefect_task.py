@@ -19,10 +19,11 @@ from prefect.states import Completed
 from prefect.tasks import Task
 
 from tasks.artifacts.artifact import Artifact
-from tasks.artifacts.errors import GateFailedError, MediusError
-from tasks.runtime.dashboard import Dashboard, describe, show_gates, shown
+from tasks.artifacts.errors import GateFailedError, InterruptedRunError, MediusError
+from tasks.runtime.dashboard import Dashboard, Logger, describe, show_failure, show_gates, shown
 from tasks.runtime.declare import GateResult, Step
 from tasks.runtime.execute import RunContext, execute
+from tasks.runtime.stage_events import StageEvents
 from tasks.worker.spec import Event
 
 
@@ -51,31 +52,57 @@ def run_stage(stage_run: StageRun) -> Any:
     step, context = stage_run.step, stage_run.context
     logger = get_run_logger()
     logger.info("%s: key %s, %s", step.label, step.key[:16], context.store.locate(step.directory))
-    dashboard = Dashboard(step, logger)
+    dashboard, events = Dashboard(step, logger), StageEvents(step)
     watch = context.watch
 
     def both(of: Step, event: Event) -> None:
+        # After a progress the feed would wait for the next, and a run that is cancelled may not be there to end that.
+        silent = event.kind == "progress" and context.stop.is_set()
         watch(of, event)
-        dashboard(event)
+        if not silent:
+            dashboard(event)
 
-    pool, worker = _place()
+    pool, worker = _pool_and_worker()
+    told = replace(
+        context,
+        watch=both,
+        launched=lambda _step: shown(logger, events.launch),
+        stopping=lambda _step: shown(logger, events.end),
+        pool=pool,
+        pool_worker=worker,
+    )
+    complete = False
     try:
         if context.approve is not None and Artifact(context.store, step.directory).manifest() is None:
             context.approve(step)
         away = _made_elsewhere(step, context)
-        outcome = execute(step, replace(context, watch=both, pool=pool, pool_worker=worker))
+        outcome = execute(step, told)
+        complete = True
     except GateFailedError as error:
+        # It was committed before it was judged.
+        complete = True
         results = [result for result in error.results if isinstance(result, GateResult)]
         shown(logger, lambda: show_gates(step, results, context.store.locate(step.directory)))
+        _tell(step, logger, error)
+        raise
+    except MediusError as error:
+        _tell(step, logger, error)
         raise
     finally:
-        dashboard.finish()
+        dashboard.finish(complete)
+        shown(logger, events.end)
     if away:
         outcome = replace(outcome, ref=outcome.ref.model_copy(update={"reused": False}))
     shown(logger, lambda: describe(step, outcome))
     if outcome.ref.reused:
         return Completed(name="Reused", message=f"{outcome.ref.uri} was finished already", data=outcome.ref)
     return outcome.ref
+
+
+def _tell(step: Step, logger: Logger, error: MediusError) -> None:
+    # What was stopped did not fail.
+    if not isinstance(error, InterruptedRunError):
+        shown(logger, lambda: show_failure(step, error))
 
 
 def _made_elsewhere(step: Step, context: RunContext) -> bool:
@@ -88,7 +115,7 @@ def _made_elsewhere(step: Step, context: RunContext) -> bool:
     return True
 
 
-def _place() -> tuple[str | None, str | None]:
+def _pool_and_worker() -> tuple[str | None, str | None]:
     """The work pool of this flow run and the name of its worker, as far as it has them."""
     flow = FlowRunContext.get()
     pool = flow.flow_run.work_pool_name if flow is not None and flow.flow_run is not None else None
@@ -101,9 +128,11 @@ def submit_stage(step: Step, context: RunContext, after: list[Any], name: str | 
     `name` is shown in place of the step's label, where several steps of one flow have the same.
     """
     runtime = step.config.runtime
+    label = name or step.label
     named = run_stage.with_options(
-        name=step.stage.name,
-        task_run_name=name or step.label,
+        # Until a task run begins, the dashboard shows the task's name with a number.
+        name=label,
+        task_run_name=label,
         retries=runtime.retries,
         retry_delay_seconds=runtime.retry_delay_seconds,
         tags={f"stage:{step.stage.name}"},

@@ -11,13 +11,15 @@ from tasks.worker.job import EXIT_BAD_INPUT, EXIT_PREEMPTED, EXIT_TRANSIENT
 _INTERRUPTED = (
     "Signal 9 (SIGKILL)", "Signal 15 (SIGTERM)", "exits with return code = -9", "exits with return code = -15",
     "Connection closed by peer", "Connection reset by peer", "Connection was likely closed", "remote process exit",
-    "Timed out waiting", "collective operation timeout",
+    "Timed out waiting", "collective operation timeout", "Connection timed out", "No route to host",
 )  # fmt: skip
-"""What torchrun and deepspeed print of a killed rank, and what gloo, torch's store and NCCL say of a lost peer. A rank
-ends its connections only after it wrote its end: its own error comes before those of its peers."""
+"""What torchrun and deepspeed print of a killed rank, and what gloo, torch's store and NCCL say of a lost peer, in
+the kernel's words where its host is cut off. A rank ends its connections only after it wrote its end: its own error
+comes before those of its peers."""
 _OF_CONNECTIONS = (
     "Connection closed by peer", "Connection reset by peer", "Connection was likely closed", "Broken pipe",
-    "Timed out waiting", "collective operation timeout", "gloo", "NCCL", "DistNetworkError", "DistStoreError",
+    "Timed out waiting", "collective operation timeout", "Connection timed out", "No route to host",
+    "gloo", "NCCL", "DistNetworkError", "DistStoreError",
 )  # fmt: skip
 """In the last sentence of a rank that may have done nothing wrong but lose a peer."""
 _OUT_OF_MEMORY = ("out of memory", "OutOfMemoryError", "MemoryError", "can't allocate memory")

@@ -25,11 +25,15 @@ class Replay(Frozen):
     """What of an earlier training is read again, so that it is not forgotten."""
 
     weight: float = Field(gt=0, lt=1)
-    """Part of the rows of the training; the others are instructions. With `epochs`, an epoch is as many rows as both
-    have together."""
+    """Part of the rows of the training; the others are instructions. `epochs` are of the instructions, and replayed
+    rows come on top: with 0.2 an epoch of 100 instructions is a training of 125 rows."""
     forward_kl: float = Field(1.0, ge=0)
     """Weight of the KL to the teacher at a replayed target, beside its cross-entropy of weight 1; a corpus has no
     teacher."""
+
+    def rows_of_epoch(self, instructions: float) -> int:
+        """Rows of a training in which each of so many instructions is read once."""
+        return round(instructions / (1 - self.weight))
 
 
 class ReplayingSftRecipe(SftRecipe):
@@ -48,7 +52,8 @@ class SftGates(Gates):
     """Thresholds on the held-out split."""
 
     heldout_ce_must_not_rise: float | None = Field(1.0, gt=0)
-    """Largest cross-entropy afterwards, as a part of the one before."""
+    """Largest cross-entropy afterwards, as a part of the one before. Of a fine-tuning that a choice follows it is not
+    judged unless a profile sets it."""
 
 
 class SftConfig(TrainingStageConfig):

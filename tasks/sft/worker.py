@@ -26,12 +26,13 @@ def run(job: Job) -> None:
     corpus = local_directory(job.input("corpus"), processes)
     digest, num_real = vocabulary_of(model)
     train: RowSource = _corpus_rows(corpus, "the corpus", digest)
-    mixture, forward_kl = None, 0.0
+    mixture, epoch_rows, forward_kl = None, None, 0.0
     if isinstance(recipe, ReplayingSftRecipe):
         replay = _replayed(job, processes, digest, num_real)
         for name, rows in (("the corpus", train), ("the replay", replay)):
             if not len(rows):
                 raise BadInputError(f"{job.spec.label}: {name} has no rows to train on; give it more documents")
+        epoch_rows = recipe.replay.rows_of_epoch(len(train))
         train = MixedRows({"instructions": train, "replay": replay}, some_untaught=True)
         # What was written is meant: 1 - 0.15 is 0.85, and not the binary number next to it.
         mixture = {"instructions": round(1 - recipe.replay.weight, 9), "replay": recipe.replay.weight}
@@ -46,6 +47,7 @@ def run(job: Job) -> None:
         train=train,
         heldout=CorpusRows(read_rows(corpus / "heldout.parquet")),
         mixture=mixture,
+        epoch_rows=epoch_rows,
         # Of a row without a teacher the KL is 0, and so is its gradient.
         weights=LossWeights(ce=1.0, forward_kl=forward_kl),
         measures_kl=False,

@@ -81,10 +81,12 @@ class Training:
         weights: LossWeights,
         measures_kl: bool,
         mixture: Mapping[str, float] | None = None,
+        epoch_rows: int | None = None,
     ) -> None:
         """`measures_kl` says whether the rows carry a teacher; a KL to nothing would read as a perfect 0.
 
-        `mixture`: weights of the sources of `train`, which then is `MixedRows`.
+        `mixture`: weights of the sources of `train`, which then is `MixedRows`. `epoch_rows`: what the recipe's epochs
+        count; as many rows as all sources have together where not given.
         """
         for name, rows in (("training", train), ("held-out", heldout)):
             if not len(rows):
@@ -103,7 +105,7 @@ class Training:
         sizes = train.sizes if isinstance(train, MixedRows) else len(train)
         self._order = StepOrder(sizes, recipe.rows_per_step, recipe.seed, mixture)
         try:
-            self._num_steps = recipe.num_steps(self._order.num_rows)
+            self._num_steps = recipe.num_steps(epoch_rows or self._order.num_rows)
         except ValueError as error:
             raise BadInputError(f"{job.spec.label}: {error}") from error
         self._packing = Packing(runtime.micro_batch_tokens, runtime.pack_tokens)

@@ -25,7 +25,7 @@ from tasks.artifacts.checkpoint import CheckpointFolder
 from tasks.artifacts.errors import CorruptArtifactError, MediusError, ObjectMissingError
 from tasks.artifacts.fingerprint import file_sha256, sha256_hex
 from tasks.artifacts.manifest import MAIN_SHARD, InputRecord, Manifest, ObjectRecord, ShardReceipt
-from tasks.artifacts.redact import redact
+from tasks.artifacts.redact import redact, redact_record
 from tasks.artifacts.store import checked, open_store
 from tasks.worker.leash import die_with_parent, watch_heartbeat, watch_stdin
 from tasks.worker.spec import Event, WorkerSpec
@@ -47,6 +47,11 @@ class PreemptedError(Exception):
     """Raised by a worker that was asked to stop, after it saved its state."""
 
 
+def input_folder(cache: str, key: str, digest: str) -> Path:
+    """Where this machine keeps the files of an input: below `cache`, unless the environment names another place."""
+    return Path(os.environ.get(INPUT_CACHE) or cache) / checked(f"{key[:16]}-{digest[:16]}")
+
+
 class InputArtifact:
     """A finished artifact that this worker reads."""
 
@@ -54,8 +59,7 @@ class InputArtifact:
         self.role = role
         self.record = record
         self.artifact = Artifact(job.store, record.directory)
-        cache = os.environ.get(INPUT_CACHE) or job.spec.input_cache
-        self._cache = Path(cache) / checked(f"{record.key[:16]}-{record.digest[:16]}")
+        self._cache = input_folder(job.spec.input_cache, record.key, record.digest)
         manifest = self.artifact.manifest()
         if manifest is None or manifest.digest != record.digest:
             raise ObjectMissingError(f"{self.artifact.uri} is not the artifact that {job.spec.label} was started with")
@@ -199,7 +203,8 @@ class Job:
 
     def _emit(self, event: Event) -> None:
         if self._events is not None:
-            self._events.write(redact(event.model_dump_json(exclude_defaults=True)) + "\n")
+            clean = Event.model_validate(redact_record(event))
+            self._events.write(clean.model_dump_json(exclude_defaults=True) + "\n")
 
     def preempted(self) -> NoReturn:
         """Ends a worker that was asked to stop and has saved its state."""
@@ -209,7 +214,7 @@ class Job:
 def _write_end(scratch: Path, code: int, message: str) -> None:
     """The first rank to fail says why; what the others then say is a consequence."""
     draft = scratch / f"{END_FILE}-{os.getpid()}"
-    draft.write_text(redact(json.dumps({"code": code, "message": message})))
+    draft.write_text(json.dumps({"code": code, "message": redact(message)}))
     with suppress(FileExistsError):
         os.link(draft, scratch / END_FILE)
 

@@ -7,11 +7,17 @@ import logging
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
+from tasks.artifacts.artifact import decode_record, encode_record
 from tasks.artifacts.errors import GateFailedError, StoreError
-from tasks.artifacts.redact import REDACTED, find_credential, redact, redact_file
+from tasks.artifacts.manifest import ObjectRecord, ShardReceipt
+from tasks.artifacts.redact import REDACTED, find_credential, redact, redact_file, redact_record
 from tasks.artifacts.runs import RunRecord, write_run
 from tasks.artifacts.store import Store
+from tasks.evolve.endpoint import Endpoint
+from tasks.runtime.log_redaction import redact_log_records
+from tasks.worker.spec import Event
 
 SECRET = 'vErY/se+cret "of" mine'
 
@@ -93,14 +99,57 @@ def test_messages_and_records_hold_none(store: Store, monkeypatch: pytest.Monkey
     assert b"cret" not in store.get("runs/r.json")
 
 
+def test_a_secret_that_is_a_word_or_a_number_makes_no_record_unreadable(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a whole line was cleaned, `"done":20240917.0` and `"kind":"progress"` went, and with them the stage."""
+    monkeypatch.setenv("PREFECT_API_AUTH_STRING", "admin:20240917")
+    monkeypatch.setenv("SORT_KEY", "progress")
+    event = Event(
+        time=20240917, kind="progress", done=20240917, message="progress: 20240917", values={"a": ["progress"]}
+    )
+    clean = Event.model_validate(redact_record(event))
+    assert (clean.kind, clean.done, clean.time) == (event.kind, event.done, event.time)
+    assert clean.message == f"{REDACTED}: {REDACTED}"
+    assert clean.values == {"a": [REDACTED]}
+    entry = ObjectRecord(name="progress", path="data/main-progress/progress", size=20240917, sha256="0" * 64)
+    receipt = ShardReceipt(shard="progress", write_id="1", objects=(entry,), covers=("progress",))
+    read = decode_record(ShardReceipt, encode_record(receipt), "x")
+    assert read.objects == (entry,)
+    assert (read.shard, read.covers) == ("progress", ("progress",))
+
+
+def test_a_key_out_of_a_file_is_a_secret_without_its_line_feed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EVOLVE_API_KEY", f"{SECRET}\n")
+    assert redact(f"Incorrect API key provided: {SECRET}.") == f"Incorrect API key provided: {REDACTED}."
+
+
+@pytest.mark.parametrize("name", ["SERVER_AUTH", "TEACHERKEY", "VLLM_BEARER"])
+def test_a_key_may_not_stand_under_a_name_that_is_not_cleaned(name: str) -> None:
+    with pytest.raises(ValidationError, match=f"api_key_env is {name}, and logs keep the value"):
+        Endpoint(base_url="http://127.0.0.1:1/v1", api_key_env=name)
+
+
+def test_a_log_call_whose_arguments_do_not_fit_is_told_and_goes_on(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", SECRET)
+    make = logging.getLogRecordFactory()
+    redact_log_records()
+    try:
+        logging.getLogger("x").warning("abc", SECRET)
+    finally:
+        logging.setLogRecordFactory(make)
+    assert caplog.messages[-1].startswith("abc ")
+    assert SECRET not in caplog.text
+
+
 def test_the_place_of_a_credential_in_a_document_is_found() -> None:
     assert find_credential({"a": [{"b": "x"}, {"c": "http://u:p@h/"}]}) == "a.1.c"
     assert find_credential({"a": [1, None, True, "http://h:1/"]}) is None
 
 
 def test_log_records_hold_none(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    from tasks.runtime.log_redaction import redact_log_records
-
     monkeypatch.setenv("HF_TOKEN", SECRET)
     make = logging.getLogRecordFactory()
     try:

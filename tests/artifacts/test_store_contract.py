@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tasks.artifacts import s3_store
 from tasks.artifacts.errors import (
     BadInputError,
     ObjectChangedError,
@@ -15,6 +16,7 @@ from tasks.artifacts.errors import (
     StoreError,
 )
 from tasks.artifacts.probe import require_conditional_writes
+from tasks.artifacts.s3_store import _READERS, S3Store
 from tasks.artifacts.store import Store, open_store
 from tests.seaweed import BUCKET, SeaweedServer
 
@@ -39,6 +41,37 @@ def test_a_missing_object_is_named(any_store: Store, tmp_path: Path) -> None:
     for action in (any_store.get, any_store.read, lambda path: any_store.download(path, tmp_path / "x")):
         with pytest.raises(ObjectMissingError, match="no/such"):
             action("no/such")
+
+
+def test_many_objects_come_in_order_and_one_that_is_missing_is_named(
+    any_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Of the S3 store: more than it asks for at a time.
+    monkeypatch.setattr(s3_store, "_READ_AHEAD", 7)
+    paths = [f"many/{number:02d}" for number in range(20)]
+    for path in paths:
+        any_store.put(path, path.encode())
+    assert [data.decode() for data in any_store.get_all(paths)] == paths
+    assert list(any_store.get_all([])) == []
+    with pytest.raises(ObjectMissingError, match="no/such"):
+        list(any_store.get_all([*paths, "no/such"]))
+
+
+def test_many_objects_on_s3_are_asked_for_at_the_same_time(
+    seaweed: SeaweedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in seaweed.environment.items():
+        monkeypatch.setenv(name, value)
+    store = S3Store(f"s3://{BUCKET}/together")
+    store.put("small", b"1")
+    together, get = threading.Barrier(_READERS), store.get
+
+    def wait_for_the_others(path: str) -> bytes:
+        together.wait(60)
+        return get(path)
+
+    monkeypatch.setattr(store, "get", wait_for_the_others)
+    assert list(store.get_all(["small"] * 3 * _READERS)) == [b"1"] * 3 * _READERS
 
 
 def test_create_has_one_winner_among_racing_writers(any_store: Store) -> None:

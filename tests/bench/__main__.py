@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+import torch
+
 from tests.bench.harness import beside, discard_finished, load, machine, measure, merge, show
 from tests.bench.paths import RESULTS
 from tests.bench.records import GROUPS, Declared, Row
@@ -33,6 +35,9 @@ def main(arguments: Sequence[str], declared: Sequence[Declared] = ROWS, file: Pa
     only = parser.parse_args(arguments).only
     whole = only is None or only in GROUPS
     chosen = [entry for entry in declared if only in (None, entry.group) or fnmatchcase(entry.name, only)]
+    if only is None and not torch.cuda.is_available():
+        chosen = [entry for entry in chosen if entry.group != "gpu"]
+        print("no CUDA device: the rows gpu.* are left as they are")
     if not chosen:
         with_rows = sorted({entry.group for entry in declared}, key=GROUPS.index)
         print(f"no rows are declared for {only}; choose one of {', '.join(with_rows)}, or rows' names", file=sys.stderr)

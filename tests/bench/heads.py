@@ -26,18 +26,19 @@ class HeadInputs:
     gold: Targets
 
     @classmethod
-    def make(cls, num_positions: int, dtype: torch.dtype) -> HeadInputs:
+    def make(cls, num_positions: int, dtype: torch.dtype, device: str = "cpu", width: int = D) -> HeadInputs:
         """Logits of the student spread by 1.5 nats, targets kept by chance: no time here depends on values."""
         generator = torch.Generator().manual_seed(0)
-        hidden_ND = torch.randn(num_positions, D, generator=generator).to(dtype)
-        weight_VD = torch.randn(V, D, generator=generator).mul_(0.05).to(dtype)
+        hidden_ND = torch.randn(num_positions, width, generator=generator).to(device, dtype)
+        weight_VD = torch.randn(V, width, generator=generator).mul_(1.5 / width**0.5).to(device, dtype)
         # Distinct ids: one of each of K equal ranges.
         step = V // K
         ids_NK = torch.randint(step, (num_positions, K), generator=generator) + step * torch.arange(K)
         logprobs_NB = torch.log_softmax(2 * torch.randn(num_positions, K + 1, generator=generator), 1)
         gold_N = torch.randint(V, (num_positions,), generator=generator)
         targets = Targets(gold_N, ids_NK, logprobs_NB[:, :-1].contiguous(), logprobs_NB[:, -1].contiguous())
-        return cls(hidden_ND.requires_grad_(), weight_VD.requires_grad_(), targets, Targets.of_gold(gold_N))
+        targets, gold = (part.to(torch.device(device)) for part in (targets, Targets.of_gold(gold_N)))
+        return cls(hidden_ND.requires_grad_(), weight_VD.requires_grad_(), targets, gold)
 
     def fused(self, targets: Targets, weights: LossWeights) -> None:
         """The fused loss and both gradients."""

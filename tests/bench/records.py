@@ -9,8 +9,8 @@ from typing import Literal
 
 from tasks.artifacts.frozen import Frozen
 
-GROUPS = ("store", "dump", "train", "surgery", "ops", "plan")
-Group = Literal["store", "dump", "train", "surgery", "ops", "plan"]
+GROUPS = ("store", "dump", "train", "surgery", "ops", "plan", "gpu")
+Group = Literal["store", "dump", "train", "surgery", "ops", "plan", "gpu"]
 Comparator = Literal["<=", ">="]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.bench.records import Declared
+from tests.bench.rows_gpu import GPU
 from tests.bench.rows_ops import OPS
 from tests.bench.rows_plan import PLAN
 from tests.bench.rows_surgery import SURGERY
@@ -122,4 +123,5 @@ ROWS: tuple[Declared, ...] = (
     *SURGERY,
     *OPS,
     *PLAN,
+    *GPU,
 )

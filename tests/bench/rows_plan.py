@@ -30,6 +30,7 @@ WAYS = {
     "zero3.fp32.two": Way(3, "float32", processes=2, rows=1),
 }
 READS = ("plan", "cost", "resume", "gc")
+STORES = ("disk", "s3")
 
 
 def _row(name: str, unit: str, says: str, goal: float) -> Declared:
@@ -50,10 +51,11 @@ PLAN = [
     ),
     _row("objects.dump_logits", "", "Relative error against the files of micro's dump.", 0.1),
     *(
-        _row(f"receipts.{read}.{what}", unit, f"{says} over an unfinished dump of 10^9 tokens.", goal)
+        _row(f"receipts.{read}.{where}.{what}", unit, f"{says} over an unfinished dump of 10^9 tokens.", goal)
         for read, says in zip(
             READS, ("The state", "The forecast", "Reading all receipts", "Looking for garbage"), strict=True
         )
+        for where in STORES
         for what, unit, goal in (("seconds", "s", 10), ("memory", "MB", 500))
     ),
 ]

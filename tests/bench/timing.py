@@ -1,4 +1,5 @@
-"""CPU time of this process, all of its threads: what a core costs, whoever else uses the machine."""
+"""CPU time of this process, all of its threads: what a core costs, whoever else uses the machine. Or a clock of the
+caller's, where a core is not what works."""
 
 from __future__ import annotations
 
@@ -21,29 +22,42 @@ class Paired:
     highest: float
     """Of the ratios."""
     repetitions: int
+    clock: str = "CPU time"
+    """Whose seconds they are."""
 
     @property
     def spread(self) -> str:
         """For the conditions of a row."""
         return (
-            f"{self.seconds_a:.3g} s over {self.seconds_b:.3g} s of CPU time, median of {self.repetitions} pairs of "
-            f"{self.lowest:.3f} to {self.highest:.3f}"
+            f"{self.seconds_a:.3g} s over {self.seconds_b:.3g} s of {self.clock}, median of {self.repetitions} pairs "
+            f"of {self.lowest:.3f} to {self.highest:.3f}"
         )
 
 
-def paired(a: Callable[[], object], b: Callable[[], object], repetitions: int, warm_up: int = 1) -> Paired:
-    """Times A and B in alternating order (AB, BA, AB, …), after `warm_up` untimed turns of both."""
+def paired(
+    a: Callable[[], object],
+    b: Callable[[], object],
+    repetitions: int,
+    warm_up: int = 1,
+    seconds: Callable[[Callable[[], object]], float] | None = None,
+    clock: str = "CPU time",
+) -> Paired:
+    """Times A and B in alternating order (AB, BA, AB, …), after `warm_up` untimed turns of both.
+
+    `seconds` times one call (default `cpu_seconds`); `clock` says what it counts.
+    """
+    seconds = seconds or cpu_seconds
     for _ in range(warm_up):
         a()
         b()
     times: list[tuple[float, float]] = []
     for turn in range(repetitions):
         if turn % 2:
-            second = cpu_seconds(b)
-            first = cpu_seconds(a)
+            second = seconds(b)
+            first = seconds(a)
         else:
-            first = cpu_seconds(a)
-            second = cpu_seconds(b)
+            first = seconds(a)
+            second = seconds(b)
         times.append((first, second))
     ratios = [first / second for first, second in times]
     return Paired(
@@ -53,6 +67,7 @@ def paired(a: Callable[[], object], b: Callable[[], object], repetitions: int, w
         lowest=min(ratios),
         highest=max(ratios),
         repetitions=repetitions,
+        clock=clock,
     )
 
 

@@ -49,7 +49,7 @@ def _over_products(dtype: str) -> Iterator[Measured]:
     count, why = bf16_positions(_seconds_a_position()) if dtype == "bf16" else (NUM_POSITIONS[dtype], "")
     inputs = HeadInputs.make(count, DTYPES[dtype])
     hidden_ND, weight_VD = inputs.hidden_ND, inputs.weight_VD
-    times = paired(_fused(inputs), partial(_products, hidden_ND, weight_VD), REPETITIONS)
+    times = paired(_fused(inputs), partial(products, hidden_ND, weight_VD), REPETITIONS)
     other = "the three products"
     if dtype == "bf16":
         # torch rounds a product of bfloat16 factors to bfloat16, which no loss can be made of.
@@ -61,7 +61,7 @@ def _over_products(dtype: str) -> Iterator[Measured]:
 def _seconds_a_position() -> float:
     """CPU seconds that the three products take for one position more, in bfloat16."""
     inputs = HeadInputs.make(max(PROBED), torch.bfloat16)
-    few, many = (cpu_seconds(partial(_products, inputs.hidden_ND[:count], inputs.weight_VD)) for count in PROBED)
+    few, many = (cpu_seconds(partial(products, inputs.hidden_ND[:count], inputs.weight_VD)) for count in PROBED)
     return (many - few) / (PROBED[1] - PROBED[0])
 
 
@@ -88,7 +88,7 @@ def _fused(inputs: HeadInputs) -> partial[None]:
 
 
 @torch.no_grad()
-def _products(hidden_ND: Tensor, weight_VD: Tensor) -> None:
+def products(hidden_ND: Tensor, weight_VD: Tensor) -> None:
     logits_NV = torch.mm(hidden_ND, weight_VD.T)
     # Their gradient has the same size; which numbers are in it costs nothing.
     _ = torch.mm(logits_NV, weight_VD), torch.mm(logits_NV.T, hidden_ND)

@@ -1,10 +1,11 @@
-"""A proxy between an S3 client and its server that counts requests and the bytes of the answers' bodies."""
+"""A proxy between an S3 client and its server: counts requests and bytes of answers' bodies, and may be far away."""
 
 from __future__ import annotations
 
 import re
 import socket
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -40,8 +41,10 @@ class CountingProxy:
     Counts reads: requests without bodies, answers with a Content-Length or none.
     """
 
-    def __init__(self, server_port: int) -> None:
+    def __init__(self, server_port: int, delay_seconds: float = 0.0) -> None:
+        """`delay_seconds` are added to each request, on each connection by itself: a distance."""
         self.traffic = Traffic()
+        self._delay_seconds = delay_seconds
         self._server_port = server_port
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.endpoint = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
@@ -65,7 +68,9 @@ class CountingProxy:
         with suppress(OSError):
             while data := source.recv(1 << 16):
                 # Counted before it is passed on: who has an answer finds it counted.
-                self.traffic.add(*count(data))
+                requests, num_bytes = count(data)
+                self.traffic.add(requests, num_bytes)
+                time.sleep(requests * self._delay_seconds)
                 target.sendall(data)
         for end in (source, target):
             with suppress(OSError):

@@ -157,7 +157,6 @@ def test_transient_faults_are_tried_again_and_lasting_ones_end_the_evaluation(
 ) -> None:
     no_content = json.dumps({"choices": [{"index": 0, "finish_reason": "stop", "message": {"content": None}}]})
     whole = server.answer
-    asked = len(server.bodies)
 
     def after_the_probe(*faults: tuple[int, str]) -> Callable[..., tuple[int, str]]:
         waiting = iter(faults)
@@ -185,11 +184,36 @@ def test_transient_faults_are_tried_again_and_lasting_ones_end_the_evaluation(
     with pytest.raises(BadInputError, match="filtered an answer"):
         run_stage("evaluate", RECIPE, inputs, runtime(server))
 
+    for message in ({"content": None}, {"content": "", "reasoning": "Well, 3 plus 4"}):
+        reasoned = json.dumps({"choices": [{"index": 0, "finish_reason": "length", "message": message}]})
+        server.answer = after_the_probe(*[(200, reasoned)] * 1000)  # type: ignore[method-assign]
+        with pytest.raises(BadInputError, match=r"there was cut off while it still reasoned.*max_new_tokens.*parser"):
+            run_stage("evaluate", RECIPE, inputs, runtime(server))
+
+    # The first entry is measured, the second is not.
+    measured: list[str] = []
+
+    def up_to_the_second_entry(path: str, body: dict[str, Any]) -> tuple[int, str]:
+        question = body["messages"][-1]["content"]
+        if question != "Say yes.":
+            if len(measured) == ITEMS:
+                return 500, "{}"
+            measured.append(question)
+        return whole(path, body)
+
+    server.answer = up_to_the_second_entry  # type: ignore[method-assign]
+    with pytest.raises(ServerError, match="stayed out of order"):
+        run_stage("evaluate", RECIPE, inputs, runtime(server, concurrency=1))
+    assert len(set(measured)) == ITEMS
+
     # An answer that is none, a body that is no JSON, and a 503, each once; what was measured before is not again.
     server.answer = after_the_probe((200, no_content), (200, '{"choices": ['), (503, "overloaded"))  # type: ignore[method-assign]
+    before = len(server.bodies)
     found = objects(run_stage("evaluate", RECIPE, inputs, runtime(server, max_tries=5)))
     assert answers(found, "there") == answers(found, "here")
-    assert len(server.bodies) > asked
+    asked = {body["messages"][-1]["content"] for body in server.bodies[before:]} - {"Say yes."}
+    assert len(asked) == ITEMS
+    assert not asked & set(measured)
 
 
 def test_a_server_is_tried_before_the_work(

@@ -392,7 +392,12 @@ def test_an_endpoint_that_only_sends_error_texts_makes_no_artifact(
     endpoint.respond = lambda _body: endpoint.Reply("Internal server error. Please retry.")
     with pytest.raises(EndpointError, match=r"refused 3 calls or answered them with an error text.*run again"):
         run_stage("evolve", autoevol_recipe(), {}, endpoint.settings(max_retries=1, max_failed_calls=2))
-    assert not list(store.list("artifacts"))
+    # What was paid for is counted, without its text.
+    written = [entry.path for entry in store.list("artifacts")]
+    assert written
+    for path in written:
+        assert "/unanswered/" in path
+        assert b"nternal" not in store.get(path)
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])
@@ -473,9 +478,25 @@ def test_the_key_is_in_no_written_byte(
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and key.encode() in path.read_bytes()]
 
 
+def test_a_dummy_key_may_stand_in_an_answer(
+    run_stage: RunStage, endpoint: Any, autoevol_recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EVOLVE_TEST_KEY", "EMPTY")
+    endpoint.respond = lambda body: (
+        endpoint.Reply("Say EMPTY to the keeper, and wait until the gate has been opened for the boat.")
+        if endpoint.purpose_of(body) == "answer"
+        else endpoint.scripted(body)
+    )
+    settings = endpoint.settings(api_key_env="EVOLVE_TEST_KEY", max_retries=0)
+    artifact = run_stage("evolve", autoevol_recipe(method_rounds=0), {}, settings)
+    counts = counts_of(artifact)
+    assert (counts["answered"], counts["errored"]) == (6, 0)
+    assert endpoint.keys == {"Bearer EMPTY"}
+
+
 def test_a_missing_key_is_said_before_any_call(run_stage: RunStage, endpoint: Any, autoevol_recipe: Recipe) -> None:
-    with pytest.raises(BadInputError, match=r"NO_SUCH_KEY_HERE, named in .* is empty"):
-        run_stage("evolve", autoevol_recipe(), {}, endpoint.settings(api_key_env="NO_SUCH_KEY_HERE"))
+    with pytest.raises(BadInputError, match=r"NO_SUCH_KEY, named in .* is empty"):
+        run_stage("evolve", autoevol_recipe(), {}, endpoint.settings(api_key_env="NO_SUCH_KEY"))
     with pytest.raises(BadInputError, match="needs an endpoint"):
         run_stage("evolve", autoevol_recipe(), {})
     assert endpoint.bodies == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -20,6 +21,8 @@ from tasks.artifacts.errors import BadInputError, CorruptArtifactError
 from tasks.artifacts.fingerprint import artifact_key
 from tasks.artifacts.store import Store
 from tasks.evolve.client import EndpointError
+from tasks.evolve.evolution import seeds_of
+from tasks.evolve.stage import AutoEvolSource
 from tasks.worker.job import EXIT_PREEMPTED
 from tasks.worker.spec import WorkerSpec
 
@@ -29,6 +32,14 @@ RunStage = Callable[..., Artifact]
 
 def recorded_calls(store: Store) -> set[str]:
     return {entry.path for entry in store.list("artifacts") if "/calls/" in entry.path}
+
+
+def read(artifact: Artifact, name: str) -> str:
+    manifest = artifact.manifest()
+    assert manifest is not None
+    entry = manifest.object(name)
+    assert entry is not None
+    return artifact.store.get(artifact.path(entry.path)).decode()
 
 
 def digest_of(artifact: Artifact) -> str:
@@ -184,6 +195,82 @@ def test_a_spent_cost_budget_stops_the_run_and_a_larger_one_goes_on(
     assert manifest is not None
     by_model = Counter(body["model"] for body in endpoint.bodies)
     assert manifest.metrics["cost_usd"] == pytest.approx(0.0005 * by_model["writer"] + 0.001 * by_model["critic"])
+
+
+@pytest.mark.parametrize(
+    "sick",
+    [
+        {"content": "502 Bad Gateway"},
+        {"raw": '{"choices": [], "usage": {"prompt_tokens": 20, "completion_tokens": 10}}'},
+    ],
+)
+def test_what_is_paid_for_no_answer_counts_too(
+    run_stage: RunStage, endpoint: Any, autoevol_recipe: Recipe, sick: dict[str, str]
+) -> None:
+    recipe = autoevol_recipe(method_rounds=0)
+    endpoint.respond = lambda _body: endpoint.Reply(**sick)
+    limited = endpoint.settings(token_budget=90, concurrency=1, max_retries=10)
+    spent = r"spent \(90 of 90 tokens in 0 calls, all kept, and 3 replies that were no answer\)"
+    with pytest.raises(BadInputError, match=spent):
+        run_stage("evolve", recipe, {}, limited)
+    assert len(endpoint.bodies) == 3
+    endpoint.respond = endpoint.scripted
+    with pytest.raises(BadInputError, match=spent):
+        run_stage("evolve", recipe, {}, limited)
+    assert len(endpoint.bodies) == 3, "the next launch knows of them"
+    prices = {"writer": {"prompt": 10, "completion": 30}, "critic": {"prompt": 25, "completion": 50}}
+    manifest = run_stage("evolve", recipe, {}, endpoint.settings(prices=prices)).manifest()
+    assert manifest is not None
+    assert manifest.metrics["cost_usd"] == pytest.approx(0.0005 * (3 + manifest.metrics["calls"]))
+
+
+def test_a_method_that_was_chosen_stays_when_an_error_has_gone(
+    run_stage: RunStage, endpoint: Any, autoevol_recipe: Recipe
+) -> None:
+    """One of two development seeds is lost to an error, and by the other one the new method is better. On both seeds
+    the two would be equal, and the old method would stay."""
+    recipe = autoevol_recipe()
+    texts = recipe["source"]["seeds"]["instructions"]
+    order = seeds_of(texts)
+    random.Random(AutoEvolSource.model_validate(recipe["source"]).seed).shuffle(order)
+    first, second, last = order[0].text, order[1].text, order[-1].text
+    unusable = endpoint.Reply("no tags at all")
+
+    def scripted(body: dict[str, Any], *, sick: bool) -> Any:
+        prompt, purpose = endpoint.prompt_of(body), endpoint.purpose_of(body)
+        improved = endpoint.improved_method in prompt
+        if purpose == "evolved_instruction" and (second if improved else first) in prompt:
+            return unusable
+        if sick and purpose == "answer" and second in prompt:
+            return endpoint.Reply("502 Bad Gateway")
+        if sick and purpose == "evolved_instruction" and improved and last in prompt:
+            return endpoint.Reply(hang_up=True)
+        return endpoint.scripted(body)
+
+    endpoint.respond = lambda body: scripted(body, sick=True)
+    with pytest.raises(EndpointError, match="did not answer a call"):
+        run_stage("evolve", recipe, {}, endpoint.settings(max_retries=1))
+    endpoint.respond = lambda body: scripted(body, sick=False)
+    before = len(endpoint.bodies)
+    artifact = run_stage("evolve", recipe, {}, endpoint.settings())
+    (entry,) = json.loads(read(artifact, "evolve.json"))["method_history"]
+    assert (entry["failure_rate_before"], entry["failure_rate_after"]) == (1.0, 0.0)
+    assert read(artifact, "method.txt") == endpoint.improved_method
+    assert {endpoint.purpose_of(body) for body in endpoint.bodies[before:]} <= {"evolved_instruction", "answer"}
+
+
+def test_a_search_without_one_answer_prefers_no_method(
+    run_stage: RunStage, endpoint: Any, autoevol_recipe: Recipe
+) -> None:
+    endpoint.respond = lambda body: (
+        endpoint.Reply("502 Bad Gateway") if endpoint.purpose_of(body) == "answer" else endpoint.scripted(body)
+    )
+    with pytest.raises(EndpointError, match=r"unanswered on each of the 2 seeds.*run again") as caught:
+        run_stage("evolve", autoevol_recipe(), {}, endpoint.settings(max_retries=0))
+    assert caught.value.retryable
+    endpoint.respond = endpoint.scripted
+    run_stage("evolve", autoevol_recipe(), {}, endpoint.settings())
+    assert set(endpoint.answered.values()) <= {1, 2}
 
 
 def test_a_budget_needs_an_endpoint_that_counts(run_stage: RunStage, endpoint: Any, autoevol_recipe: Recipe) -> None:

@@ -44,7 +44,8 @@ def test_twenty_runs_killed_at_random_moments(prefect: PrefectServer, calm: Micr
         victim = scene.start("killed")
         working: list[str] = []
         try:
-            victim.process.wait(moment)
+            code = victim.process.wait(moment)
+            assert code == 0, f"{number} ended by itself with exit code {code}:\n{victim.said()[-5000:]}"
             late += 1
         except subprocess.TimeoutExpired:
             working = victim.kill()

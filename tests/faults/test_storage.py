@@ -38,7 +38,7 @@ def test_connections_that_are_reset(scenes: ScenesOf, proxies: ProxyOf, calm: Mi
     proxy = proxies(reset_every(7))
     scene = scenes(proxy)
     scene.run("run")
-    scene.require_promises(calm, dict.fromkeys(scene.steps, 1))
+    scene.require_promises(calm)
     assert sum(proxy.disturbed.values()) > 0, "no connection was reset"
     tell(f"{sum(proxy.disturbed.values())} of {proxy.requests} requests reset")
 
@@ -51,7 +51,7 @@ def test_bodies_that_end_early(scenes: ScenesOf, proxies: ProxyOf, calm: MicroRu
     proxy = proxies(fault)
     scene = scenes(proxy)
     scene.run("run")
-    scene.require_promises(calm, dict.fromkeys(scene.steps, 1))
+    scene.require_promises(calm)
     assert fault.cut > 0, "no object was cut"
     tell(f"{fault.cut} of {fault.seen} objects cut")
 

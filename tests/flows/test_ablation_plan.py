@@ -69,6 +69,16 @@ def test_the_steps_are_the_recipes_own_up_to_what_is_varied() -> None:
     assert fused.comparison.config.recipe.model_dump()["reference"] == "branch-qwen", "whose chat the fusion takes"
 
 
+@pytest.mark.parametrize("kind", ["reversion", "fusion"])
+@pytest.mark.parametrize(
+    ("measured", "left_out"), [("max_documents=2, skip_documents=3", 5), ("bits_per_byte=false", 0)]
+)
+def test_no_text_of_the_evaluation_is_chosen_on(kind: Kind, measured: str, left_out: int) -> None:
+    sets = [f"assessment.evaluate.recipe.{change}" for change in measured.split(", ")]
+    plan = plan_ablation(kind, load_profile("micro", sets))
+    assert plan.comparison.recipe.skip_documents == left_out
+
+
 def test_a_grid_of_the_profile_takes_the_place_of_the_default() -> None:
     grid = (
         "ablations={reversion: [original_rows], fusion: ["

@@ -102,6 +102,10 @@ def test_the_budget_is_that_of_the_recipe_s_own_trainings() -> None:
     }, "base and qwen-teacher were trained before the recipe"
 
 
+def tasks_of(name: str) -> str:
+    return f"ablations.recipe.tasks=[{{type: lm_eval, name: {name}, metric: acc}}]"
+
+
 @pytest.mark.parametrize(
     ("profile", "sets", "message"),
     [
@@ -113,6 +117,13 @@ def test_the_budget_is_that_of_the_recipe_s_own_trainings() -> None:
         ),
         ("micro", ["models.all={recipe: {source: {kind: miniature, name: qwen-base}}}",
                    "assessment.baselines=[all]", "assessment.evaluate.recipe.reference=all"], "'all' is called like"),
+        ("tiny", ["ablations.recipe.tasks=[{type: exercises, kinds: [sort]}]"], "set their split to dev"),
+        ("tiny", ["assessment.evaluate.recipe.tasks.0.split=dev", "fine_tuning.choose=null"],
+         r"split dev that the evaluation reports \(.*sort"),
+        ("medius", [tasks_of("leaderboard_bbh")], "leaderboard_bbh, and the evaluation reports leaderboard_bbh,"),
+        ("medius", [tasks_of("leaderboard_musr_team_allocation")], "evaluation reports leaderboard_musr, which by th"),
+        ("medius", [tasks_of("leaderboard")], "has leaderboard, and the evaluation reports leaderboard_ifeval"),
+        ("medius", [tasks_of("arc_easy")], r"name: arc_easy\} to fine_tuning\.clean\.recipe\.evaluations"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_measured_is_refused(profile: str, sets: list[str], message: str) -> None:
@@ -120,9 +131,14 @@ def test_what_cannot_be_measured_is_refused(profile: str, sets: list[str], messa
         planned(profile, *sets)
 
 
-def test_benchmarks_of_their_own_take_the_place_of_exercises() -> None:
-    task = "{type: lm_eval, name: arc_easy, metric: acc}"
-    arms, _ = planned("medius", f"ablations.recipe.tasks=[{task}]")
+CLEANED_OF = "fine_tuning.clean.recipe.evaluations=[{type: lm_eval, name: arc_easy}]"
+
+
+@pytest.mark.parametrize(
+    "cleaning", [CLEANED_OF, "fine_tuning.clean=null", "fine_tuning.clean.recipe.decontamination=null"]
+)
+def test_benchmarks_of_their_own_take_the_place_of_exercises(cleaning: str) -> None:
+    arms, _ = planned("medius", tasks_of("arc_easy"), cleaning)
     recipe = arms.evaluation.config.recipe
     assert isinstance(recipe, EvaluateRecipe)
     assert recipe.entries == ["arc_easy"]
@@ -175,4 +191,7 @@ def test_the_table_states_budgets_and_differences_to_the_full_recipe(tmp_path: P
     text = report.read_text()
     assert table.markdown() in text
     assert "Measured on 300 items and 13 held-out texts (900 bytes)" in text
+    assert "read the same texts" in text
+    assert "fewer trainings read fewer tokens" in text
+    assert "test split" not in text, "what the evaluation reports is not known here"
     assert (tmp_path / "x" / "results.png").read_bytes().startswith(b"\x89PNG")

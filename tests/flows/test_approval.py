@@ -10,6 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from flows.approval import Approvals
+from flows.approval_pause import approval_of_deployment
 from flows.approval_rule import ApprovalRule
 from flows.costs import CostOptions, cost_of
 from flows.dag import build
@@ -123,6 +124,23 @@ def test_a_run_without_a_terminal_says_what_it_wants_before_a_server_boots(
     assert said.err.startswith("medius: logits-llama is forecast to take")
     assert "--yes" in said.err
     assert not Path(".medius/prefect/server.log").exists()
+
+
+def test_a_word_for_one_stage_is_recorded_for_that_alone(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a run of single-stage is given with, by a form or by the run that dispatches it."""
+    monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", "of a deployment")
+    loaded = load_profile("micro", [f"approval={{above_usd: {ANY}}}"])
+    steps = build(loaded, "distill-qwen")
+    context = RunContext(store=store, scratch=tmp_path)
+    wanted = labels(Approvals(ApprovalRule(above_usd=ANY), steps, store))
+    assert {"logits-qwen", "distill-qwen"} <= set(wanted)
+    [dump] = [step for step in steps if step.label == "logits-qwen"]
+    assert approval_of_deployment(loaded, steps, context, only=dump) is not None, "without it somebody is asked"
+    assert approval_of_deployment(loaded, steps, context, only=dump, approved=True) is None
+    wanted.remove(dump.label)
+    assert labels(Approvals(ApprovalRule(above_usd=ANY), steps, store)) == wanted
 
 
 def test_an_approval_is_no_part_of_any_key(micro: Callable[..., Path]) -> None:

@@ -183,7 +183,9 @@ def test_twice_the_tokens_are_twice_the_dump(tmp_path: Path) -> None:
     for label in ("logits-llama", "logits-qwen", "distill-llama", "corpus-qwen"):
         assert whole[label].whole.tokens == pytest.approx(2 * half[label].whole.tokens, rel=1e-3)
         assert whole[label].whole.flops == pytest.approx(2 * half[label].whole.flops, rel=0.02)
-        assert half[label].whole.tokens == pytest.approx(5e8, rel=0.01)
+        # What is asked for is trained on; a hundredth of the corpus is held out beside it, and dumped.
+        held_out = 0 if label.startswith("distill") else 0.01
+        assert half[label].whole.tokens == pytest.approx(5e8 / (1 - held_out), rel=1e-3)
     assert whole["logits-llama"].whole.stored == pytest.approx(2 * half["logits-llama"].whole.stored, rel=1e-2)
     # No teacher reads the instructions.
     assert whole["sft"].whole.tokens == half["sft"].whole.tokens

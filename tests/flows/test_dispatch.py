@@ -174,7 +174,7 @@ def test_it_is_made_there_and_judged_here(context: RunContext) -> None:
         assert child.parameters == {
             "stage": step.label,
             "profile": "micro",
-            "options": {"overrides": [], "store": context.store.uri, "smoke": False},
+            "options": {"overrides": [], "store": context.store.uri, "smoke": False, "approved": True},
             "key": step.key,
         }
         _, error, task = run(step, context)

@@ -25,6 +25,9 @@ def _content() -> Iterator[None]:
         yield
 
 
+WORSE = {"heldout_ce_start": 2.0, "heldout_ce": 2.1}
+
+
 def steps_of(profile: str, *sets: str, smoke: bool = False) -> dict[str, Step]:
     return {step.label: step for step in build(load_profile(profile, sets, smoke=smoke))}
 
@@ -48,11 +51,39 @@ def test_what_is_published_is_what_was_chosen_on_texts_of_its_own(profile: str) 
         assert recipe.skip_documents == evaluate.config.recipe.model_dump()["max_documents"]
 
 
+@pytest.mark.parametrize("profile", ["micro", "tiny", "smollm2", "medius"])
+def test_no_candidate_learnt_a_conversation_that_is_chosen_on(profile: str) -> None:
+    loaded = load_profile(profile)
+    held_out = loaded.fine_tuning.corpus.recipe
+    for branch in loaded.branches.values():
+        read = branch.corpus.recipe
+        assert read.seed == held_out.seed
+        assert read.heldout_fraction >= held_out.heldout_fraction
+
+
 def test_without_a_choice_the_fine_tuned_model_goes_on() -> None:
     steps = steps_of("micro", "fine_tuning.choose=null")
     assert "choose" not in steps
     assert steps["publish"].inputs["model"] is steps["sft"]
     assert "model.tuned" not in steps["evaluate"].inputs
+
+
+@pytest.mark.parametrize(
+    ("sets", "gate"),
+    [
+        ([], None),
+        (["fine_tuning.sft.gates.heldout_ce_must_not_rise=0.9"], 0.9),
+        (["fine_tuning.sft.gates.heldout_ce_must_not_rise=1.0"], 1.0),
+        (["fine_tuning.choose=null"], 1.0),
+    ],
+)
+def test_a_fine_tuning_that_made_the_model_worse_reaches_the_choice(sets: list[str], gate: float | None) -> None:
+    step = steps_of("tiny", *sets)["sft"]
+    assert [(verdict.gate, verdict.passed) for verdict in step.stage.judge(WORSE, step.config.gates)] == (
+        [] if gate is None else [("heldout_ce_must_not_rise", False)]
+    )
+    assert step.config.gates.model_dump() == {"heldout_ce_must_not_rise": gate}
+    assert step.key == steps_of("tiny")["sft"].key
 
 
 @pytest.mark.parametrize(

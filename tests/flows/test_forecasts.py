@@ -54,6 +54,12 @@ def test_whole_passes_are_charged(tmp_path: Path) -> None:
     assert small.seconds["traffic"] > 4 * profile.seconds["traffic"]
 
 
+def test_epochs_with_replay_are_of_the_instructions(tmp_path: Path) -> None:
+    sets = ["fine_tuning.replay={branch: qwen}", "fine_tuning.sft.recipe.replay={weight: 0.2}"]
+    text, alone = (training_text(steps_of("medius", *each)["sft"], sizes_in(tmp_path)) for each in (sets, []))
+    assert text.rows == pytest.approx(alone.rows / 0.8, rel=1e-3)
+
+
 @pytest.mark.parametrize("label", ["distill-llama", "distill-qwen"])
 def test_the_passes_of_the_production_profile_are_nearly_whole(tmp_path: Path, label: str) -> None:
     found = forecast(tmp_path, label)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from flows.addresses import browser_address
 from flows.dag import build
 from flows.profiles import load_profile
 from flows.results import show_results_in_prefect
@@ -66,18 +67,29 @@ def test_the_page_lies_beside_the_published_model_and_changes_no_digest(begun: S
     steps = build(profile)
     evolve, publish = next(step for step in steps if step.label == "evolve"), steps[-1]
     before = Artifact(begun, evolve.directory).manifest()
-    uri = keep_page(profile, steps, begun)
-    assert uri == f"file://{begun.uri}/{publish.directory}/report/micro.html"
+    kept = keep_page(profile, steps, begun)
+    assert kept.uri == f"file://{begun.uri}/{publish.directory}/report/micro.html"
     page = begun.get(f"{publish.directory}/report/micro.html").decode()
     assert "<h1>micro</h1>" in page
-    assert begun.get(f"{publish.directory}/report/micro.md").startswith(b"# Run of the profile micro")
+    assert kept.markdown.startswith("# Run of the profile micro")
+    assert begun.get(f"{publish.directory}/report/micro.md").decode() == kept.markdown
     after = Artifact(begun, evolve.directory).manifest()
     assert before is not None
     assert after == before
     assert find_damage(Artifact(begun, evolve.directory), before) == []
     # An artifact exists when its manifest does: a page alone makes none.
     assert Artifact(begun, publish.directory).manifest() is None
-    assert keep_page(profile, steps, begun) == uri, "a second run replaces the page"
+    assert keep_page(profile, steps, begun).uri == kept.uri, "a second run replaces the page"
+
+
+def test_a_browser_is_led_to_the_store_that_has_an_address(begun: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEDIUS_STORE", f"{begun.uri}/")
+    monkeypatch.delenv("MEDIUS_STORE_URL", raising=False)
+    assert browser_address(begun, "a/report.html") is None
+    monkeypatch.setenv("MEDIUS_STORE_URL", "http://127.0.0.1:8336/buckets/medius/store/")
+    assert browser_address(begun, "a/report.html") == "http://127.0.0.1:8336/buckets/medius/store/a/report.html"
+    monkeypatch.setenv("MEDIUS_STORE", "s3://medius/store")
+    assert browser_address(begun, "a/report.html") is None, "that is another store's address"
 
 
 def test_a_report_that_finds_no_room_fails_no_run(

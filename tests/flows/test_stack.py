@@ -22,6 +22,7 @@ from flows import stack_services
 from flows.prefect_api import PrefectApi
 from flows.stack import Stack
 from flows.stack_environment import client_environment
+from flows.stack_module import Ran
 from flows.stack_processes import marked, wait_until
 from flows.stack_services import POOLS, Ports, worker_command
 from tasks.artifacts.errors import BadInputError, MediusError
@@ -79,6 +80,18 @@ def test_down_where_nothing_is_up(medius: Medius) -> None:
     said = medius("down")
     assert said.code == 0
     assert "nothing is up here" in said.out
+
+
+def test_a_block_for_alerts_that_is_not_there_is_told_and_the_stack_comes_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "logs").mkdir()
+    sentence = "MEDIUS_ALERT_BLOCK is 'slack-webhook/oncall', and the Prefect server has no such block; make it"
+    ran = Ran("made it\n", f"a warning of Prefect's\n{sentence}\n", None)
+    monkeypatch.setattr(stack_module, "run_module", lambda *_arguments, **_more: ran)
+    said = io.StringIO()
+    Stack(Console(file=said, width=40), tmp_path)._deploy({})
+    assert said.getvalue() == f"{sentence}\n"
 
 
 def test_two_at_once_are_refused(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from flows.dead_runs import DeadRuns
 from flows.stack import CHECKOUT
 from tasks.artifacts.errors import BadInputError
 from tasks.artifacts.store import Store
-from tasks.runtime import stage_events
+from tasks.runtime import stage_feed
 from tasks.runtime.stage_events import StageEvents
 from tests.infra.guarded_server import PASSWORD, GuardedServer
 from tests.runtime.errand import errand
@@ -76,7 +76,7 @@ def quick(alert: Alert) -> Alert:
 
 def test_the_names_of_the_events_are_those_that_stages_emit() -> None:
     text = FILE.read_text()
-    for event in (stage_events.PROGRESS, stage_events.SLOW, stage_events.ENDED):
+    for event in (stage_feed.PROGRESS, stage_feed.SLOW, stage_feed.ENDED):
         assert event in text
 
 

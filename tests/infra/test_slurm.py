@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -54,11 +55,12 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("REQUEUED", str(tmp_path / "requeued"))
     settings = {"SLURM_JOB_ID": "17", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "localhost,node-b",
-                "SLURM_GPUS_ON_NODE": "1", "MEDIUS_BIN": str(BIN / "medius"), "MEDIUS_STORE": str(tmp_path / "store"),
-                "MEDIUS_LOCAL_DISK": str(tmp_path / "local"), "MEDIUS_OVER_NODES": "fine_tuning.sft"}  # fmt: skip
+                "SLURM_GPUS_ON_NODE": "1", "SLURM_CPUS_ON_NODE": "2", "MEDIUS_BIN": str(BIN / "medius"),
+                "MEDIUS_STORE": str(tmp_path / "store"), "MEDIUS_LOCAL_DISK": str(tmp_path / "local"),
+                "MEDIUS_OVER_NODES": "fine_tuning.sft"}  # fmt: skip
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
-    for name in ("HF_HOME", "MEDIUS_INPUT_CACHE"):
+    for name in ("HF_HOME", "HF_HUB_CACHE", "HF_XET_CACHE", "MEDIUS_INPUT_CACHE", "MEDIUS_LOCAL_GB", "SLURM_TMPDIR"):
         monkeypatch.delenv(name, raising=False)
     return tmp_path / "requeued"
 
@@ -80,8 +82,8 @@ def test_there_are_scripts_to_lint() -> None:
 
 def test_the_directives_are_ones_that_sbatch_knows() -> None:
     directives = re.findall(r"^#SBATCH --([\w-]+)", SBATCH.read_text(), flags=re.MULTILINE)
-    assert {"nodes", "ntasks-per-node", "gpus-per-node", "signal", "requeue"} <= set(directives)
-    signalled = re.search(r"--signal=B:TERM@(\d+)", SBATCH.read_text())
+    assert {"nodes", "ntasks-per-node", "gpus-per-node", "exclusive", "mem", "signal", "requeue"} <= set(directives)
+    signalled = re.search(r"--signal=B:USR1@(\d+)", SBATCH.read_text())
     assert signalled is not None
     profile = yaml.safe_load((CHECKOUT / "configs" / "medius.yaml").read_text())
     assert int(signalled[1]) > profile["fine_tuning"]["sft"]["runtime"]["stop_grace_seconds"]
@@ -107,6 +109,61 @@ def test_a_stage_that_the_profile_lacks_is_refused(slurm: Path, monkeypatch: pyt
     assert not slurm.exists()
 
 
+@pytest.fixture
+def told(slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, str]]:
+    """told(): the environment that the script gives to a medius which writes it down."""
+    program = tmp_path / "bin" / "medius"
+    program.write_text('#!/bin/sh\nenv > "$TOLD"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("MEDIUS_BIN", str(program))
+    monkeypatch.setenv("TOLD", str(tmp_path / "told"))
+
+    def environment() -> dict[str, str]:
+        done = sbatch("run", "micro")
+        assert done.returncode == 0, done.stderr
+        return dict(line.split("=", 1) for line in (tmp_path / "told").read_text().splitlines() if "=" in line)
+
+    return environment
+
+
+def test_models_go_to_the_local_disk_and_the_login_stays(
+    told: Callable[..., dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    got = told()
+    assert got["HF_HUB_CACHE"] == str(tmp_path / "local" / "hub")
+    assert "HF_HOME" not in got
+    # Whoever has filled a cache of his own for nodes without a way out wants that one.
+    monkeypatch.setenv("HF_HOME", "/shared/hf")
+    got = told()
+    assert (got["HF_HOME"], got["HF_HUB_CACHE"]) == ("/shared/hf", "/shared/hf/hub")
+    monkeypatch.setenv("HF_HUB_CACHE", "/shared/models")
+    assert told()["HF_HUB_CACHE"] == "/shared/models"
+
+
+def test_the_jobs_own_folder_is_taken_where_none_is_named(
+    told: Callable[..., dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MEDIUS_LOCAL_DISK")
+    monkeypatch.setenv("SLURM_TMPDIR", str(tmp_path / "job-17"))
+    assert told()["MEDIUS_INPUT_CACHE"] == str(tmp_path / "job-17" / "inputs")
+
+
+def test_a_local_disk_that_is_not_named_or_too_small_is_one_sentence(
+    slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MEDIUS_LOCAL_GB", "100000000")
+    done = sbatch("plan", "micro")
+    assert done.returncode == 2
+    # Of each of the two nodes.
+    said = [line for line in done.stderr.splitlines() if "MEDIUS_LOCAL_GB asks for 100000000" in line]
+    assert len(said) == 2, done.stderr
+    monkeypatch.delenv("MEDIUS_LOCAL_DISK")
+    done = sbatch("plan", "micro")
+    assert done.returncode == 2
+    [line] = done.stderr.splitlines()
+    assert "name a folder on each node's own disk in MEDIUS_LOCAL_DISK" in line
+
+
 @pytest.mark.slow
 def test_the_fine_tuning_of_micro_runs_over_two_nodes_of_an_allocation(slurm: Path, tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "store", ignore_errors=True)
@@ -117,6 +174,32 @@ def test_the_fine_tuning_of_micro_runs_over_two_nodes_of_an_allocation(slurm: Pa
     manifest = Artifact(store, f"artifacts/sft/{folder}").manifest()
     assert manifest is not None
     assert manifest.metrics["world_size"] == 2
+
+
+ASKED = """#!/bin/bash
+trap 'exit 4' TERM
+echo ready
+while :; do sleep 0.05; done
+"""
+"""A run that can be gone on with where it is asked to stop."""
+
+
+@pytest.mark.parametrize(
+    ("number", "requeued"), [(signal.SIGUSR1, True), (signal.SIGTERM, False)], ids=["its time is over", "scancel"]
+)
+def test_a_job_comes_back_where_its_nodes_were_taken_and_not_where_it_was_cancelled(
+    number: signal.Signals, requeued: bool, slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "bin" / "medius"
+    program.write_text(ASKED)
+    program.chmod(0o755)
+    monkeypatch.setenv("MEDIUS_BIN", str(program))
+    process = subprocess.Popen([str(SBATCH), "run", "micro"], cwd=CHECKOUT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    assert process.wait(60) == 4
+    assert slurm.exists() == requeued
 
 
 @pytest.mark.slow
@@ -130,7 +213,7 @@ def test_a_signal_before_the_end_of_the_time_reaches_the_run_and_the_job_is_queu
     for line in process.stdout:
         if "corpus" in line:
             break
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGUSR1)
     process.communicate(timeout=300)
     assert process.returncode == 4
     assert slurm.read_text() == "17\n"

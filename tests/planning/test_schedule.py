@@ -27,6 +27,15 @@ def test_branches_run_side_by_side() -> None:
     assert planned.most({"corpus": 0, "dump-a": 8, "dump-b": 4, "train-a": 8, "train-b": 2, "fuse": 0}) == 12
 
 
+def test_what_is_kept_adds_up_and_what_passes_does_not() -> None:
+    planned = schedule(SECONDS, NEEDS, 2)
+    # At second 5 both branches are at work, dump-b has ended, and 1 + 2 + 4 are kept.
+    kept = {"corpus": 1.0, "dump-a": 2.0, "train-b": 4.0, "fuse": 50.0}
+    assert planned.most({"dump-a": 100.0, "train-b": 30.0}, kept) == 137
+    assert planned.most({"train-a": 30.0}, kept) == 57, "the end: nothing passes any more"
+    assert planned.most({}, {}) == 0
+
+
 def test_one_slot_is_one_after_the_other() -> None:
     planned = schedule(SECONDS, NEEDS, 1)
     assert planned.length == sum(SECONDS.values())

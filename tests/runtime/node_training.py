@@ -5,22 +5,29 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
 from tasks.artifacts.artifact import Artifact
+from tasks.artifacts.errors import MediusError
 from tasks.artifacts.manifest import MAIN_SHARD, InputRecord
-from tasks.artifacts.store import Store
+from tasks.artifacts.store import Store, open_store
 from tasks.runtime.launch import launch
+from tasks.runtime.worker_end import raise_for_end
+from tasks.training.record import LOG_NAME
 from tasks.training.settings import TrainingRuntime
 from tasks.worker.spec import WorkerSpec
 from tests.training.parts import corpus_directory, make_model, make_rows, model_directory
 
-RECIPE = {"optimizer": {"learning_rate": 0.01}, "steps": 6, "rows_per_step": 8, "precision": "float32"}
+RECIPE = {"optimizer": {"learning_rate": 0.01}, "steps": 6, "rows_per_step": 8, "precision": "float32",
+          "log_every_steps": 1}  # fmt: skip
 RUNTIME = {"device": "cpu", "micro_batch_tokens": 32, "deepspeed_config": "configs/deepspeed/zero3.json"}
 
 
@@ -32,14 +39,21 @@ def training_inputs(tmp_path: Path, artifact_of: Callable[..., Artifact]) -> dic
     }
 
 
-def write_spec(tmp_path: Path, store: Store, inputs: dict[str, Artifact], runtime: TrainingRuntime) -> Path:
+def write_spec(
+    tmp_path: Path,
+    store: Store,
+    inputs: dict[str, Artifact],
+    runtime: TrainingRuntime,
+    recipe: Mapping[str, Any] = RECIPE,
+    attempt: str = "0a1b2c3d",
+) -> Path:
     """The file of a launch in a scratch folder of its own, as the runtime writes it."""
     records = {}
     for role, artifact in inputs.items():
         manifest = artifact.manifest()
         assert manifest is not None
         records[role] = InputRecord(key=manifest.key, digest=manifest.digest, directory=artifact.directory)
-    scratch = tmp_path / "scratch" / "0a1b2c3d"
+    scratch = tmp_path / "scratch" / attempt
     scratch.mkdir(parents=True)
     spec = WorkerSpec(
         stage="sft",
@@ -50,7 +64,7 @@ def write_spec(tmp_path: Path, store: Store, inputs: dict[str, Artifact], runtim
         directory="artifacts/sft/two",
         scratch=str(scratch),
         input_cache=str(tmp_path / "inputs"),
-        recipe=RECIPE,
+        recipe=dict(recipe),
         runtime=runtime.model_dump(mode="json"),
         inputs=records,
     )
@@ -72,22 +86,45 @@ def require_same_weights(store: Store, spec: Path, one: Artifact, tmp_path: Path
     assert (metrics["world_size"], metrics["zero_stage"]) == (2, 3)
 
 
+def require_same_losses(store: Store, spec: Path, one: Artifact) -> None:
+    """At every step, and on the held-out split before and after, two processes must have seen the losses of one."""
+    two = Artifact(store, WorkerSpec.model_validate_json(spec.read_text()).directory)
+    expected, found = _log(one), _log(two)
+    assert [line["step"] for line in found] == [line["step"] for line in expected]
+    assert {"loss", "heldout_ce"} <= {name for line in expected for name in line}
+    for line, other in zip(found, expected, strict=True):
+        # Float32 sums of another order; the gradient's norm takes the last bits of all of them.
+        assert line == pytest.approx(other, rel=1e-5), line["step"]
+
+
+def _log(artifact: Artifact) -> list[dict[str, float]]:
+    lines = artifact.store.get(_path(artifact, LOG_NAME)).decode().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def _path(artifact: Artifact, name: str) -> str:
+    found = next(entry for entry in artifact.receipts()[MAIN_SHARD].objects if entry.name == name)
+    return artifact.path(found.path)
+
+
 def _weights(artifact: Artifact, target: Path) -> dict[str, torch.Tensor]:
-    found = next(entry for entry in artifact.receipts()[MAIN_SHARD].objects if entry.name == "model.safetensors")
-    artifact.store.download(artifact.path(found.path), target)
+    artifact.store.download(_path(artifact, "model.safetensors"), target)
     return load_file(target)
 
 
 def main() -> None:
-    """Launches the training of a spec and waits for it."""
+    """Launches the training of a spec and waits for it; prints what its end means where that is not a model."""
     file = Path(sys.argv[1])
-    runtime = TrainingRuntime.model_validate(WorkerSpec.model_validate_json(file.read_text()).runtime)
-    process = launch("tasks.sft.worker", file, runtime)
+    spec = WorkerSpec.model_validate_json(file.read_text())
+    process = launch("tasks.sft.worker", file, TrainingRuntime.model_validate(spec.runtime))
     try:
         code = process.wait(lambda: None)
+        raise_for_end(spec.label, Artifact(open_store(spec.store), spec.directory), process, code)
+    except MediusError as error:
+        print(f"{type(error).__name__}: {error}", flush=True)
+        sys.exit(error.exit_code)
     finally:
         process.kill()
-    sys.exit(code)
 
 
 if __name__ == "__main__":

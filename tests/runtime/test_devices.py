@@ -120,12 +120,63 @@ def test_a_launch_over_nodes_has_the_whole_host_and_names_nothing() -> None:
     assert free() == 2
 
 
+@pytest.fixture
+def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two devices as NVIDIA's driver lists them."""
+    for address, uuid in (("0000:c1:00.0", "GPU-2c3d4e5f"), ("0000:41:00.0", "GPU-0a1b2c3d")):
+        file = tmp_path / "gpus" / address / "information"
+        file.parent.mkdir(parents=True)
+        file.write_text(f"Model: \t\t NVIDIA H100 80GB HBM3\nIRQ:   \t\t 117\nGPU UUID: \t {uuid}\n")
+    monkeypatch.setattr("tasks.runtime.devices.DRIVER", tmp_path / "gpus")
+
+
+@pytest.mark.usefixtures("driver")
+def test_one_device_has_one_lock_however_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VISIBLE, "1")
+    with devices_for(errand("a")) as first:
+        assert first is not None
+        assert first.names == ("1",)
+        for other in ("GPU-2c3d4e5f", "GPU-2c3d"):
+            monkeypatch.setenv(VISIBLE, other)
+            with devices_for(errand("b")) as second:
+                assert second is None
+        monkeypatch.setenv(VISIBLE, "0")
+        with devices_for(errand("b")) as second:
+            assert second is not None
+
+
+@pytest.mark.usefixtures("driver")
+def test_deepspeed_gets_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its runner takes no other names, and would compute on the first devices of the host."""
+    monkeypatch.setenv(VISIBLE, "GPU-2c3d4e5f")
+    with devices_for(errand("a", launcher="deepspeed")) as devices:
+        assert devices is not None
+        assert devices.names == ("1",)
+    with devices_for(errand("a", launcher="torchrun")) as devices:
+        assert devices is not None
+        assert devices.names == ("GPU-2c3d4e5f",)
+    monkeypatch.setenv(VISIBLE, "MIG-0a1b")
+    with (
+        pytest.raises(BadInputError, match="names MIG-0a1b, and deepspeed's launcher takes devices by number; set"),
+        devices_for(errand("a", launcher="deepspeed")),
+    ):
+        pass
+    with devices_for(errand("a", launcher="torchrun")) as devices:
+        assert devices is not None, "nothing is held after a refusal"
+
+
+def test_jobs_of_slurm_number_devices_that_are_their_own_from_0(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    with devices_for(errand("a", launcher="torchrun", num_processes=2)):
+        assert free() == 0
+        monkeypatch.setenv("SLURM_JOB_ID", "18")
+        assert free() == 2
+
+
 def test_each_launcher_is_told_which() -> None:
     spec, runtime = Path("/scratch/spec.json"), errand("a", launcher="deepspeed", num_processes=2).config.runtime
     command = worker_command("m", spec, runtime, ("4", "5"))
     assert command[3:5] == ["--include", "localhost:4,5"]
     assert "--num_gpus" not in command
-    # Its runner reads numbers only.
-    assert worker_command("m", spec, runtime, ("GPU-0a1b", "GPU-2c3d"))[3:5] == ["--num_gpus", "2"]
     assert worker_environment(runtime, ("4", "5"))[VISIBLE] == "4,5"
     assert worker_environment(errand("a", device="cpu").config.runtime)[VISIBLE] == ""

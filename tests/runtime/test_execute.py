@@ -217,6 +217,7 @@ def test_a_sentence_survives_the_launcher(context: RunContext) -> None:
 
 
 LOST_PEER = "RuntimeError: [gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:39862. GLHF!"
+CUT_OFF_PEER = "RuntimeError: [gloo/transport/tcp/pair.cc:537] Read error [10.99.7.3]:54929: Connection timed out."
 LOST_NCCL_PEER = "DistBackendError: NCCL error in: NCCLUtils.cpp:77, unhandled system error (run with NCCL_DEBUG=INFO)"
 
 
@@ -236,6 +237,7 @@ def report(*exit_codes: int) -> str:
         ("torch.OutOfMemoryError: CUDA out of memory. Tried 2 GiB", report(1, 1) + LOST_PEER, WorkerFailedError,
          "^errand: torch.OutOfMemoryError: CUDA out of memory. Tried 2 GiB\nIt ran out of memory; lower its micro-"),
         (LOST_PEER, report(1, 1), WorkerInterruptedError, "it lost one of its processes"),
+        (CUT_OFF_PEER, report(1, 1), WorkerInterruptedError, "it lost one of its processes"),
         (LOST_NCCL_PEER, report(1, -9), WorkerInterruptedError, "or a connection: DistBackendError"),
         (LOST_NCCL_PEER, report(1, 1), WorkerFailedError, "^errand: DistBackendError: NCCL"),
         ("", "a rank exits with return code = -9", WorkerInterruptedError, "its process was killed"),

@@ -16,11 +16,20 @@ from pathlib import Path
 import pytest
 
 from tasks.artifacts.artifact import Artifact
+from tasks.artifacts.manifest import MAIN_SHARD
 from tasks.artifacts.store import Store
 from tasks.training.settings import TrainingRuntime
+from tasks.worker.spec import WorkerSpec
 from tests.hosts import Host, Hosts, two_hosts
 from tests.runtime.conftest import wait_for
-from tests.runtime.node_training import RECIPE, RUNTIME, require_same_weights, training_inputs, write_spec
+from tests.runtime.node_training import (
+    RECIPE,
+    RUNTIME,
+    require_same_losses,
+    require_same_weights,
+    training_inputs,
+    write_spec,
+)
 
 Launcher = Callable[[Hosts, Path], dict[str, object]]
 SSH = Path(__file__).parents[2] / "infra" / "ssh"
@@ -102,7 +111,62 @@ def test_two_hosts_train_what_one_process_does(
         process.wait()
     log = spec.with_name("worker.log").read_text()
     assert code == 0, log[-4000:] + (tmp_path / "launch.log").read_text()
+    require_same_losses(store, spec, one)
     require_same_weights(store, spec, one, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_training_whose_second_host_is_cut_off_is_to_be_tried_again_and_goes_on_when_the_host_is_back(
+    hosts: Hosts,
+    tmp_path: Path,
+    store: Store,
+    artifact_of: Callable[..., Artifact],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("a", "b"):
+        # Linux gives an unanswered connection up after a quarter of an hour; here after seconds.
+        hosts[name].run("sh", "-c", "echo 3 > /proc/sys/net/ipv4/tcp_retries2")
+    settings = {**RUNTIME, "num_nodes": 2, "checkpoint_every_steps": 1, **torchrun(hosts, tmp_path)}
+    inputs, runtime = training_inputs(tmp_path, artifact_of), TrainingRuntime.model_validate(settings)
+    recipe = {**RECIPE, "steps": 60}
+
+    def start(attempt: str) -> tuple[subprocess.Popen[bytes], Path]:
+        spec = write_spec(tmp_path, store, inputs, runtime, recipe, attempt)
+        command = [sys.executable, "-m", "tests.runtime.node_training", str(spec)]
+        return hosts["a"].popen(command, tmp_path / f"{attempt}.log"), spec
+
+    process, spec = start("0a1b2c3d")
+    artifact = Artifact(store, WorkerSpec.model_validate_json(spec.read_text()).directory)
+
+    def last_step() -> int:
+        names = [Path(entry.path).name for entry in store.list(artifact.path("checkpoints"))]
+        return max((int(name.split("-")[1]) for name in names if name.endswith(".json")), default=0)
+
+    def log() -> str:
+        return (spec.with_name("worker.log")).read_text()[-4000:] + (tmp_path / f"{spec.parent.name}.log").read_text()
+
+    try:
+        wait_for(lambda: last_step() or process.poll() is not None, 300, "a checkpoint")
+        hosts.cut_off("b")
+        assert process.wait(300) == 1, log()
+        said = (tmp_path / "0a1b2c3d.log").read_text()
+        assert "WorkerInterruptedError: sft: it lost one of its processes or a connection" in said
+        assert "A retry goes on from the last checkpoint" in said
+        reached = last_step()
+        assert 0 < reached < recipe["steps"]
+        # The cut-off host's ranks end by themselves: the run's heartbeat is gone.
+        wait_for(lambda: not hosts["b"].processes(), 60, "the end of what ran on the cut-off host")
+
+        hosts.reconnect("b")
+        process, spec = start("4e5f6a7b")
+        assert process.wait(500) == 0, log()
+        assert f"goes on after step {reached} of" in log()
+        assert artifact.receipts()[MAIN_SHARD].metrics["world_size"] == 2
+    finally:
+        process.kill()
+        process.wait()
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import json
 import re
 import threading
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,16 +16,19 @@ from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterTaskRunId, FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import Artifact, TaskRun
+from prefect.settings import PREFECT_API_URL
 from prefect.testing.utilities import prefect_test_harness
 
 from flows.opened import gather
+from flows.prefect_api import PrefectApi
 from tasks.artifacts.errors import BadInputError
 from tasks.runtime import dashboard
 from tasks.runtime.declare import GateResult, Step
 from tasks.runtime.execute import RunContext
 from tasks.runtime.prefect_task import submit_stage
+from tasks.runtime.stage_feed import ENDED, PROGRESS
 from tasks.worker.spec import Event
-from tests.runtime.conftest import Logs
+from tests.runtime.conftest import Logs, wait_for
 from tests.runtime.errand import errand
 
 
@@ -114,6 +118,19 @@ def test_a_failed_gate_is_not_tried_again_and_stands_on_the_dashboard(context: R
     assert context.store.locate(step.directory) in str(table.description)
     [row] = json.loads(str(table.data))
     assert (row["gate"], row["passed"], row["value"], row["wants"]) == ("max_length", "NO", 8, "<= 3")
+    assert str(artifacts_of(runs["errand"])["failure-errand"].description) == str(error).partition("\n")[0]
+
+
+def test_a_failure_stands_on_the_dashboard_with_the_end_of_the_log(context: RunContext) -> None:
+    _, error, runs = run([errand("a", behaviour="traceback")], context)
+    assert error is not None
+    failure = artifacts_of(runs["errand"])["failure-errand"]
+    sentence, _, tail = str(error).partition("\n")
+    assert failure.description == sentence
+    assert "KeyError" in sentence
+    assert f"```\n{tail}\n```" in str(failure.data)
+    assert "line 199" in tail
+    assert "Mend the cause and run the same command again" in tail
 
 
 def test_the_flow_fails_with_the_cause_and_what_needs_it_does_not_run(context: RunContext, launches: Logs) -> None:
@@ -188,3 +205,45 @@ def test_stages_on_one_host_wait_for_a_slot(context: RunContext) -> None:
     spans.sort()
     # Each works for 0.6 s; together they would end within a moment.
     assert all(later - earlier >= 0.5 for earlier, later in itertools.pairwise(spans))
+
+
+def told_of(label: str) -> list[str]:
+    """What the event feed has of a stage, oldest first."""
+    wanted = {"filter": {"event": {"prefix": ["medius.stage."]}, "order": "ASC"}, "limit": 50}
+    events = PrefectApi(str(PREFECT_API_URL.value())).post("/events/filter", wanted)["events"]
+    return [event["event"] for event in events if event["resource"]["prefect.resource.id"].endswith(f".{label}")]
+
+
+def test_a_stage_that_never_tells_of_progress_is_in_the_feed_from_launch_to_end(context: RunContext) -> None:
+    """Without the first, no alert misses the progress; without the second, one would for ever."""
+    _, error, _ = run([errand("a", label="dumb", behaviour="bad_input")], context)
+    assert error is not None
+    wait_for(lambda: told_of("dumb") == [PROGRESS, ENDED], 120, "launch and end")
+
+
+def test_a_stage_that_is_stopped_has_ended_for_the_feed_before_its_checkpoint_is_saved(
+    context: RunContext, tmp_path: Path
+) -> None:
+    context.stop = threading.Event()
+    watch = context.watch
+
+    def stop_soon(of: Step, event: Event) -> None:
+        watch(of, event)
+        if event.kind == "progress" and event.done == 3:
+            context.stop.set()
+
+    context.watch = stop_soon
+    save = tmp_path / "save"
+    step = errand(
+        "a", label="slowly-saved", behaviour="work", steps=2000, save_when=str(save), stop_grace_seconds=300
+    )  # fmt: skip
+    thread = threading.Thread(target=run, args=([step], context))
+    thread.start()
+    try:
+        wait_for(lambda: ENDED in told_of("slowly-saved"), 120, "the end")
+        assert thread.is_alive(), "its worker still saves"
+        assert told_of("slowly-saved")[-1] == ENDED
+    finally:
+        save.touch()
+        thread.join()
+    assert PROGRESS not in told_of("slowly-saved")[told_of("slowly-saved").index(ENDED) :]

@@ -70,6 +70,23 @@ def test_replayed_logits_add_their_kl_and_instructions_their_labels(
     assert not any("forward_kl" in line for line in corpus)
 
 
+@pytest.mark.parametrize("replayed", [6, 60])
+def test_an_epoch_is_of_the_instructions_however_much_could_be_replayed(
+    tmp_path: Path, run_stage: Callable[..., Artifact], replayed: int
+) -> None:
+    rows = make_rows()["train"]
+    instructions = {"train": rows[:6], "heldout": rows[:2]}
+    inputs = {
+        "model": model_directory(tmp_path / "model", make_model()),
+        "corpus": corpus_directory(tmp_path / "corpus", instructions),
+        "replay": corpus_directory(tmp_path / "replayed", {"train": (rows * 60)[:replayed], "heldout": rows[:2]}),
+    }
+    recipe = {**RECIPE, "steps": None, "epochs": 2, "rows_per_step": 4, "replay": {"weight": 0.25}}
+    manifest = run_stage("sft", recipe, inputs, RUNTIME).manifest()
+    assert manifest is not None
+    assert manifest.metrics["steps"] == 4, "two epochs of 6 instructions, and 4 rows replayed"
+
+
 def test_a_forward_pass_has_rows_of_one_kind(inputs: dict[str, Artifact]) -> None:
     from tasks.logits.reader import LogitReader
 
@@ -130,3 +147,23 @@ def test_a_profile_names_the_branch_that_is_replayed() -> None:
         ):
             with pytest.raises(BadInputError, match=message):
                 load_profile("micro", sets)
+
+
+@pytest.mark.parametrize(
+    ("profile", "split", "refused"),
+    [
+        ("micro", "heldout_fraction=0.11", True),
+        ("micro", "seed=1", True),
+        ("micro", "heldout_fraction=0.05", False),
+        ("medius", "heldout_fraction=0.02", True),
+        ("medius", "heldout_fraction=0.01", False),
+    ],
+)
+def test_what_the_fine_tuning_holds_out_is_not_replayed(profile: str, split: str, refused: bool) -> None:
+    sets = ["fine_tuning.replay={branch: qwen}", REPLAY, f"fine_tuning.corpus.recipe.{split}"]
+    with constant_content():
+        if refused:
+            with pytest.raises(BadInputError, match=r"another split than it \(.*take the branch's seed and at most"):
+                load_profile(profile, sets)
+        else:
+            load_profile(profile, sets)

@@ -30,6 +30,7 @@ def make_engine(
     checkpointing: bool = False,
     model: PreTrainedModel | None = None,
     zero_settings: Mapping[str, object] | None = None,
+    device: str = "cpu",
 ) -> TrainingEngine:
     """`zero_settings` go into the JSON's zero_optimization."""
     path = CHECKOUT / f"configs/deepspeed/zero{zero}.json"
@@ -38,7 +39,7 @@ def make_engine(
         path = scratch / "deepspeed.json"
         path.write_text(json.dumps({"zero_optimization": settings}))
     recipe = TrainingRecipe(optimizer=OPTIMIZER, steps=3, rows_per_step=8, precision=precision)
-    runtime = TrainingRuntime(deepspeed_config=str(path), gradient_checkpointing=checkpointing, device="cpu")
+    runtime = TrainingRuntime(deepspeed_config=str(path), gradient_checkpointing=checkpointing, device=device)
     model = model or make_model()
     torch.nn.Module.to(model, DTYPES[precision])
     return TrainingEngine(

@@ -1,0 +1,102 @@
+"""What alerts and approvals hang on, on a real Prefect server: blocks, the ends of lost stages, who paused a run."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.settings import PREFECT_API_URL
+from prefect.testing.utilities import prefect_test_harness
+from rich.console import Console
+
+from flows import automations
+from flows.answering import answer
+from flows.automations import read_alerts
+from flows.dead_runs import DeadRuns
+from flows.prefect_api import PrefectApi
+from flows.stack import CHECKOUT
+from flows.stack_deploy import deploy, make_pools
+from flows.stack_services import ALERT_BLOCK_VARIABLE
+from tasks.artifacts.errors import BadInputError
+from tasks.artifacts.store import Store
+from tasks.runtime.stage_feed import ENDED
+from tests.runtime.conftest import wait_for
+
+
+@pytest.fixture(scope="module", autouse=True)
+def api() -> Iterator[PrefectApi]:
+    with prefect_test_harness(server_startup_timeout=300):
+        yield PrefectApi(str(PREFECT_API_URL.value()))
+
+
+def made(api: PrefectApi, state: dict[str, Any]) -> dict[str, Any]:
+    """A flow run in this state."""
+    flow = api.post("/flows/", {"name": "distillation"})["id"]
+    run: dict[str, Any] = api.post("/flow_runs/", {"flow_id": flow, "name": "lost", "state": state})
+    return run
+
+
+def test_a_block_that_is_not_there_yet_keeps_no_deployment_from_being_made(
+    api: PrefectApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(CHECKOUT)
+    monkeypatch.setattr(sys, "argv", [])
+    monkeypatch.setenv(ALERT_BLOCK_VARIABLE, "slack-webhook/nobody")
+    shutil.copy("infra/automations.yaml", tmp_path)
+    file = tmp_path / "prefect.yaml"
+    file.write_text(
+        "name: test\ndeployments:\n"
+        "  - {name: look, entrypoint: flows.maintenance.mark_dead_runs, work_pool: {name: cpu}}\n"
+    )
+    make_pools(["cpu"])
+    deploy(file)
+    [found] = api.post("/deployments/filter", {"deployments": {"name": {"any_": ["look"]}}})
+    assert found["work_pool_name"] == "cpu"
+    with get_client(sync_client=True) as client:
+        automations_there = {automation.name for automation in client.read_automations()}
+    assert automations_there == {alert.name for alert in read_alerts(tmp_path / "automations.yaml")}
+    [said] = [line for line in capsys.readouterr().err.splitlines() if line.startswith(ALERT_BLOCK_VARIABLE)]
+    assert "the Prefect server has no such block" in said
+
+
+def test_alerts_without_a_file_are_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["flows.automations"])
+    with pytest.raises(SystemExit, match=r"name the file with the alerts: python -m flows\.automations"):
+        automations.main()
+
+
+def test_the_stages_of_a_lost_run_have_ended_for_the_feed(api: PrefectApi, store: Store) -> None:
+    lost = made(api, {"type": "RUNNING"})
+
+    def task(name: str, state: str) -> None:
+        body = {
+            "flow_run_id": lost["id"], "name": name, "task_key": name, "dynamic_key": name, "state": {"type": state}
+        }  # fmt: skip
+        api.post("/task_runs/", body)
+
+    task("distill-qwen", "RUNNING")
+    task("fuse", "PENDING")
+    DeadRuns(api, store, tell=lambda _said: None)._end(lost, None)
+
+    def ended() -> list[str]:
+        feed = api.post("/events/filter", {"filter": {"event": {"name": [ENDED]}}})["events"]
+        return [event["resource"]["prefect.resource.id"] for event in feed]
+
+    wait_for(lambda: ended() == [f"medius.stage.{lost['id']}.distill-qwen"], 120, "the end of the stage that ran")
+
+
+def test_a_run_that_somebody_else_paused_is_not_resumed(api: PrefectApi) -> None:
+    paused = made(api, {"type": "PAUSED", "state_details": {"pause_key": "a maintenance window"}})
+    said = io.StringIO()
+    answer(api, None, reject=False, console=Console(file=said))
+    assert said.getvalue() == "no run waits for an approval\n"
+    with pytest.raises(BadInputError, match="no run 'lost' waits for an approval"):
+        answer(api, "lost", reject=False, console=Console())
+    [still] = api.post("/flow_runs/filter", {"flow_runs": {"id": {"any_": [paused["id"]]}}})
+    assert still["state_type"] == "PAUSED"
