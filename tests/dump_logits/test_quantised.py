@@ -84,6 +84,7 @@ def test_a_method_that_transformers_does_not_know_is_refused(checkpoint: Path) -
         check_quantiser(config, torch.device("cpu"))
 
 
+@pytest.mark.slow
 def test_two_processes_hold_an_fp8_teacher_with_all_of_its_scales(checkpoint: Path, tmp_path: Path) -> None:
     with ProcessPoolExecutor(3, mp_context=get_context("spawn")) as processes:
         alone = processes.submit(_alone, checkpoint)
@@ -101,6 +102,7 @@ def test_two_processes_hold_an_fp8_teacher_with_all_of_its_scales(checkpoint: Pa
     assert torch.equal(results[0][0], results[1][0])
 
 
+@pytest.mark.slow
 def test_an_fp8_teacher_that_lacks_a_scale_is_refused_by_every_process(checkpoint: Path, tmp_path: Path) -> None:
     tensors = load_file(checkpoint / "model.safetensors")
     del tensors[f"{DOWN}.weight_scale"]
