@@ -49,14 +49,14 @@ async def _run(
     evolver = Evolver(source, endpoint.complete)
     watch = asyncio.create_task(_watch(job, endpoint, most_calls(source, len(seeds))))
     try:
-        search = await find_method(evolver, seeds, RoundLedger(job.artifact))
+        search = await find_method(evolver, seeds, RoundLedger(job.artifact, endpoint))
         outcomes = await in_order([evolver.finish(search.method, seed) for seed in seeds])
     except StoppingError:
         job.preempted()
     finally:
         watch.cancel()
         await endpoint.close()
-    completions = endpoint.used()
+    completions = list(endpoint.used().values())
     return Evolved(
         _result(source, search, outcomes, completions, num_duplicates),
         search.method,

@@ -87,7 +87,11 @@ class CallLedger:
 
     def get(self, request: Request) -> Completion | None:
         """The recorded answer."""
-        return self._finished.get(request.digest)
+        return self.answer(request.digest)
+
+    def answer(self, digest: str) -> Completion | None:
+        """The recorded answer to the request of this digest."""
+        return self._finished.get(digest)
 
     async def record(self, request: Request, completion: Completion) -> Completion:
         """Stores an answer and returns the one that stands: the first that any launch stored."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Iterable
 from typing import ClassVar
 
 from tasks.artifacts.errors import MediusError
@@ -39,11 +40,22 @@ class RecordedEndpoint:
         self._call = ChatCall(settings, needs_usage=self.spending.needs_usage)
         self._slots = asyncio.Semaphore(settings.concurrency)
         self._tasks: dict[str, asyncio.Task[Completion]] = {}
+        self._counted: dict[str, Completion] = {}
 
-    def used(self) -> list[Completion]:
-        """The answers that this run is made of, each call once, whichever launch made it."""
-        done = [task.result() for task in self._tasks.values() if task.done() and task.exception() is None]
-        return [completion for completion in done if completion.finish != "error"]
+    def used(self) -> dict[str, Completion]:
+        """The answers that this run is made of by their requests' digests, whichever launch made them."""
+        done = {
+            digest: task.result()
+            for digest, task in self._tasks.items()
+            if task.done() and not task.cancelled() and task.exception() is None
+        }
+        return self._counted | {digest: each for digest, each in done.items() if each.finish != "error"}
+
+    def count(self, digests: Iterable[str]) -> None:
+        """Makes recorded answers part of this run without asking for them."""
+        for digest in digests:
+            if (completion := self.ledger.answer(digest)) is not None:
+                self._counted[digest] = completion
 
     def stop(self) -> None:
         """Lets the calls in flight finish and be recorded; all others raise StoppingError."""

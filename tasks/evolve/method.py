@@ -19,7 +19,7 @@ from tasks.artifacts.errors import BadInputError, CorruptArtifactError, ObjectEx
 from tasks.artifacts.fingerprint import canonical_json, sha256_hex
 from tasks.artifacts.frozen import Frozen
 from tasks.evolve import parsing, prompts
-from tasks.evolve.client import EndpointError
+from tasks.evolve.client import EndpointError, RecordedEndpoint
 from tasks.evolve.evolution import Evolver, Seed, in_order
 from tasks.evolve.method_file import MethodFile
 from tasks.evolve.parsing import Rejection
@@ -45,6 +45,8 @@ class FinishedRound(Frozen):
 
     method: str
     round: MethodRound
+    calls: tuple[str, ...] = ()
+    """Digests of the requests that the run was made of by then; a launch that skips the round counts their answers."""
 
 
 class RoundLedger:
@@ -54,20 +56,25 @@ class RoundLedger:
     that was evolved since was evolved with that method.
     """
 
-    def __init__(self, artifact: Artifact) -> None:
+    def __init__(self, artifact: Artifact, endpoint: RecordedEndpoint) -> None:
         self._artifact = artifact
+        self._endpoint = endpoint
 
     async def get(self, number: int) -> FinishedRound | None:
         """A round, if any launch finished it."""
-        return await asyncio.to_thread(self._read, self._path(number))
+        found = await asyncio.to_thread(self._read, self._path(number))
+        if found is not None:
+            self._endpoint.count(found.calls)
+        return found
 
     async def record(self, number: int, finished: FinishedRound) -> FinishedRound:
         """Stores a round and returns the one that stands: the first that any launch stored."""
         path = self._path(number)
+        finished = finished.model_copy(update={"calls": tuple(sorted(self._endpoint.used()))})
         try:
             await asyncio.to_thread(self._artifact.store.create, path, canonical_json(finished))
         except ObjectExistsError:
-            return await asyncio.to_thread(self._read, path) or finished
+            return await self.get(number) or finished
         return finished
 
     def _path(self, number: int) -> str:

@@ -17,7 +17,6 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterTaskRunId, FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import Artifact, TaskRun
 from prefect.settings import PREFECT_API_URL
-from prefect.testing.utilities import prefect_test_harness
 
 from flows.opened import gather
 from flows.prefect_api import PrefectApi
@@ -28,13 +27,14 @@ from tasks.runtime.execute import RunContext
 from tasks.runtime.prefect_task import submit_stage
 from tasks.runtime.stage_feed import ENDED, PROGRESS
 from tasks.worker.spec import Event
+from tests.prefect_harness import prefect_for_a_module
 from tests.runtime.conftest import Logs, wait_for
 from tests.runtime.errand import errand
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _server() -> Iterator[None]:
-    with prefect_test_harness(server_startup_timeout=300):
+    with prefect_for_a_module():
         yield
 
 
