@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from prefect import flow
 from prefect.settings import PREFECT_API_URL
+from prefect.testing.utilities import prefect_test_harness
 from rich.console import Console
 
 from flows.answering import answer
@@ -28,13 +29,12 @@ from tasks.artifacts.errors import BadInputError, InterruptedRunError
 from tasks.artifacts.store import Store
 from tasks.runtime.execute import RunContext
 from tasks.runtime.prefect_task import submit_stage
-from tests.prefect_harness import prefect_for_a_module
 from tests.runtime.conftest import wait_for
 
 
 @pytest.fixture(scope="module", autouse=True)
 def api() -> Iterator[PrefectApi]:
-    with prefect_for_a_module():
+    with prefect_test_harness(server_startup_timeout=300):
         yield PrefectApi(PREFECT_API_URL.value())
 
 

@@ -30,6 +30,7 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import FlowRun, StateType, TaskRun
 from prefect.exceptions import ObjectAlreadyExists
 from prefect.states import Completed, Crashed, Failed, Running, State
+from prefect.testing.utilities import prefect_test_harness
 
 from flows.dag import build
 from flows.dispatch import FLOW, Dispatch, dispatch_of_deployment
@@ -44,7 +45,6 @@ from tasks.artifacts.store import Store
 from tasks.runtime.declare import Step
 from tasks.runtime.execute import RunContext, execute
 from tasks.runtime.prefect_task import submit_stage
-from tests.prefect_harness import prefect_for_a_module
 from tests.runtime.errand import errand
 
 POOL = "cpu"
@@ -54,7 +54,7 @@ Work = Callable[[FlowRun, int], "State[Any] | None"]
 
 @pytest.fixture(scope="module", autouse=True)
 def _server() -> Iterator[None]:
-    with prefect_for_a_module():
+    with prefect_test_harness(server_startup_timeout=300):
         with get_client(sync_client=True) as client:
             with suppress(ObjectAlreadyExists):
                 client.create_work_pool(WorkPoolCreate(name=POOL, type="process"))

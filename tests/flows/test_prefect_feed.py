@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL
+from prefect.testing.utilities import prefect_test_harness
 from rich.console import Console
 
 from flows import automations
@@ -25,13 +26,12 @@ from flows.stack_services import ALERT_BLOCK_VARIABLE
 from tasks.artifacts.errors import BadInputError
 from tasks.artifacts.store import Store
 from tasks.runtime.stage_feed import ENDED
-from tests.prefect_harness import prefect_for_a_module
 from tests.runtime.conftest import wait_for
 
 
 @pytest.fixture(scope="module", autouse=True)
 def api() -> Iterator[PrefectApi]:
-    with prefect_for_a_module():
+    with prefect_test_harness(server_startup_timeout=300):
         yield PrefectApi(str(PREFECT_API_URL.value()))
 
 
