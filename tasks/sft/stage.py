@@ -84,4 +84,4 @@ def judge(metrics: Mapping[str, Any], gates: SftGates) -> list[GateResult]:
     )
 
 
-STAGE = Stage(name="sft", version=3, config=SftConfig, judge=judge, accelerated=True)
+STAGE = Stage(name="sft", version=4, config=SftConfig, judge=judge, accelerated=True)
