@@ -6,6 +6,7 @@ does it, and its ranks meet at an address of the network; deepspeed's runner goe
 
 from __future__ import annotations
 
+import re
 import shlex
 import shutil
 import subprocess
@@ -142,7 +143,7 @@ def test_a_training_whose_second_host_is_cut_off_is_to_be_tried_again_and_goes_o
 
     def last_step() -> int:
         names = [Path(entry.path).name for entry in store.list(artifact.path("checkpoints"))]
-        return max((int(name.split("-")[1]) for name in names if name.endswith(".json")), default=0)
+        return max((int(name.split("-")[1]) for name in names if re.fullmatch(r"step-.*\.json", name)), default=0)
 
     def log() -> str:
         return (spec.with_name("worker.log")).read_text()[-4000:] + (tmp_path / f"{spec.parent.name}.log").read_text()
