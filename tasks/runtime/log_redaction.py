@@ -21,8 +21,9 @@ def redact_log_records() -> None:
         try:
             said = record.getMessage()
         except Exception:
-            # A call whose arguments do not fit its text. Elsewhere logging says so on stderr and goes on.
-            record.msg, record.args = f"{record.msg} {record.args}", None
+            # A call whose arguments do not fit its text, or cannot be made into text, which may raise anything.
+            # Elsewhere logging says so on stderr and goes on.
+            record.msg, record.args = f"{record.msg} (with arguments that do not fit)", None
             said = record.getMessage()
         # Some formatters need the arguments apart, so a record that is clean stays as it is.
         if (clean := redact(said)) != said:

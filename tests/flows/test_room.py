@@ -172,9 +172,13 @@ def test_a_single_stage_needs_what_that_stage_does(
 
 
 def test_what_cannot_be_forecast_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: Free) -> None:
-    def unknown(*_arguments: object) -> None:
+    asked = []
+
+    def unknown(*arguments: object) -> None:
+        asked.append(arguments)
         raise BadInputError("no shape")
 
     monkeypatch.setattr(room, "cost_of", unknown)
     free(0)
     require_room([], [], open_store(str(tmp_path)), 2, tmp_path)
+    assert len(asked) == 1, "a forecast was tried, and its failure refuses nothing"

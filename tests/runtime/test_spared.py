@@ -116,7 +116,10 @@ def test_a_worker_that_was_asked_to_stop_saves_although_its_run_is_killed(
 
 def test_nobody_is_spared_longer_than_the_grace_period(start: Start, announced: Path, tmp_path: Path) -> None:
     ask_and_kill(start("python", 1, 3), tmp_path / "scratch")
-    wait_for(lambda: not any(map(is_alive, processes(announced))), 10, "the worker is killed")
+    (worker,) = processes(announced)
+    assert is_alive(worker), "it has its grace period first"
+    wait_for(lambda: not is_alive(worker), 10, "the worker is killed")
+    assert not (tmp_path / "save").exists(), "it never came to save"
 
 
 def test_its_accelerator_is_its_own_until_it_ends(
