@@ -61,15 +61,12 @@ def run_here(run: Callable[[Job], None], spec: WorkerSpec) -> Job:
 
 
 def commit_folder(store: Store, role: str, folder: Path) -> InputRecord:
-    """A folder of files as a finished artifact. They are linked, not copied: the store is on local disk."""
+    """A folder of files as a finished artifact."""
     artifact = Artifact(store, f"artifacts/models/{role}")
     objects = []
     for file in sorted(path for path in folder.iterdir() if path.is_file()):
         path = f"data/main-00000000/{file.name}"
-        target = store.local_path(artifact.path(path))
-        assert target is not None
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.symlink_to(file.resolve())
+        store.upload(file, artifact.path(path))
         objects.append(ObjectRecord(name=file.name, path=path, size=file.stat().st_size, sha256=file_sha256(file)))
     return record_of(artifact, finish(artifact, "models", objects))
 
