@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -66,9 +66,12 @@ class Artifact:
             return None
         return decode_record(Manifest, data, f"{self.uri}/manifest.json")
 
-    def receipts(self) -> dict[str, ShardReceipt]:
-        """The finished shards by name."""
-        paths = [entry.path for entry in self.store.list(self.path("shards"))]
+    def receipts(self, shards: Iterable[str] | None = None) -> dict[str, ShardReceipt]:
+        """The finished shards by name: all, or those named. Raises ObjectMissingError where one named has none."""
+        if shards is None:
+            paths = [entry.path for entry in self.store.list(self.path("shards"))]
+        else:
+            paths = [self.path(f"shards/{shard}.json") for shard in shards]
         receipts = (
             decode_record(ShardReceipt, data, self.store.locate(path))
             for path, data in zip(paths, self.store.get_all(paths), strict=True)

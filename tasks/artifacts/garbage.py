@@ -9,6 +9,7 @@ which a run goes on. removal.py takes garbage away.
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -26,6 +27,8 @@ _PROBES = "probe"
 _LEAST_PARTS = 3
 _KEYED = re.compile(r".+-[0-9a-f]{16}")
 """Every artifact's folder: artifacts/<stage>/<label>-<key16>."""
+_ATTEMPT, _RANK = re.compile(r"(.+)-[0-9a-f]{8}"), re.compile(r"-r\d+$")
+"""Every attempt's folder in data/: <shard>-<attempt8>, or <shard>-r<rank>-<attempt8>."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ def find_garbage(
     log_seconds: float | None = None,
     tell: Callable[[str], None] = lambda _sentence: None,
 ) -> Iterator[Garbage]:
-    """Looks at every artifact of the store, reading lists, manifests, receipts and leases only.
+    """Looks at every artifact of the store, reading lists, manifests, leases and a few receipts only.
 
     Args:
         roots: folders of artifacts to keep, as `Step.directory`; their inputs are kept with them.
@@ -90,11 +93,10 @@ def find_garbage(
                 yield from _some(folder, "attempts and checkpoints behind a finished artifact", entries, needed, True)
         else:
             try:
-                receipts = Artifact(store, folder).receipts().values()
+                needed = _saved(Artifact(store, folder), entries)
             except CorruptArtifactError as error:
                 tell(f"{store.locate(folder)} was left alone: {error}")
                 continue
-            needed = {f"{folder}/{entry.path}" for receipt in receipts for entry in receipt.objects}
             yield from _some(folder, "attempts that ended before their receipt", entries, needed, False)
         if log_seconds is not None:
             logs = [entry for entry in entries if entry.path.startswith(f"{folder}/logs/")]
@@ -168,6 +170,31 @@ def _with_inputs(roots: set[str], manifests: dict[str, Manifest | None]) -> set[
         if manifest is not None:
             waiting += [record.directory for record in manifest.inputs.values()]
     return kept
+
+
+def _saved(artifact: Artifact, entries: Iterable[ObjectInfo]) -> set[str]:
+    """Paths of an unfinished artifact's objects that its receipts hold, of all that is in its folder.
+
+    A receipt is read only where several attempts at its shard have left objects: a dump has thousands.
+    """
+    shards, attempts = set(), defaultdict[str, list[str]](list)
+    for entry in entries:
+        area, _, rest = entry.path.removeprefix(f"{artifact.directory}/").partition("/")
+        if area == "shards":
+            shards.add(rest.removesuffix(".json"))
+        elif area == "data":
+            attempts[rest.partition("/")[0]].append(entry.path)
+    of_shard = defaultdict[str, list[str]](list)
+    for attempt in attempts:
+        if (match := _ATTEMPT.fullmatch(attempt)) is not None:
+            # The name of a shard may itself end as a rank's does.
+            for shard in {match[1], _RANK.sub("", match[1])} & shards:
+                of_shard[shard].append(attempt)
+    needed = {path for found in of_shard.values() if len(found) == 1 for path in attempts[found[0]]}
+    unclear = sorted(shard for shard, found in of_shard.items() if len(found) > 1)
+    for receipt in artifact.receipts(unclear).values():
+        needed |= {artifact.path(entry.path) for entry in receipt.objects}
+    return needed
 
 
 def _some(

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from email.utils import parsedate_to_datetime
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from tasks.artifacts.disk import FULL, REFUSED, disk_error, receiving
 from tasks.artifacts.errors import (
@@ -23,6 +23,7 @@ from tasks.artifacts.errors import (
     StoreMissingError,
     TransientStoreError,
 )
+from tasks.artifacts.s3_session import quick_session
 from tasks.artifacts.store import ObjectInfo, Store, UnfinishedUpload, Versioned, checked
 
 if TYPE_CHECKING:
@@ -36,8 +37,8 @@ _TRANSIENT = {errno.EBUSY, errno.EREMOTEIO, errno.ECONNREFUSED, errno.ECONNRESET
 _CONDITIONS = {"PreconditionFailed", "412", "ConditionalRequestConflict"}
 _CREATE_TRIES = 5
 _READ_TRIES = 5
-_READERS = 10
-"""Requests for small objects at a time: the connections that the client keeps open."""
+_CONNECTIONS = 32
+"""That the client keeps open, and requests for small objects at a time: at 20 ms each one alone reads 50 a second."""
 _READ_AHEAD = 320
 """Objects of such a row that are asked for before the first of them is taken: receipts of a dump are 20 kB each."""
 
@@ -47,6 +48,12 @@ def _code(error: BaseException) -> str | None:
     response = getattr(error.__cause__, "response", None) or {}
     code = response.get("Error", {}).get("Code")
     return None if code is None else str(code)
+
+
+def _unless_error(found: bytes | Exception) -> bytes:
+    if isinstance(found, Exception):
+        raise found
+    return found
 
 
 class ConditionFailedError(Exception):
@@ -59,13 +66,21 @@ class S3Store(Store):
     def __init__(self, uri: str) -> None:
         import s3fs
 
+        session = quick_session()
         self.uri = uri.rstrip("/")
         self.bucket, _, self.prefix = self.uri.removeprefix("s3://").partition("/")
         if self.prefix:
             checked(self.prefix)
         # Listings must show what another process wrote a moment ago.
-        self.fs = s3fs.S3FileSystem(use_listings_cache=False, skip_instance_cache=True)
-        self._zarr_fs = s3fs.S3FileSystem(asynchronous=True, use_listings_cache=False, skip_instance_cache=True)
+        self.fs = s3fs.S3FileSystem(
+            session=session,
+            use_listings_cache=False,
+            skip_instance_cache=True,
+            config_kwargs={"max_pool_connections": _CONNECTIONS},
+        )
+        self._zarr_fs = s3fs.S3FileSystem(
+            session=session, asynchronous=True, use_listings_cache=False, skip_instance_cache=True
+        )
 
     def key(self, path: str) -> str:
         """The object's key in the bucket."""
@@ -127,10 +142,20 @@ class S3Store(Store):
         return self.read(path).data
 
     def get_all(self, paths: Sequence[str]) -> Iterator[bytes]:
-        with ThreadPoolExecutor(_READERS, thread_name_prefix="get") as pool:
-            # A part at a time: what has not been taken yet stays in memory.
-            for start in range(0, len(paths), _READ_AHEAD):
-                yield from pool.map(self.get, paths[start : start + _READ_AHEAD])
+        # A part at a time: what has not been taken yet stays in memory.
+        for start in range(0, len(paths), _READ_AHEAD):
+            part = paths[start : start + _READ_AHEAD]
+            keys = [f"{self.bucket}/{self.key(path)}" for path in part]
+
+            def action(keys: list[str] = keys) -> list[bytes | Exception]:
+                # With more than one connection an object it asks for the size first.
+                found = self.fs.cat_ranges(
+                    keys, None, None, on_error="return", batch_size=_CONNECTIONS, max_concurrency=1
+                )
+                return cast("list[bytes | Exception]", found)
+
+            for path, data in zip(part, self.call(part[0], action), strict=True):
+                yield self.call(path, partial(_unless_error, data))
 
     def read(self, path: str) -> Versioned:
         from fsspec.asyn import sync

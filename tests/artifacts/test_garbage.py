@@ -106,6 +106,32 @@ def test_an_unfinished_artifact_of_a_profile_keeps_what_a_run_resumes_from(store
     assert len(given_up.paths) == 4
 
 
+def test_of_several_attempts_at_a_shard_the_one_in_its_receipt_stays(store: Store) -> None:
+    artifact = Artifact(store, f"artifacts/models/begun-{KEY}")
+    for shard in ("x", "x-r1", "x-2"):
+        artifact.add_shard(receipt_of(artifact, shard, {"rows": b"rows"}))
+    # Rank 1 lost the race for x, rank 2 won the one for y, and x-r3 was never ended.
+    for shard, attempt in (("x", "r1-bbbbbbbb"), ("x-r3", "cccccccc")):
+        receipt_of(artifact, shard, {"rows": b"lost"}, attempt=attempt)
+    artifact.add_shard(receipt_of(artifact, "y", {"rows": b"rows"}, attempt="r2-aaaaaaaa"))
+    assert found(store, artifact)[artifact.directory].paths == (
+        artifact.path("data/x-r1-bbbbbbbb/rows"),
+        artifact.path("data/x-r3-cccccccc/rows"),
+    )
+
+
+def test_a_receipt_is_read_only_where_it_decides(store: Store) -> None:
+    artifact = Artifact(store, f"artifacts/models/begun-{KEY}")
+    artifact.add_shard(receipt_of(artifact, "00001", {"rows": b"rows"}))
+    store.put(artifact.path("shards/00001.json"), b"torn")
+    said: list[str] = []
+    assert list(find_garbage(store, [artifact.directory], 0, tell=said.append)) == []
+    assert said == []
+    receipt_of(artifact, "00001", {"rows": b"other"}, attempt="bbbbbbbb")
+    assert list(find_garbage(store, [artifact.directory], 0, tell=said.append)) == []
+    assert "was left alone" in said[0]
+
+
 def test_an_interrupted_removal_leaves_nothing_that_looks_finished(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,9 +6,11 @@ from typing import NoReturn
 
 import pytest
 from botocore.exceptions import ClientError
+from botocore.utils import parse_timestamp
 from s3fs.errors import translate_boto_error
 
 from tasks.artifacts.errors import BadInputError, MediusError, ObjectMissingError, StoreError, TransientStoreError
+from tasks.artifacts.s3_session import answer_time
 from tasks.artifacts.s3_store import ConditionFailedError, S3Store
 from tasks.artifacts.store import open_store
 from tests.seaweed import SeaweedServer
@@ -58,3 +60,27 @@ def test_a_mistyped_bucket_is_no_empty_store(seaweed: SeaweedServer, monkeypatch
         with pytest.raises(BadInputError, match="there is no bucket mediums") as caught:
             act()
         assert isinstance(caught.value, StoreError)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2026-11-29T02:20:56Z",
+        "2026-11-29T02:20:56.123Z",
+        "2026-11-29T02:20:56.123456789Z",
+        "2026-11-29T03:20:56+01:00",
+        "Sun, 29 Nov 2026 02:20:56 GMT",
+        "Sunday, 29-Nov-26 02:20:56 GMT",
+        "2026-11-29",
+        "2026-11-29T02:20:56",
+        "1795918856",
+        "1795918856.5",
+    ],
+)
+def test_times_are_those_of_botocores_own_reader(text: str) -> None:
+    assert answer_time(text) == parse_timestamp(text)
+
+
+def test_what_is_no_time_is_an_error() -> None:
+    with pytest.raises(ValueError, match="yesterday"):
+        answer_time("yesterday")
