@@ -27,7 +27,7 @@ from tasks.artifacts.fingerprint import file_sha256, sha256_hex
 from tasks.artifacts.manifest import MAIN_SHARD, InputRecord, Manifest, ObjectRecord, ShardReceipt
 from tasks.artifacts.redact import redact, redact_record
 from tasks.artifacts.store import checked, open_store
-from tasks.worker.leash import die_with_parent, watch_heartbeat, watch_stdin
+from tasks.worker.leash import TO_RANKS_ALONE, die_with_parent, watch_heartbeat, watch_stdin
 from tasks.worker.spec import Event, WorkerSpec
 
 STOP_FILE = "stop"
@@ -108,6 +108,7 @@ class Job:
         self._stop_requested = False
         self._events = (self.scratch / "events.jsonl").open("a", buffering=1) if self.rank == 0 else None
         signal.signal(signal.SIGTERM, self._on_sigterm)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, TO_RANKS_ALONE)
 
     def _on_sigterm(self, _signal: int, _frame: FrameType | None) -> None:
         self._stop_requested = True
@@ -116,8 +117,8 @@ class Job:
     def stop_requested(self) -> bool:
         """Whether to save and call `preempted()`; long loops look at it between steps.
 
-        The runtime asks through a file: a SIGTERM to a launcher ends the deepspeed runner at once, and torchrun's agent
-        allows its ranks 30 s. A SIGTERM to the worker itself, as a node that is taken away sends it, counts too.
+        The runtime asks through a file, which ranks on other nodes see, too. A SIGTERM to this process, as whoever
+        takes the node away sends it, counts as well.
         """
         return self._stop_requested or (self.scratch / STOP_FILE).exists()
 

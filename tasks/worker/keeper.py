@@ -22,7 +22,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
-from tasks.worker.leash import die_with_parent, end_group_after_grace, grace_left, wait_for_end_of_input
+from tasks.worker.leash import (
+    TO_RANKS_ALONE,
+    die_with_parent,
+    end_group_after_grace,
+    grace_left,
+    wait_for_end_of_input,
+)
 
 
 class _Orphan:
@@ -58,6 +64,7 @@ def _start(command: list[str]) -> int:
     if pid == 0:
         try:
             die_with_parent()
+            signal.pthread_sigmask(signal.SIG_BLOCK, TO_RANKS_ALONE)
             os.execvp(command[0], command)
         except OSError as error:
             os.write(2, f"{command[0]} could not be started: {error}\n".encode())
@@ -80,8 +87,7 @@ def _end_like(code: int) -> NoReturn:
 def main() -> None:
     """Runs argv[2:] to its end."""
     orphan = _Orphan(Path(sys.argv[1]))
-    # Whoever takes a node away sends this to every process: it is for the worker, which saves a checkpoint. A handler,
-    # unlike SIG_IGN, is not inherited.
+    # A handler, unlike SIG_IGN, is not inherited.
     signal.signal(signal.SIGTERM, lambda _number, _frame: None)
     worker = _start(sys.argv[2:])
     threading.Thread(target=orphan.watch, name="keeper", daemon=True).start()

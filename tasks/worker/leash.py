@@ -30,6 +30,10 @@ from pathlib import Path
 WATCH_STDIN = "MEDIUS_WATCH_STDIN"
 HEARTBEAT = "MEDIUS_HEARTBEAT"
 """Names the file that the runtime touches, where a launch is over several nodes."""
+TO_RANKS_ALONE = {signal.SIGTERM}
+"""Whoever takes a node away sends it to every process, for the ranks to save a checkpoint. Launchers would end at once
+(deepspeed's runner) or kill the ranks after 30 s (its launch, torchrun's agent), so they are started with it blocked,
+which they hand down to the ranks, and a rank lets it in (job.py)."""
 _BEAT_SECONDS = 5.0
 _SILENCE_SECONDS = 50.0
 _LOOK_SECONDS = 2.0

@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
+
+from tasks.worker.leash import TO_RANKS_ALONE
 
 
 def main() -> None:
@@ -22,6 +25,8 @@ def main() -> None:
     except FileNotFoundError:
         sys.exit(f"this node does not see {file}; put the scratch folder on a file system that all nodes mount")
     os.environ.update(variables)
+    # For torchrun's agent on this node; under deepspeed this is a rank already.
+    signal.pthread_sigmask(signal.SIG_BLOCK, TO_RANKS_ALONE)
     os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
 
 

@@ -173,6 +173,42 @@ def test_a_node_that_is_taken_away_is_worth_a_retry(context: RunContext, announc
     assert 0 < execute(step, context).manifest.metrics["resumed_at"] < 60
 
 
+@pytest.mark.parametrize(
+    ("launcher", "count", "save_seconds"),
+    [
+        ("python", 1, 3),
+        ("deepspeed", 2, 3),
+        # Its agent gives ranks 30 s.
+        pytest.param("torchrun", 2, 35, marks=pytest.mark.slow),
+    ],
+)
+def test_a_signal_to_every_process_of_a_launch_reaches_its_ranks_alone(
+    context: RunContext, announced: Path, tmp_path: Path, launcher: str, count: int, save_seconds: float
+) -> None:
+    """As a scheduler sends it that takes the node away; what started the ranks waits until they have saved."""
+    save = tmp_path / "save"
+    step = errand(
+        "a", behaviour="work", steps=6000, announce=str(announced), save_when=str(save), launcher=launcher,
+        num_processes=count,
+    )  # fmt: skip
+    running = Background(step, context)
+    wait_for(lambda: len(processes(announced)) == count, 60, "the ranks start")
+    launch = tree(context.scratch)
+    assert len(launch) > count
+    for process in launch:
+        os.kill(process, signal.SIGTERM)
+    # Nothing is waited for: this is how long saving takes.
+    time.sleep(save_seconds)
+    assert all(map(is_alive, launch))
+    save.touch()
+    running.thread.join(60)
+    assert isinstance(running.error, WorkerInterruptedError)
+    assert running.error.retryable
+    checkpoints = Artifact(context.store, step.directory).path("checkpoints")
+    assert any(entry.path.endswith(".json") for entry in context.store.list(checkpoints))
+    assert not any(map(is_alive, launch))
+
+
 def test_ranks_under_torchrun_are_stopped_like_any_worker(context: RunContext, announced: Path) -> None:
     step = errand("a", behaviour="work", steps=600, announce=str(announced), launcher="torchrun", num_processes=2)
     running = Background(step, context)
