@@ -139,14 +139,22 @@ def verify(
     max_kl: Annotated[
         float | None, typer.Option("--max-kl", min=0, help="With --against: nats on average that are not too many.")
     ] = None,
+    processes: Annotated[
+        int,
+        typer.Option(
+            "--processes", min=1, help="With --recompute or --against: GPUs of this host that hold the model together."
+        ),
+    ] = 1,
 ) -> None:
     """Read every byte of finished artifacts and compare it with its checksum; of logits, check every row."""
     from flows.verification import AUDITED_POSITIONS, Reference, Verification
 
     if max_kl is not None and against is None:
         raise BadInputError("--max-kl is a limit for --against, which names no model; give both")
+    if processes > 1 and not recompute and against is None:
+        raise BadInputError("--processes are for --recompute or --against, and neither is given; give one of them")
     reference = None if against is None else Reference.at(against, store, max_kl)
-    verification = Verification(console, recompute or (AUDITED_POSITIONS if against else 0), reference)
+    verification = Verification(console, recompute or (AUDITED_POSITIONS if against else 0), reference, processes)
     if is_artifact(target):
         if set_ or smoke:
             raise BadInputError(f"--set and --smoke change a profile, and {target} is an artifact; leave them out")

@@ -6,6 +6,7 @@ import time
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 
@@ -57,6 +58,8 @@ class Verification:
     recompute: int = 0
     """Positions of each logit store that its teacher recomputes, or the reference computes."""
     reference: Reference | None = None
+    processes: int = 1
+    """That hold the teacher, or the reference, together on this host."""
     num_problems: int = 0
 
     def check(self, label: str, artifact: Artifact, manifest: Manifest) -> None:
@@ -113,7 +116,7 @@ class Verification:
             self.console.print(f"nothing was recomputed: {error}", soft_wrap=True, markup=False)
             return []
         try:
-            found = recompute(artifact, manifest, self.recompute)
+            found = recompute(artifact, manifest, self.recompute, processes=self.processes)
         except WorkerFailedError as error:
             return [f"{artifact.uri}: {error}"]
         for line in found.lines():
@@ -123,7 +126,7 @@ class Verification:
     def _audited(self, artifact: Artifact, manifest: Manifest, reference: Reference) -> list[str]:
         name = reference.artifact.uri
         try:
-            found = recompute(artifact, manifest, self.recompute, reference)
+            found = recompute(artifact, manifest, self.recompute, reference, processes=self.processes)
         except WorkerFailedError as error:
             return [f"{artifact.uri} is not compared with {name}: {error}"]
         for line in found.audit(name):
@@ -132,9 +135,14 @@ class Verification:
 
 
 def recompute(
-    artifact: Artifact, manifest: Manifest, num_positions: int, reference: Reference | None = None
+    artifact: Artifact,
+    manifest: Manifest,
+    num_positions: int,
+    reference: Reference | None = None,
+    *,
+    processes: int = 1,
 ) -> Recomputed:
-    """Runs the teacher, or `reference`, on sampled rows in a process of its own, on the GPU if there is one.
+    """Runs the teacher, or `reference`, on sampled rows in processes of its own, on the GPUs if there are any.
 
     Raises:
         BadInputError: the reference is in another store.
@@ -149,7 +157,8 @@ def recompute(
         found = reference.manifest
         inputs["teacher"] = InputRecord(key=found.key, digest=found.digest, directory=reference.artifact.directory)
     attempt = uuid.uuid4().hex[:8]
-    runtime = DumpLogitsRuntime()
+    launcher: Literal["python", "torchrun"] = "torchrun" if processes > 1 else "python"
+    runtime = DumpLogitsRuntime(launcher=launcher, num_processes=processes, tensor_parallel=processes)
     with scratch_folder(SCRATCH.resolve(), f"recompute-{manifest.key[:16]}", attempt) as scratch:
         spec = WorkerSpec(
             stage=manifest.stage,

@@ -18,10 +18,11 @@ from tasks.dump_logits.recomputed import RECOMPUTED_FILE, TOLERANCES, Comparison
 from tasks.dump_logits.stage import DumpLogitsRuntime
 from tasks.dump_logits.teacher import Teacher, config_of
 from tasks.dump_logits.teacher_recipe import TeacherRecipe
+from tasks.dump_logits.tensor_group import Place, TensorGroup, check_plan, device_of_rank
 from tasks.logits.codec import DocumentCodec
 from tasks.logits.reader import LogitReader, LogitRow
 from tasks.logits.schema import Split
-from tasks.modeling.model_files import resolve_device, stored_dtype
+from tasks.modeling.model_files import stored_dtype
 from tasks.modeling.tokenizer_files import load_tokenizer, tokenizer_digest
 from tasks.worker.job import Job, worker_main
 
@@ -140,6 +141,21 @@ class Comparer:
 def run(job: Job) -> None:
     runtime = DumpLogitsRuntime.model_validate(job.runtime)
     torch.set_num_threads(runtime.threads)
+    place, device = Place.of_environment(runtime.tensor_parallel), device_of_rank(runtime.device)
+    if place.group_size == 1:
+        _compare(job, device, None)
+        return
+    group = TensorGroup(place, device)
+    if group.leads:
+        _compare(job, device, group)
+        group.end()
+    elif group.hears_load():
+        directory = job.input("teacher").directory()
+        Teacher(directory, _recipe(job, directory), device, 1, group).follow()
+
+
+def _compare(job: Job, device: torch.device, group: TensorGroup | None) -> None:
+    """The part of the process that says what was found."""
     manifest = job.artifact.manifest()
     if manifest is None:
         raise ObjectMissingError(f"{job.artifact.uri} is not finished")
@@ -151,9 +167,12 @@ def run(job: Job) -> None:
             f"the model has another tokenizer ({digest[:16]}) than the logits ({reader.schema.tokenizer_digest[:16]}); "
             f"give one that shares it"
         )
-    device = resolve_device(runtime.device)
-    check_quantiser(config_of(directory), device)
-    teacher = Teacher(directory, recipe, device, reader.schema.vocab_size)
+    config = config_of(directory)
+    check_quantiser(config, device)
+    if group is not None:
+        check_plan(config.get_text_config(), group.size)
+        group.load()
+    teacher = Teacher(directory, recipe, device, reader.schema.vocab_size, group)
     comparer = Comparer(teacher, reader, recipe.dtype)
     wanted = int(job.recipe["num_positions"])
     done = num_rows = 0

@@ -63,6 +63,13 @@ class Place:
         return cls(rank // tensor_parallel, world // tensor_parallel, rank % tensor_parallel, tensor_parallel)
 
 
+def device_of_rank(device: str) -> torch.device:
+    """Where this process computes: by a runtime's `device`, the GPU with its number on the node or the CPU."""
+    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
 class TensorGroup:
     """This process's group, for as long as the process lives."""
 

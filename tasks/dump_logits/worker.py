@@ -10,7 +10,6 @@ the first of them counts.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -33,7 +32,7 @@ from tasks.dump_logits.stage import DumpLogitsRecipe, DumpLogitsRuntime
 from tasks.dump_logits.teacher import Teacher, check_config, check_rows, config_of
 from tasks.dump_logits.teacher_recipe import TeacherRecipe
 from tasks.dump_logits.teacher_server import ServerClient
-from tasks.dump_logits.tensor_group import Place, TensorGroup
+from tasks.dump_logits.tensor_group import Place, TensorGroup, device_of_rank
 from tasks.logits.codec import max_error_nats
 from tasks.logits.prior import PRIOR_SHARD, Prior
 from tasks.logits.schema import (
@@ -60,7 +59,7 @@ def run(job: Job) -> None:
     if place.group_size == 1:
         _lead(job, recipe, runtime, place, None)
         return
-    device = _device(runtime)
+    device = device_of_rank(runtime.device)
     group = TensorGroup(place, device)
     if not group.leads:
         if group.hears_load():
@@ -81,6 +80,7 @@ def _lead(
     job: Job, recipe: DumpLogitsRecipe, runtime: DumpLogitsRuntime, place: Place, group: TensorGroup | None
 ) -> None:
     """The part of a process that takes shards."""
+    device = device_of_rank(runtime.device)
     directory = _described(job) if isinstance(recipe.teacher, ServedTeacher) else job.input("teacher").directory()
     tokenizer, digest, vocab_size = _vocabulary(job, recipe, directory)
     corpus = job.input("corpus").directory()
@@ -109,10 +109,12 @@ def _lead(
                 check_rows(config_of(directory), vocab_size, longest)
                 forward, known = _served(job, recipe, runtime, held, tokenizer, vocab_size, splits, longest)
             else:
-                check_config(directory, recipe.teacher, vocab_size, longest, place.group_size, _device(runtime))
+                check_config(
+                    directory, recipe.teacher, vocab_size, longest, place.group_size, device
+                )
                 if group is not None:
                     group.load()
-                teacher = Teacher(directory, recipe.teacher, _device(runtime), vocab_size, group)
+                teacher = Teacher(directory, recipe.teacher, device, vocab_size, group)
                 teacher.check_formula(splits[plan[0].split].read(0, 1)[0].input_ids)
                 forward, known = Forward(teacher, recipe, runtime), {}
             dump = Dump(job, runtime, splits, plan, forward, known, group)
@@ -163,12 +165,6 @@ def _served(
             f"generates within {known['server_greedy_max']:.2g}{told}"
         )
     return ServedForward(server, recipe.support, vocab_size, look), known
-
-
-def _device(runtime: DumpLogitsRuntime) -> torch.device:
-    if runtime.device == "cpu" or (runtime.device == "auto" and not torch.cuda.is_available()):
-        return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
 def _vocabulary(

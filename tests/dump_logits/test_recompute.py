@@ -129,6 +129,10 @@ def test_a_quantised_teacher_is_compared_with_the_one_that_it_was_made_of(
     assert found.beyond("here", "there", 0.2) == []
     (problem,) = found.beyond("here", "there", 1e-5)
     assert "nats from those of there on average, and --max-kl allows 1e-05; dump with a finer quantisation" in problem
+    # Two processes that hold the model together say the same of it, but for rounding.
+    together = recompute(artifact, manifest_of(artifact), 60, full, processes=2)
+    assert together.comparisons[2].mean == pytest.approx(divergence.mean, rel=1e-4)
+    assert together.agreement == found.agreement
     # Against its own teacher, loaded again by transformers' quantiser, it is what it was.
     assert recompute(artifact, manifest_of(artifact), 60).problems("x") == []
 

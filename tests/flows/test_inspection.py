@@ -239,6 +239,7 @@ def test_what_is_no_artifact_ends_with_2(
         (("inspect", "{logits}", "--split", "test"), "has no rows in split 'test', only in train, heldout"),
         (("verify", "{logits}", "--set", "a=1"), "is an artifact; leave them out"),
         (("verify", "{teacher}", "--recompute", "3"), "is no logit store, so there is nothing for --recompute"),
+        (("verify", "{logits}", "--processes", "2"), "--processes are for --recompute or --against"),
     ],
 )
 def test_bad_arguments_end_with_2(
