@@ -112,7 +112,7 @@ def _run(
         submit(closure([corpus]))
         recipe = comparison.config.recipe
         assert isinstance(recipe, CompareRecipe | EvaluateRecipe)
-        require_texts(corpus, recipe, context)
+        require_texts(corpus, recipe, context.store)
         return str(submit([step for step in steps if step.key not in futures])[-1].uri)
 
 

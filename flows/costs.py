@@ -7,11 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from flows.forecast_dump import nodes_of
 from flows.forecasts import Forecasts
 from flows.model_sizes import Sizes
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.errors import BadInputError
 from tasks.artifacts.store import Store
+from tasks.dump_logits.stage import DumpLogitsRuntime
 from tasks.planning.assumptions import Assumptions, assumptions
 from tasks.planning.forecast import RECORDS, Forecast
 from tasks.planning.hardware import OWN_TABLE, Hardware, hardware_named, hardware_table
@@ -204,14 +206,19 @@ def _finished(state: StepState, forecasts: Forecasts) -> Forecast:
     computes = state.step.stage.name in {"dump_logits", "distill", "sft", "choose", "evaluate", "surgeon"}
     hardware = forecasts.device(state.step) if computes else None
     per_process = hardware.devices_of(runtime.threads) if hardware is not None else 1
+    launches, nodes = 1, runtime.num_nodes
+    if isinstance(runtime, DumpLogitsRuntime) and hardware is not None:
+        # Only a flow run of a pool has others beside it.
+        launches = runtime.replicas if manifest.provenance.pool is not None else 1
+        nodes = nodes_of(runtime, hardware, launches)
     tokens = manifest.metrics.get("tokens", 0)
     size = float(sum(entry.size for entry in manifest.objects))
     return Forecast(
         tokens=float(tokens) if isinstance(tokens, int | float) else 0.0,
         hardware=hardware,
-        devices=runtime.num_processes * runtime.num_nodes * per_process if computes else 0,
+        devices=runtime.num_processes * runtime.num_nodes * launches * per_process if computes else 0,
         per_process=per_process,
-        nodes=runtime.num_nodes,
+        nodes=nodes,
         seconds={"it took": manifest.provenance.seconds},
         stored=size,
         moved=size,

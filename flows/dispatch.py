@@ -9,11 +9,9 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from threading import Event
 from typing import Any, cast
-from uuid import UUID
 
 import httpx
 from prefect import runtime
@@ -22,8 +20,9 @@ from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.logging import get_run_logger
-from prefect.states import Cancelling, State
 
+from flows.child_run import ChildRun
+from flows.heartbeats import Heartbeats
 from flows.run_options import RunOptions
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.errors import (
@@ -40,69 +39,26 @@ from tasks.runtime.declare import Step
 FLOW = "single-stage"
 _POLL_SECONDS = 3.0
 _STOP_POLL_SECONDS = 1.0
-_RAISED = "Flow run encountered an exception: "
-"""What Prefect puts before the name and the text of an exception that ended a flow."""
-
-
-class _Child:
-    """One flow run that makes the step, as the server last told it."""
-
-    def __init__(self, run: FlowRun) -> None:
-        self.run: UUID = run.id
-        self.name = run.name
-        self.state: State[Any] | None = run.state
-        self.gone = False
-
-    @property
-    def ended(self) -> bool:
-        return self.gone or (self.state is not None and self.state.is_final())
-
-    @property
-    def waits(self) -> bool:
-        """Whether no worker has begun with it."""
-        return self.state is None or self.state.is_scheduled() or self.state.is_pending()
-
-    def look(self, client: SyncPrefectClient) -> bool:
-        """Asks the server; returns whether something changed. A server that is away is asked again later."""
-        before = self.told
-        try:
-            self.state = client.read_flow_run(self.run).state
-        except ObjectNotFound:
-            self.gone = True
-        except httpx.HTTPError:
-            return False
-        return self.told != before
-
-    @property
-    def told(self) -> str:
-        """Its state as the dashboard names it."""
-        if self.gone:
-            return "deleted"
-        return "unknown" if self.state is None else str(self.state.name or self.state.type.value)
-
-    @property
-    def message(self) -> str:
-        """What its end said."""
-        text = (self.state.message if self.state is not None else None) or "it said nothing"
-        return text.partition(_RAISED)[2] or text
-
-    def cancel(self, client: SyncPrefectClient) -> None:
-        """Asks its worker to stop it after a checkpoint; one that no worker has is cancelled at once."""
-        with suppress(httpx.HTTPError, ObjectNotFound):
-            client.set_flow_run_state(self.run, Cancelling())
 
 
 class Dispatch:
     """Makes steps on the pools that they name; to be called in the task of a step."""
 
     def __init__(
-        self, profile: str, options: RunOptions, store: Store, stop: Event, poll_seconds: float = _POLL_SECONDS
+        self,
+        profile: str,
+        options: RunOptions,
+        store: Store,
+        stop: Event,
+        heartbeats: Heartbeats | None = None,
+        poll_seconds: float = _POLL_SECONDS,
     ) -> None:
         """
         Args:
             profile: as this run was given it.
             store: where the steps' artifacts are, also for the runs on other pools.
             stop: set to end them.
+            heartbeats: by which those are found whose host is gone; None: they are waited for.
         """
         # A worker may have another working folder.
         self._profile = str(Path(profile).resolve()) if profile.endswith((".yaml", ".yml")) else profile
@@ -110,6 +66,7 @@ class Dispatch:
         self._options = RunOptions(overrides=options.overrides, store=store.uri, smoke=options.smoke, approved=True)
         self._store = store
         self._stop = stop
+        self._heartbeats = heartbeats
         self._poll_seconds = poll_seconds
 
     def __call__(self, step: Step) -> None:
@@ -123,7 +80,7 @@ class Dispatch:
         """
         logger = get_run_logger()
         replicas = getattr(step.config.runtime, "replicas", 1)
-        children = [_Child(self._start(step, replica)) for replica in range(replicas)]
+        children = [ChildRun(self._start(step, replica)) for replica in range(replicas)]
         for child in children:
             logger.info("%s: flow run %s on the pool %s", step.label, child.name, step.config.runtime.pool)
         with get_client(sync_client=True) as client:
@@ -173,13 +130,16 @@ class Dispatch:
     def _is_over(
         self,
         step: Step,
-        children: Sequence[_Child],
+        children: Sequence[ChildRun],
         client: SyncPrefectClient,
         logger: logging.Logger | logging.LoggerAdapter[Any],
     ) -> bool:
         for child in children:
             if not child.ended and child.look(client):
                 logger.info("%s: flow run %s is %s", step.label, child.name, child.told)
+            if child.runs and self._heartbeats is not None and self._heartbeats.silent(child.run):
+                child.give_up(client, self._heartbeats.silent_seconds)
+                logger.info("%s: flow run %s has gone silent and is %s", step.label, child.name, child.told)
         if not any(child.ended for child in children):
             return False
         try:
@@ -196,7 +156,7 @@ class Dispatch:
             raise self._failure(step, children)
         return False
 
-    def _failure(self, step: Step, children: Sequence[_Child]) -> MediusError:
+    def _failure(self, step: Step, children: Sequence[ChildRun]) -> MediusError:
         """Why all flow runs ended without the artifact: of several reasons the one that a retry helps least."""
         by_type = {child.state.type: child for child in reversed(children) if child.state is not None}
         where = f"on the pool {step.config.runtime.pool}"
@@ -218,7 +178,7 @@ class Dispatch:
             f"from its last checkpoint or shard"
         )
 
-    def _end(self, children: Sequence[_Child], grace_seconds: float, client: SyncPrefectClient) -> None:
+    def _end(self, children: Sequence[ChildRun], grace_seconds: float, client: SyncPrefectClient) -> None:
         """Cancels what has not ended, and waits until it has, at most the grace period."""
         deadline = time.monotonic() + grace_seconds
         for child in children:
@@ -240,7 +200,7 @@ def made_here(steps: Sequence[Step]) -> list[Step]:
 
 def dispatch_of_deployment(profile: str, options: RunOptions, store: Store, stop: Event) -> Dispatch | None:
     """What makes a run's steps on their pools; None where it came of no deployment, and so makes all in its process."""
-    return Dispatch(profile, options, store, stop) if runtime.deployment.id else None
+    return Dispatch(profile, options, store, stop, Heartbeats.of_server()) if runtime.deployment.id else None
 
 
 def _server_away(step: Step, error: Exception) -> WorkerInterruptedError:

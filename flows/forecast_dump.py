@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 from flows.model_sizes import Sizes
 from tasks.corpus.stage import CorpusRecipe
 from tasks.dump_logits.served import ServedTeacher
 from tasks.dump_logits.stage import DumpLogitsRecipe, DumpLogitsRuntime
 from tasks.models.stage import HubSource
 from tasks.planning.assumptions import Assumptions, start_seconds, utilisation_of
-from tasks.planning.flops import forward_flops
+from tasks.planning.flops import forward_flops, masked_pairs
 from tasks.planning.forecast import RECORDS, Forecast, device_bandwidth
 from tasks.planning.forward_memory import dump_memory
 from tasks.planning.hardware import Arithmetic, Hardware
@@ -62,11 +64,24 @@ def forecast_dump(
         return forecast.at_speed(speed) if speed else forecast
     teacher = sizes.model(step.inputs["teacher"])
     executed = passed / (1 - given.padding)
-    pairs = documents.pairs(given.length_spread)
+    warnings = []
+    if teacher.quantised and hardware.accelerator and "float8" not in hardware.peak_flops:
+        warnings.append(
+            f"the teacher's checkpoint is FP8, in which {hardware.name} does not compute: transformers refuses it "
+            f"there (FBGEMM's) or holds it in bfloat16, twice as large; take an H100 or later, or a bfloat16 checkpoint"
+        )
+    if recipe.teacher.attention == "flash_attention_2":
+        pairs = documents.pairs(given.length_spread)
+    else:
+        # Rows of unequal length come with a mask.
+        pairs = masked_pairs(executed, documents.row_of_a_token(given.length_spread) / (1 - given.padding))
     layers = forward_flops(teacher.shape, num_tokens=executed, num_logits=0, num_pairs=pairs)
     head = forward_flops(teacher.shape, num_tokens=0, num_logits=passed, num_pairs=0)
     flops = layers + head
-    processes, group = runtime.num_processes * runtime.num_nodes, runtime.tensor_parallel
+    # A measured speed is of as many launches as made it.
+    launches = progress.launches if progress is not None and speed else runtime.replicas
+    processes, group = runtime.num_processes * runtime.num_nodes * launches, runtime.tensor_parallel
+    nodes = nodes_of(runtime, hardware, launches)
     per_process = hardware.devices_of(runtime.threads)
     devices = processes * per_process
     utilisation = utilisation_of(hardware, given.forward_utilisation, given)
@@ -82,7 +97,7 @@ def forecast_dump(
     link = device_bandwidth(hardware, 1, given.link_utilisation)
     traffic = executed * sent * group / processes / link
     encoding = documents.tokens / given.encoded_tokens_per_second / (processes / group)
-    loaded = teacher.bytes() * runtime.num_nodes
+    loaded = teacher.bytes() * nodes
     source = step.inputs["teacher"].config.recipe
     fetch = given.hub_bytes_per_second if _on_hub(source) else given.store_bytes_per_second
     seconds = {
@@ -91,13 +106,14 @@ def forecast_dump(
         "compute": compute,
         "traffic": traffic,
         "waiting for the encoder": max(0.0, encoding - compute - traffic),
-        "waiting for the store": max(0.0, stored / given.store_bytes_per_second - compute - traffic - encoding),
+        "waiting for the store": max(0.0, stored / given.store_bytes_per_second / nodes - compute - traffic - encoding),
     }
     memory = dump_memory(
         teacher,
         recipe.teacher.dtype,
         # A row that is longer than a batch is one.
         tokens=min(max(runtime.tokens_per_batch, longest), executed),
+        row_tokens=min(longest, executed),
         chunk_tokens=runtime.head_chunk_tokens,
         tensor_parallel=group,
     )
@@ -109,13 +125,13 @@ def forecast_dump(
         hardware=hardware,
         devices=devices,
         per_process=per_process,
-        nodes=runtime.num_nodes,
+        nodes=nodes,
         memory={**memory.model_dump(exclude_defaults=True), "peak": memory.peak},
-        host_memory=0.0 if hardware.accelerator else memory.peak * runtime.num_processes,
+        host_memory=0.0 if hardware.accelerator else memory.peak * processes / nodes,
         seconds=seconds,
         stored=stored,
-        # Each group of processes has a shard under way, and removes it when it is in the store.
-        scratch=stored * min(1.0, processes / group / max(1, store.shards)),
+        # Each group of processes has a shard under way, and removes it when it is in the store; a launch has a folder.
+        scratch=stored * min(1.0, processes / launches / group / max(1, store.shards)),
         moved=stored + loaded,
         # Every shard has a receipt, and so has the prior.
         objects=store.objects + store.shards + 1 + RECORDS,
@@ -131,8 +147,10 @@ def forecast_dump(
             f"{byte_size(memory.activations)} + logits of {runtime.head_chunk_tokens:,} positions "
             f"{byte_size(memory.head)}",
             f"{store.entries:.0f} entries a position{most}, {stored / max(1.0, documents.tokens):.1f} bytes a token, "
-            f"{store.shards:,} shards",
+            f"{store.shards:,} shards"
+            + (f", shared by {launches} launches of {devices // launches} devices" if launches > 1 else ""),
         ),
+        warnings=tuple(warnings),
     )
     return forecast.at_speed(speed) if speed else forecast
 
@@ -157,6 +175,13 @@ def _served(
         ),
         warnings=("the server's devices and their price are not in the sums",),
     )
+
+
+def nodes_of(runtime: DumpLogitsRuntime, hardware: Hardware, launches: int) -> int:
+    """Nodes of so many launches of a dump; those that are smaller than a node share one."""
+    devices = runtime.num_processes * hardware.devices_of(runtime.threads)
+    beside = max(1, hardware.per_node // devices) if runtime.num_nodes == 1 else 1
+    return runtime.num_nodes * math.ceil(launches / beside)
 
 
 def _on_hub(recipe: object) -> bool:

@@ -8,7 +8,7 @@ from flows.forecast_text import TrainingText, training_text
 from flows.model_sizes import Sizes
 from tasks.planning.architecture import Architecture
 from tasks.planning.assumptions import Assumptions, start_seconds, utilisation_of
-from tasks.planning.flops import forward_flops, training_flops
+from tasks.planning.flops import forward_flops, masked_pairs, training_flops
 from tasks.planning.forecast import FULL, RECORDS, Forecast, device_bandwidth
 from tasks.planning.hardware import Arithmetic, Hardware
 from tasks.planning.passes import StepPasses, pass_tokens, step_passes
@@ -42,16 +42,18 @@ def forecast_training(step: Step, sizes: Sizes, given: Assumptions, hardware: Ha
     try:
         steps = recipe.num_steps(max(1, text.rows))
     except ValueError as error:
-        steps = max(1, int((recipe.epochs or 0) * text.rows / recipe.rows_per_step))
+        steps = max(1, math.ceil((recipe.epochs or 0) * text.rows / recipe.rows_per_step))
         warnings.append(str(error))
     learnt = text.learnt(steps * recipe.rows_per_step)
     judgements = 2 + (steps // recipe.heldout_every_steps if recipe.heldout_every_steps else 0)
     row_tokens = runtime.pack_tokens or text.longest
 
     passes, judged = _passes(text, learnt.tokens / steps, recipe, runtime, given)
-    flops, again = _step_flops(model, learnt, given, checkpointing=runtime.gradient_checkpointing)
+    flops, again = step_flops(model, learnt, row_tokens, checkpointing=runtime.gradient_checkpointing)
     repeated = _ratio(steps * passes.tokens * processes, learnt.tokens)
-    judging = judgements * _ratio(judged.tokens * processes, text.heldout.tokens) * _forward(model, text.heldout, given)
+    judging = (
+        judgements * _ratio(judged.tokens * processes, text.heldout.tokens) * _forward(model, text.heldout, row_tokens)
+    )
     arithmetic: Arithmetic = "float32" if recipe.precision == "float32" else "bfloat16"
     utilisation = utilisation_of(hardware, given.training_utilisation, given)
     per_process = hardware.devices_of(runtime.threads)
@@ -62,8 +64,21 @@ def forecast_training(step: Step, sizes: Sizes, given: Assumptions, hardware: Ha
     per_step = traffic_per_step(model, sharding, recipe.precision)
     link = device_bandwidth(hardware, runtime.num_nodes, given.link_utilisation)
     received = steps * (passes.rounds * per_pass + per_step)
+    traffic = received / link
+    needed = learnt.tokens / steps / (1 - given.padding) / pass_tokens(runtime.micro_batch_tokens, row_tokens)
+    if processes > 1 and needed < processes / 2:
+        warnings.append(
+            f"a step has {max(1.0, needed):.1f} passes of {pass_tokens(runtime.micro_batch_tokens, row_tokens):,.0f} "
+            f"tokens for {processes} processes, so most of them learn nothing; take fewer "
+            f"processes, or make micro_batch_tokens less"
+        )
+    if traffic > compute / 2:
+        warnings.append(
+            f"traffic between devices takes {span(traffic)} beside {span(compute)} of compute at {byte_size(link)}/s; "
+            f"take {'fewer nodes' if runtime.num_nodes > 1 else 'a lower ZeRO stage, or more tokens in each pass'}"
+        )
     checkpoint = checkpoint_bytes(model, sharding, recipe.precision)
-    saved = max(0, math.ceil(steps / runtime.checkpoint_every_steps) - 1)
+    saved = math.ceil(steps / runtime.checkpoint_every_steps)
     upload = saved * checkpoint / given.store_bytes_per_second
     weights = model.bytes(recipe.precision)
     store = weights / given.store_bytes_per_second
@@ -71,11 +86,11 @@ def forecast_training(step: Step, sizes: Sizes, given: Assumptions, hardware: Ha
         "start": start_seconds(given, hardware),
         "weights": store + runtime.num_processes * weights / given.disk_bytes_per_second,
         "compute": compute,
-        "traffic": received / link,
+        "traffic": traffic,
         "judging": judge,
         "checkpoints": saved * checkpoint / given.disk_bytes_per_second / runtime.num_nodes,
         "export": weights / given.disk_bytes_per_second + store,
-        "waiting for the store": max(0.0, upload - compute - received / link),
+        "waiting for the store": max(0.0, upload - compute - traffic),
     }
     logits = sum(role.startswith("logits") for role in step.inputs)
     data = learnt.tokens * (80 if logits else given.corpus_bytes_per_token)
@@ -86,7 +101,7 @@ def forecast_training(step: Step, sizes: Sizes, given: Assumptions, hardware: Ha
         recipe.precision,
         # The longest row is a pass, whatever a pass may hold.
         tokens=max(runtime.micro_batch_tokens, row_tokens),
-        row_tokens=row_tokens,
+        packed_tokens=row_tokens,
         checkpointing=runtime.gradient_checkpointing,
     )
     room = FULL * hardware.memory_bytes * per_process
@@ -109,14 +124,15 @@ def forecast_training(step: Step, sizes: Sizes, given: Assumptions, hardware: Ha
         host_memory=held * runtime.num_processes,
         seconds=seconds,
         stored=weights,
-        scratch=max(weights, checkpoint if saved else 0.0),
+        scratch=max(weights, checkpoint),
         checkpoints=min(saved, runtime.keep_checkpoints) * checkpoint,
         moved=weights * (runtime.num_nodes + 1) + saved * checkpoint + data,
         objects=OTHER_FILES + math.ceil(weights / 5e9) + RECORDS,
         how=(
             f"{steps:,} steps of {recipe.rows_per_step} rows: {learnt.tokens:.4g} tokens × 6 × "
             f"{model.shape.layer_weights:.4g} weights + {learnt.targets:.4g} targets × 6 × "
-            f"{model.shape.head_weights:.4g} of the head + {learnt.pairs(given.length_spread):.4g} pairs × 12 × "
+            f"{model.shape.head_weights:.4g} of the head + {masked_pairs(learnt.tokens, row_tokens):.4g} pairs (× "
+            f"{row_tokens:,.0f}) × 12 × "
             f"{model.shape.attention_width:.4g}: {flops:.4g} FLOP"
             + (f" + {again:.4g} computed again" if again else "")
             + f", × {repeated:.3f} for whole passes, on {devices} × {peak:.4g}/s × {utilisation:.2f}: {span(compute)}; "
@@ -154,21 +170,21 @@ def _ratio(executed: float, tokens: float) -> float:
     return executed / tokens if tokens else 0.0
 
 
-def _step_flops(
-    model: Architecture, learnt: Documents, given: Assumptions, *, checkpointing: bool
+def step_flops(
+    model: Architecture, learnt: Documents, row_tokens: float, *, checkpointing: bool
 ) -> tuple[float, float]:
-    """Model FLOPs of all steps, and what gradient checkpointing computes again.
+    """FLOPs of all steps without padding, and what gradient checkpointing computes again.
 
-    While only embedding and head learn, the layers' gradients are computed too, and thrown away
-    (tasks/training/embedding_phase.py).
+    Packed rows come with a mask, and their attention computes all pairs of a row. While only embedding and head learn,
+    the layers' gradients are computed too, and thrown away (tasks/training/embedding_phase.py).
     """
-    pairs = learnt.pairs(given.length_spread)
+    pairs = masked_pairs(learnt.tokens, row_tokens)
     flops = training_flops(model.shape, num_tokens=learnt.tokens, num_targets=learnt.targets, num_pairs=pairs)
     again = forward_flops(model.shape, num_tokens=learnt.tokens, num_logits=0, num_pairs=pairs)
     return flops, again if checkpointing else 0.0
 
 
-def _forward(model: Architecture, documents: Documents, given: Assumptions) -> float:
+def _forward(model: Architecture, documents: Documents, row_tokens: float) -> float:
     """FLOPs of one pass over documents."""
-    pairs = documents.pairs(given.length_spread)
+    pairs = masked_pairs(documents.tokens, row_tokens)
     return forward_flops(model.shape, num_tokens=documents.tokens, num_logits=documents.targets, num_pairs=pairs)

@@ -1,19 +1,21 @@
-"""Whether a corpus leaves enough to choose on, known as soon as it is written and before anything is trained."""
+"""Whether a corpus leaves enough to choose on, known as soon as it is written and before anything is trained.
+
+Read are the counts in its manifest. A corpus whose manifest has none was written before they were counted: then the
+worker that chooses tells it.
+"""
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from typing import Any
 
 from tasks.artifacts.artifact import Artifact
+from tasks.artifacts.store import Store
 from tasks.choose.stage import ChooseRecipe
 from tasks.compare.stage import CompareRecipe
 from tasks.evaluate.stage import EvaluateRecipe
 from tasks.evolve.stage import AutoEvolSource, EvolveRecipe
+from tasks.logits import enough_to_choose as enough
 from tasks.runtime.declare import Step
-from tasks.runtime.execute import RunContext
 
 
 def corpora_of_choice(choice: Step) -> list[Step]:
@@ -25,43 +27,33 @@ def corpora_of_choice(choice: Step) -> list[Step]:
     return [texts] if _evolves(instructions) else [texts, instructions]
 
 
-def require_choice(choice: Step, context: RunContext) -> None:
+def require_choice(choice: Step, store: Store) -> None:
     """To be called once `corpora_of_choice` are written. Raises BadInputError where there is nothing to choose on."""
-    from tasks.logits.heldout import conversations_to_choose_on
-    from tasks.logits.rows import read_rows
-
     recipe = choice.config.recipe
     assert isinstance(recipe, ChooseRecipe)
     texts, *others = corpora_of_choice(choice)
-    require_texts(texts, recipe, context)
+    require_texts(texts, recipe, store)
     for instructions in others:
-        with _heldout_file(instructions, context) as (file, uri):
-            conversations_to_choose_on(read_rows(file), recipe.max_conversations, uri)
+        conversations, where = _counted(instructions, enough.HELDOUT_CONVERSATIONS, store)
+        if conversations is not None:
+            enough.require_conversations(conversations, where)
 
 
-def require_texts(corpus: Step, recipe: ChooseRecipe | CompareRecipe | EvaluateRecipe, context: RunContext) -> None:
+def require_texts(corpus: Step, recipe: ChooseRecipe | CompareRecipe | EvaluateRecipe, store: Store) -> None:
     """Raises BadInputError where the evaluation takes all held-out texts, or all but one."""
-    from tasks.logits.heldout import texts_to_choose_on
-
     if isinstance(recipe, EvaluateRecipe) and not recipe.bits_per_byte:
         return
-    with _heldout_file(corpus, context) as (file, uri):
-        texts_to_choose_on(file, recipe.skip_documents, recipe.max_documents, uri)
+    texts, where = _counted(corpus, enough.HELDOUT_TEXTS, store)
+    if texts is not None:
+        enough.require_texts(texts, recipe.skip_documents, recipe.max_documents, where)
 
 
-@contextmanager
-def _heldout_file(corpus: Step, context: RunContext) -> Iterator[tuple[Path, str]]:
-    from tasks.logits.heldout import HELDOUT_FILE
-
-    artifact = Artifact(context.store, corpus.directory)
+def _counted(corpus: Step, metric: str, store: Store) -> tuple[int | None, str]:
+    artifact = Artifact(store, corpus.directory)
     manifest = artifact.manifest()
-    entry = manifest.object(HELDOUT_FILE) if manifest is not None else None
-    assert entry is not None, "the step has ended"
-    context.scratch.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=context.scratch) as folder:
-        file = Path(folder) / HELDOUT_FILE
-        file.write_bytes(context.store.get(artifact.path(entry.path)))
-        yield file, artifact.uri
+    assert manifest is not None, "the step has ended"
+    found: Any = manifest.metrics.get(metric)
+    return (found if isinstance(found, int) else None), artifact.uri
 
 
 def _evolves(step: Step) -> bool:

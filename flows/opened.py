@@ -103,19 +103,29 @@ def gather(futures: Iterable[Any]) -> list[Any]:
 
     Raises:
         MediusError: the first failure that is a cause, not a consequence of another stage's.
+        Exception: there is none, but Prefect could not begin a task run, or not tell its server of it.
     """
     futures = list(futures)
+    errors: list[Exception] = []
+    ended = []
     for future in futures:
-        future.wait()
-    errors = []
-    for future in futures:
+        try:
+            future.wait()
+        except Exception as error:
+            errors.append(error)
+        else:
+            ended.append(future)
+    for future in ended:
         if future.state.is_failed() or future.state.is_crashed():
             try:
                 future.result()
-            except MediusError as error:
+            except Exception as error:
                 errors.append(error)
-    # An interruption is told last: the stage that failed first may be the reason why the others were stopped.
-    errors.sort(key=lambda error: isinstance(error, InterruptedRunError))
     if errors:
-        raise errors[0]
+        raise min(errors, key=_consequence)
     return [future.result() for future in futures]
+
+
+def _consequence(error: Exception) -> int:
+    # An interruption is told last: the stage that failed first may be the reason why the others were stopped.
+    return 2 if isinstance(error, InterruptedRunError) else 0 if isinstance(error, MediusError) else 1

@@ -17,6 +17,7 @@ from flows.publishing import check_publishable
 from flows.results import show_results_in_prefect
 from flows.run_options import RECIPE, ProfileName, RecipeOptions
 from flows.run_report import show_page_in_prefect
+from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.runs import RunKind
 from tasks.choose.stage import STAGE as CHOOSE
 from tasks.runtime.declare import Step
@@ -53,9 +54,10 @@ def distillation(profile: ProfileName = "tiny", options: RecipeOptions = RECIPE)
 
         # Before a teacher runs it is known whether the corpora leave something to choose on.
         for choice in [step for step in steps if step.stage is CHOOSE]:
-            submit(closure(corpora_of_choice(choice)))
-            gather(futures.values())
-            require_choice(choice, context)
+            if Artifact(context.store, choice.directory).manifest() is None:
+                submit(closure(corpora_of_choice(choice)))
+                gather(futures.values())
+                require_choice(choice, context.store)
         submit([step for step in steps if step.key not in futures])
         finished = gather([futures[step.key] for step in steps])
         if options.until is None:

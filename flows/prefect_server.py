@@ -28,6 +28,14 @@ from tasks.artifacts.errors import MediusError
 START_SECONDS = 120
 """A loaded machine has been seen to need 48."""
 STOP_SECONDS = 20
+RUN_SETTINGS = {
+    # Prefect waits twice as long before each further try: a server may be away for 4 minutes.
+    "PREFECT_CLIENT_MAX_RETRIES": "7",
+    # The shortest that Prefect takes. A run that waits for one on another host gives it up after five that are missed,
+    # the alert of infra/automations.yaml comes after ten.
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
+}
+"""What every process of a flow run has, wherever it runs: also in infra/compose.yaml and the Kubernetes template."""
 
 
 def is_configured(home: Path) -> bool:
@@ -69,17 +77,31 @@ def start_own_server(home: Path) -> Callable[[], None]:
 @contextmanager
 def losing_the_server() -> Iterator[None]:
     """Around a flow; call with Prefect imported. Raises MediusError where the block lost its Prefect server for longer
-    than Prefect itself tries again.
+    than Prefect itself tries again, whatever Prefect makes of that.
     """
-    import httpx
-
     try:
         yield
-    except httpx.HTTPError as error:
+    except MediusError:
+        raise
+    except Exception as error:
+        lost = _unanswered(error)
+        if lost is None:
+            raise
         raise MediusError(
-            f"the Prefect server at {os.environ.get('PREFECT_API_URL')} was lost ({error or type(error).__name__}); "
+            f"the Prefect server at {os.environ.get('PREFECT_API_URL')} was lost ({str(lost) or type(lost).__name__}); "
             f"what is finished is kept: bring it back and run the same command again"
         ) from error
+
+
+def _unanswered(error: BaseException | None) -> Exception | None:
+    """The request to the server that failed, if one is behind an error."""
+    import httpx
+
+    while error is not None:
+        if isinstance(error, httpx.HTTPError):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
@@ -139,8 +161,7 @@ def prepare_prefect() -> Path:
         "DO_NOT_TRACK": "1",
         # A loaded machine has been seen to need 48 s.
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
-        # Prefect waits twice as long before each further try: a server may be away for 4 minutes.
-        "PREFECT_CLIENT_MAX_RETRIES": "7",
+        **RUN_SETTINGS,
         # The one sentence of a failure is printed at the end; tracebacks stay with the run, on the dashboard.
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
     }

@@ -46,6 +46,9 @@ def require_room(
         BadInputError: a disk is too small.
     """
     try:
+        if all(store.exists(f"{step.directory}/manifest.json") for step in here):
+            # Nothing is to be made; a forecast reads each of these again for every stage that needs it.
+            return
         cost = cost_of(steps, store, parallel_stages, CostOptions.read())
         disks = _disks(cost, {step.key for step in here}, store, scratch)
     except Exception as error:

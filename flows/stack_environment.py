@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from flows.addresses import STORE_VARIABLE, URL_VARIABLE
+from flows.prefect_server import RUN_SETTINGS
 from flows.stack_processes import MARK
 from flows.stack_services import BUCKET, STORE, Ports
 from tasks.artifacts.errors import BadInputError
@@ -105,8 +106,7 @@ def service_environment(client: Mapping[str, str], home: Path, token: str) -> di
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         # Otherwise an error's notice on the dashboard is an advertisement, too.
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
-        # The alert of infra/automations.yaml waits for ten of them.
-        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
+        **RUN_SETTINGS,
         "DO_NOT_TRACK": "1",
         "PYTHONUNBUFFERED": "1",
         # Otherwise the dashboard looks for the server at port 4200.

@@ -16,6 +16,7 @@ from tasks.corpus.documents import Document, load_documents
 from tasks.corpus.rendering import Renderer
 from tasks.corpus.stage import CorpusRecipe
 from tasks.exercises.holdout import is_heldout
+from tasks.logits.enough_to_choose import HELDOUT_CONVERSATIONS, HELDOUT_TEXTS
 from tasks.logits.rows import Row, write_rows
 from tasks.modeling.tokenizer_files import TOKENIZER_FILES, load_tokenizer, tokenizer_digest
 from tasks.worker.job import InputArtifact, Job, worker_main
@@ -77,6 +78,8 @@ def run(job: Job) -> None:
             "rows_by_source": {
                 name: dict(sorted(Counter(row.source for row in rows).items())) for name, rows in splits.items()
             },
+            HELDOUT_TEXTS: len({row.document for row in heldout_rows if row.kind == "text" and row.text}),
+            HELDOUT_CONVERSATIONS: sum(row.kind == "chat" for row in heldout_rows),
             "dropped": dict(sorted(dropped.items())),
             "tokens_per_second": num_tokens / max(seconds, 1e-9),
         },

@@ -102,4 +102,4 @@ def judge(metrics: Mapping[str, Any], gates: DistillGates) -> list[GateResult]:
     )
 
 
-STAGE = Stage(name="distill", version=3, config=DistillConfig, judge=judge, accelerated=True)
+STAGE = Stage(name="distill", version=4, config=DistillConfig, judge=judge, accelerated=True)

@@ -109,9 +109,7 @@ def _lead(
                 check_rows(config_of(directory), vocab_size, longest)
                 forward, known = _served(job, recipe, runtime, held, tokenizer, vocab_size, splits, longest)
             else:
-                check_config(
-                    directory, recipe.teacher, vocab_size, longest, place.group_size, device
-                )
+                check_config(directory, recipe.teacher, vocab_size, longest, place.group_size, device)
                 if group is not None:
                     group.load()
                 teacher = Teacher(directory, recipe.teacher, device, vocab_size, group)

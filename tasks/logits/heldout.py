@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tasks.artifacts.errors import BadInputError
+from tasks.logits.enough_to_choose import require_conversations, require_texts
 from tasks.logits.rows import Row, read_rows
 
 HELDOUT_FILE = "heldout.parquet"
@@ -47,17 +47,7 @@ def texts_to_choose_on(file: Path, skip_documents: int, max_documents: int | Non
         BadInputError: fewer than two are left.
     """
     texts = heldout_texts(file, skip=skip_documents, maximum=max_documents)
-    if texts.chosen < 2:
-        raise BadInputError(
-            f"{where} holds out {texts.held_out} texts, and the first {skip_documents} are the evaluation's: "
-            f"{texts.chosen} are left to choose on, and a standard error needs two; "
-            + (
-                f"lower assessment.evaluate.recipe.max_documents to about {texts.held_out // 2}, or raise "
-                if texts.held_out >= 4
-                else "raise "
-            )
-            + "the corpora's heldout_fraction"
-        )
+    require_texts(texts.held_out, skip_documents, max_documents, where)
     return texts.rows
 
 
@@ -67,10 +57,6 @@ def conversations_to_choose_on(rows: Iterable[Row], maximum: int, where: str) ->
     Raises:
         BadInputError: there are fewer than two.
     """
-    chats = [row for row in rows if row.kind == "chat"][:maximum]
-    if len(chats) < 2:
-        raise BadInputError(
-            f"{where} holds out {len(chats)} conversations to choose on, and a standard error needs two; raise "
-            f"fine_tuning.corpus.recipe.heldout_fraction, or set fine_tuning.choose to null"
-        )
-    return chats
+    chats = [row for row in rows if row.kind == "chat"]
+    require_conversations(len(chats), where)
+    return chats[:maximum]

@@ -10,6 +10,8 @@ from tasks.artifacts.errors import BadInputError, TransientStoreError
 
 REFERENCE_FILE = "reference.json"
 """Stands in a model's folder for weights that stay on the hub: {repo, revision}."""
+_NOT_LOADED = ("*/*", "consolidated*")
+"""Subfolders, and Mistral's own form of the weights, which stands beside transformers' and is as large again."""
 
 
 def referenced(directory: Path, patterns: Sequence[str]) -> Path:
@@ -22,7 +24,7 @@ def referenced(directory: Path, patterns: Sequence[str]) -> Path:
     if not reference.is_file():
         return directory
     target = json.loads(reference.read_text(encoding="utf-8"))
-    return hub_snapshot(target["repo"], target["revision"], patterns)
+    return hub_snapshot(target["repo"], target["revision"], patterns, ignored=_NOT_LOADED)
 
 
 def hub_snapshot(repo: str, revision: str, patterns: Sequence[str], *, ignored: Sequence[str] = ()) -> Path:

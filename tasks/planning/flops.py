@@ -88,6 +88,19 @@ def causal_pairs(lengths: list[int]) -> int:
     return sum(length * (length + 1) // 2 for length in lengths)
 
 
+def masked_pairs(num_tokens: float, row_tokens: float) -> float:
+    """Pairs that are computed of rows with a mask of their own, packed or padded: each token's with its whole row.
+
+    torch's flash kernels leave out what lies above the diagonal, and take no mask; the others compute a masked pair and
+    throw it away. So these are FLOPs that are executed, never "model FLOPs".
+
+    Args:
+        num_tokens: padding included.
+        row_tokens: length of a row; where rows differ, of the one that a token is in.
+    """
+    return num_tokens * row_tokens
+
+
 def forward_flops(shape: ModelShape, *, num_tokens: float, num_logits: float, num_pairs: float) -> float:
     """Model FLOPs of a forward pass: 2 a weight of the layers and token, 4 a pair and unit of attention, 2 a weight of
     the head and position with logits.
@@ -95,7 +108,7 @@ def forward_flops(shape: ModelShape, *, num_tokens: float, num_logits: float, nu
     Args:
         num_tokens: tokens that pass the layers.
         num_logits: positions at which logits are computed.
-        num_pairs: attended pairs of tokens (`causal_pairs`).
+        num_pairs: attended pairs of tokens (`causal_pairs`), or computed ones (`masked_pairs`).
     """
     layers = 2 * shape.layer_weights * num_tokens + 4 * shape.attention_width * num_pairs
     return layers + 2 * shape.head_weights * num_logits
@@ -114,7 +127,7 @@ def training_flops(
     Args:
         num_tokens: tokens that pass the layers, padding left out.
         num_targets: positions at which the fused head computes logits; it runs at no other.
-        num_pairs: attended pairs of tokens (`causal_pairs`).
+        num_pairs: attended pairs of tokens (`causal_pairs`), or computed ones (`masked_pairs`).
         frozen_layers: only embedding and head learn: the layers pass gradients on, but get none.
     """
     products = 2 * shape.layer_weights * num_tokens

@@ -38,13 +38,14 @@ class ForwardMemory(Frozen):
 
 
 def dump_memory(
-    model: Architecture, dtype: str, *, tokens: float, chunk_tokens: int, tensor_parallel: int
+    model: Architecture, dtype: str, *, tokens: float, row_tokens: float, chunk_tokens: int, tensor_parallel: int
 ) -> ForwardMemory:
     """Of the device that takes shards.
 
     Args:
         dtype: in which the teacher computes; what its checkpoint holds in 8 bits stays so.
         tokens: of one forward pass, padding included.
+        row_tokens: of its longest row.
         chunk_tokens: positions whose logits exist at one time.
         tensor_parallel: devices that hold one teacher together.
     """
@@ -53,7 +54,9 @@ def dump_memory(
     cut = model.bytes(dtype) - (0 if model.tied else head)
     return ForwardMemory(
         weights=cut / tensor_parallel + head if tensor_parallel > 1 else model.bytes(dtype),
-        activations=forward_activations(model, dtype, tokens=tokens, tensor_parallel=tensor_parallel),
+        activations=forward_activations(
+            model, dtype, tokens=tokens, row_tokens=row_tokens, tensor_parallel=tensor_parallel
+        ),
         head=size * tokens * model.hidden + LOGIT_BYTES * chunk_tokens * model.rows,
     )
 
@@ -72,13 +75,13 @@ def evaluation_memory(
     size = BYTES[dtype]
     prompts = ForwardMemory(
         weights=model.bytes(dtype),
-        activations=forward_activations(model, dtype, tokens=batch * prompt),
+        activations=forward_activations(model, dtype, tokens=batch * prompt, row_tokens=prompt),
         head=2 * size * batch * prompt * model.rows,
         cache=2 * size * model.num_layers * model.kv_width * batch * prompt,
     )
     texts = ForwardMemory(
         weights=model.bytes(dtype),
-        activations=forward_activations(model, dtype, tokens=windows * window),
+        activations=forward_activations(model, dtype, tokens=windows * window, row_tokens=window),
         head=(size * windows + 8) * window * model.rows,
     )
     return max(prompts, texts, key=lambda memory: memory.peak)

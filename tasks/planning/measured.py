@@ -44,6 +44,8 @@ class DumpProgress:
     """A position's, on average; 0 where the receipts do not say."""
     tokens_per_second: float | None
     """Of all workers together; None before a launch has made three shards, a worker two of them."""
+    launches: int
+    """That made this speed side by side; 0 where there is none."""
 
 
 @dataclass(frozen=True)
@@ -71,12 +73,14 @@ def dump_progress(artifact: Artifact) -> DumpProgress | None:
     kept = sum(float(receipt.metrics.get("entries", 0)) for receipt in receipts)
     positions = sum(float(receipt.metrics.get("positions", 0)) for receipt in receipts)
     newest = sorted(entries, key=lambda entry: entry.modified)[-NEWEST:]
+    rates = _rates(zip(newest, _read(artifact, newest), strict=True))
     return DumpProgress(
         shards=len(entries),
         tokens=tokens / len(receipts) * len(entries),
         bytes_per_token=size / tokens if tokens else 0.0,
         entries=kept / positions if positions else 0.0,
-        tokens_per_second=_speed(zip(newest, _read(artifact, newest), strict=True)),
+        tokens_per_second=sum(rates) if rates else None,
+        launches=len(rates),
     )
 
 
@@ -84,8 +88,8 @@ def _read(artifact: Artifact, entries: Sequence[ObjectInfo]) -> list[ShardReceip
     return list(map(ShardReceipt.model_validate_json, artifact.store.get_all([entry.path for entry in entries])))
 
 
-def _speed(newest: Iterable[tuple[ObjectInfo, ShardReceipt]]) -> float | None:
-    """Tokens a second of the last launch whose speed is known and of those at work beside it."""
+def _rates(newest: Iterable[tuple[ObjectInfo, ShardReceipt]]) -> list[float]:
+    """Tokens a second of the last launch whose speed is known, and of each at work beside it."""
     attempts: dict[str, dict[str, _Work]] = defaultdict(lambda: defaultdict(list))
     for entry, receipt in newest:
         writer = receipt.objects[0].path.split("/")[1].removeprefix(f"{receipt.shard}-")
@@ -98,9 +102,9 @@ def _speed(newest: Iterable[tuple[ObjectInfo, ShardReceipt]]) -> float | None:
         if rates and len(times) >= FEWEST:
             found.append((statistics.fmean(rates) * len(workers), min(times), max(times)))
     if not found:
-        return None
+        return []
     _, begin, end = max(found, key=lambda launch: launch[2])
-    return sum(rate for rate, first, last in found if first <= end and last >= begin)
+    return [rate for rate, first, last in found if first <= end and last >= begin]
 
 
 def _rate(work: _Work) -> float | None:

@@ -34,9 +34,13 @@ class Documents:
         """Tokens of a row, on average."""
         return self.tokens / self.rows if self.rows else 0.0
 
+    def row_of_a_token(self, spread: float) -> float:
+        """Tokens of the row that a token is in, on average. `spread`: mean square of a row's over its squared mean."""
+        return spread * self.length
+
     def pairs(self, spread: float) -> float:
-        """Attended pairs, n (n + 1) / 2 of a row of n tokens. `spread`: mean square of n over its squared mean."""
-        return self.tokens * (spread * self.length + 1) / 2
+        """Attended pairs, n (n + 1) / 2 of a row of n tokens."""
+        return self.tokens * (self.row_of_a_token(spread) + 1) / 2
 
     def scaled(self, factor: float) -> Documents:
         """So many times as many rows."""

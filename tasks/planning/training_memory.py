@@ -84,7 +84,7 @@ class TrainingMemory(Frozen):
 
 
 def training_memory(
-    model: Architecture, sharding: Sharding, dtype: str, *, tokens: float, row_tokens: float, checkpointing: bool
+    model: Architecture, sharding: Sharding, dtype: str, *, tokens: float, packed_tokens: float, checkpointing: bool
 ) -> TrainingMemory:
     """Of one device.
 
@@ -92,7 +92,7 @@ def training_memory(
         model: with the rows that it is trained with.
         dtype: the recipe's precision.
         tokens: of the largest forward pass, padding included.
-        row_tokens: the longest packed row.
+        packed_tokens: of the longest row of several documents; 0: each row is one.
         checkpointing: whether layers are computed again in the backward pass.
     """
     size, count, stage = BYTES[dtype], model.parameters, sharding.stage
@@ -125,7 +125,7 @@ def training_memory(
         gradients=gradients,
         optimiser=optimiser,
         activations=training_activations(
-            model, dtype, tokens=tokens, row_tokens=row_tokens, checkpointing=checkpointing
+            model, dtype, tokens=tokens, packed_tokens=packed_tokens, checkpointing=checkpointing
         ),
         head=head,
         buckets=buckets,

@@ -21,6 +21,7 @@ from tasks.artifacts.errors import MediusError
 from tasks.runtime.curves import Curves
 from tasks.runtime.declare import GateResult, Step
 from tasks.runtime.execute import Outcome
+from tasks.runtime.newest_teller import NewestTeller
 from tasks.runtime.stage_events import StageEvents
 from tasks.worker.spec import Event
 
@@ -31,10 +32,13 @@ _CURVE_SECONDS = 15
 _CURVE_SHARE = 1 / 200
 """Of the time so far between two pictures of the curves: the server keeps each of 20 kB as an event, too, and after a
 day nobody sees what fifteen seconds change. A week makes 1,300 pictures."""
+_LAST_SECONDS = 30
+"""What comes last is waited for so long: it takes a moment, unless the server is away."""
 
 
 class Dashboard:
-    """Mirrors a worker's events: progress and curves as Prefect artifacts, sentences into the run's log."""
+    """Mirrors a worker's events: progress and curves as Prefect artifacts, sentences into the run's log. No call waits
+    for the server but `finish`."""
 
     def __init__(self, step: Step, logger: Logger) -> None:
         self._step = step
@@ -48,9 +52,10 @@ class Dashboard:
         self._first_metric: float | None = None
         self._next_curves = 0.0
         self._events = StageEvents(step)
+        self._teller = NewestTeller()
 
     def __call__(self, event: Event) -> None:
-        """Shows one event."""
+        """Shows one event, soon."""
         shown(self._logger, lambda: self._show(event))
 
     def finish(self, complete: bool) -> None:
@@ -60,10 +65,10 @@ class Dashboard:
             complete: whether it has made what it was to make.
         """
         shown(self._logger, self._events.end)
-        if self._progress is not None:
-            shown(self._logger, lambda: self._conclude(complete))
+        shown(self._logger, lambda: self._conclude(complete))
         if self._curves.curves:
             shown(self._logger, self._draw)
+        self._teller.close(_LAST_SECONDS)
 
     def _show(self, event: Event) -> None:
         match event.kind:
@@ -91,6 +96,9 @@ class Dashboard:
     def _tell(self, done: float, total: float, unit: str, said: str) -> None:
         text = f"{self._step.label}: {done:,.0f} of {total:,.0f} {unit}{said}"
         percent = min(100.0, round(100.0 * done / total, 1))
+        self._teller.tell("progress", lambda: shown(self._logger, lambda: self._send_progress(percent, text)))
+
+    def _send_progress(self, percent: float, text: str) -> None:
         if self._progress is None:
             self._progress = create_progress_artifact(percent, key=_slug(self._step.label), description=text)  # type: ignore[assignment]
         else:
@@ -113,6 +121,9 @@ class Dashboard:
 
     def _draw(self) -> None:
         page = self._curves.markdown()
+        self._teller.tell("curves", lambda: shown(self._logger, lambda: self._send_curves(page)))
+
+    def _send_curves(self, page: str) -> None:
         if self._curves_shown is None:
             key, description = f"curves-{_slug(self._step.label)}", f"Curves of {self._step.label}"
             self._curves_shown = create_markdown_artifact(page, key=key, description=description)  # type: ignore[assignment]
@@ -185,13 +196,14 @@ def show_failure(step: Step, error: MediusError) -> None:
 
 
 def describe(step: Step, outcome: Outcome) -> None:
+    """Leaves the gates' table and, of an artifact that this run has made, where it is; of others the state says it."""
     show_gates(step, outcome.gates, outcome.ref.uri)
-    how = "reused" if outcome.ref.reused else "made"
-    create_markdown_artifact(
-        f"**{step.label}** {how}\n\n- key `{step.key}`\n- digest `{outcome.ref.digest}`\n- {outcome.ref.uri}\n",
-        key=f"stage-{_slug(step.label)}",
-        description=f"{step.label} {how}: key {step.key[:16]}",
-    )
+    if not outcome.ref.reused:
+        create_markdown_artifact(
+            f"**{step.label}** made\n\n- key `{step.key}`\n- digest `{outcome.ref.digest}`\n- {outcome.ref.uri}\n",
+            key=f"stage-{_slug(step.label)}",
+            description=f"{step.label} made: key {step.key[:16]}",
+        )
 
 
 def _readable(value: float | None) -> float | None:

@@ -35,8 +35,9 @@ class Runtime(Frozen):
     hostfile: str | None = None
     """For `deepspeed` on several nodes: a line `name slots=8` each, of which the first `num_nodes` are used."""
     rendezvous: str | None = Field(None, pattern=r"^(\[[0-9A-Fa-f:]+\]|[\w.-]+)(:\d{1,5})?$")
-    """For `torchrun` on several nodes: `host` or `host:port` of the one at which they meet. Without a port each launch
-    draws its own, so that two launches that name one host do not meet."""
+    """On several nodes: `host` or `host:port` of the one at which they meet. Without a port each launch draws its own,
+    so that two launches that name one host do not meet. `deepspeed` takes the first address that `hostname -I` says of
+    the hostfile's first host where it is not given, which may be one that the others do not reach."""
     node_command: tuple[str, ...] = ()
     """For `torchrun` on several nodes: a command that runs its arguments once on every node, such as
     [srun, --nodes=2, --ntasks-per-node=1]."""
@@ -59,10 +60,12 @@ class Runtime(Frozen):
                 f"num_processes is {self.num_processes}, but launcher python starts one process; set launcher to "
                 f"torchrun or deepspeed, or num_processes to 1"
             )
-        if self.num_nodes > 1 and (not wanted or given != wanted):
+        optional = {"rendezvous"} if self.launcher == "deepspeed" else set()
+        if self.num_nodes > 1 and (not wanted or given - optional != wanted):
             raise ValueError(
                 f"num_nodes is {self.num_nodes}, which launcher torchrun starts with rendezvous and node_command, and "
-                f"launcher deepspeed with hostfile; here launcher is {self.launcher} with {_listed(given) or 'neither'}"
+                f"launcher deepspeed with hostfile and, if wanted, rendezvous; here launcher is {self.launcher} with "
+                f"{_listed(given) or 'neither'}"
             )
         return self
 

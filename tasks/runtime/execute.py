@@ -73,6 +73,8 @@ class RunContext:
     unjudged: frozenset[str] = frozenset()
     """Keys of steps that this run makes to look at, not to go on with: what thresholds its own profile sets on the same
     artifacts, and the verdicts that stand there, are none of its business."""
+    passed: dict[str, Manifest] = field(default_factory=dict)
+    """Of the steps that this run has found finished and passed, by key: what needs them does not read that again."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,8 @@ class Outcome:
     ref: ArtifactRef
     manifest: Manifest
     gates: list[GateResult]
+    meanwhile: bool = False
+    """Whether another run has finished it while this one waited for it, or made shards of it."""
 
 
 def execute(step: Step, context: RunContext) -> Outcome:
@@ -97,14 +101,17 @@ def execute(step: Step, context: RunContext) -> Outcome:
     artifact = Artifact(context.store, step.directory)
     inputs = _resolve_inputs(step, context)
     manifest = artifact.manifest()
+    meanwhile = False
     reused = manifest is not None
     if manifest is None:
-        manifest, reused = _build(step, artifact, inputs, context)
-        _say(step, context, "done by another run" if reused else f"done in {manifest.provenance.seconds:.0f} s")
+        manifest, meanwhile = _build(step, artifact, inputs, context)
+        reused = meanwhile
+        _say(step, context, "done by another run" if meanwhile else f"done in {manifest.provenance.seconds:.0f} s")
     _require_same_inputs(artifact, manifest, inputs)
     gates = [] if step.key in context.unjudged else judge(step, artifact, manifest)
+    context.passed[step.key] = manifest
     ref = ArtifactRef(uri=artifact.uri, directory=step.directory, key=step.key, digest=manifest.digest, reused=reused)
-    return Outcome(ref, manifest, gates)
+    return Outcome(ref, manifest, gates, meanwhile)
 
 
 def _say(step: Step, context: RunContext, message: str) -> None:
@@ -114,15 +121,17 @@ def _say(step: Step, context: RunContext, message: str) -> None:
 def _resolve_inputs(step: Step, context: RunContext) -> dict[str, InputRecord]:
     records = {}
     for role, source in step.inputs.items():
-        artifact = Artifact(context.store, source.directory)
-        manifest = artifact.manifest()
+        manifest = context.passed.get(source.key)
         if manifest is None:
-            raise BadInputError(
-                f"{step.label} needs {source.label} ({role}), which is not finished in {context.store.uri}; run that "
-                f"first"
-            )
-        if source.key not in context.unjudged:
-            require_passed(artifact)
+            artifact = Artifact(context.store, source.directory)
+            manifest = artifact.manifest()
+            if manifest is None:
+                raise BadInputError(
+                    f"{step.label} needs {source.label} ({role}), which is not finished in {context.store.uri}; run "
+                    f"that first"
+                )
+            if source.key not in context.unjudged:
+                require_passed(artifact)
         records[role] = InputRecord(key=manifest.key, digest=manifest.digest, directory=source.directory)
     return records
 
@@ -217,17 +226,26 @@ def _make(
 @contextmanager
 def _place(step: Step, context: RunContext) -> Iterator[Devices]:
     """One of the run's slots and the accelerators that the worker needs; a step that waits for these keeps no slot."""
-    said = False
+    said: set[str] = set()
+
+    def say_once(reason: str) -> None:
+        if reason not in said:
+            _say(step, context, f"waiting: {reason}")
+        said.add(reason)
+
     while True:
-        with context.slots:
+        if not context.slots.acquire(blocking=False):
+            say_once("as many other stages are at work as parallel_stages allows")
+            context.slots.acquire()
+        try:
             _raise_if_stopped(step, context)
             with devices_for(step) as devices:
                 if devices is not None:
                     yield devices
                     return
-        if not said:
-            _say(step, context, "waiting: other stages have the accelerators of this host")
-        said = True
+        finally:
+            context.slots.release()
+        say_once("other stages have the accelerators of this host")
         time.sleep(_LOOK_SECONDS)
 
 

@@ -81,7 +81,11 @@ def worker_command(module: str, spec: Path, runtime: Runtime, devices: Sequence[
     if devices:
         # With --num_gpus it takes the first ones of the host, whatever CUDA_VISIBLE_DEVICES says.
         where = ["--include", f"localhost:{','.join(devices)}"]
-    runner = [sys.executable, "-m", "deepspeed.launcher.runner", *where, "--master_port", str(_free_port())]
+    meet = ["--master_port", str(_free_port())]
+    if runtime.rendezvous is not None:
+        host, _, port = _endpoint(runtime, spec.parent.name).rpartition(":")
+        meet = ["--master_addr", host.strip("[]"), "--master_port", port]
+    runner = [sys.executable, "-m", "deepspeed.launcher.runner", *where, *meet]
     if runtime.num_nodes == 1:
         return [*runner, "--module", *worker[1:]]
     runner += ["--hostfile", str(runtime.hostfile), "--num_nodes", str(runtime.num_nodes)]

@@ -48,7 +48,8 @@ class StageRun:
 
 @task(cache_policy=NO_CACHE, persist_result=False, retry_condition_fn=_worth_a_retry, log_prints=False)
 def run_stage(stage_run: StageRun) -> Any:
-    """Runs one step; returns its ArtifactRef, in a state named Reused where nothing had to be done."""
+    """Runs one step; returns its ArtifactRef, in a state named Reused where nothing had to be done, and Shared where
+    another run has finished it meanwhile."""
     step, context = stage_run.step, stage_run.context
     logger = get_run_logger()
     logger.info("%s: key %s, %s", step.label, step.key[:16], context.store.locate(step.directory))
@@ -94,9 +95,13 @@ def run_stage(stage_run: StageRun) -> Any:
     if away:
         outcome = replace(outcome, ref=outcome.ref.model_copy(update={"reused": False}))
     shown(logger, lambda: describe(step, outcome))
-    if outcome.ref.reused:
-        return Completed(name="Reused", message=f"{outcome.ref.uri} was finished already", data=outcome.ref)
-    return outcome.ref
+    if not outcome.ref.reused:
+        return outcome.ref
+    name, how = "Reused", "was finished already"
+    if outcome.meanwhile:
+        name, how = "Shared", "was finished by another run while this one waited for it or made shards of it"
+    message = f"{outcome.ref.uri} {how}: key {step.key}, digest {outcome.ref.digest}"
+    return Completed(name=name, message=message, data=outcome.ref)
 
 
 def _tell(step: Step, logger: Logger, error: MediusError) -> None:
@@ -135,6 +140,7 @@ def submit_stage(step: Step, context: RunContext, after: list[Any], name: str | 
         task_run_name=label,
         retries=runtime.retries,
         retry_delay_seconds=runtime.retry_delay_seconds,
-        tags={f"stage:{step.stage.name}"},
+        # No tags: for each Prefect asks its server for a slot before the task begins, and a server that is away then
+        # ends the task run beyond any retry.
     )
     return named.submit(StageRun(step, context), wait_for=after)  # type: ignore[call-overload]

@@ -22,6 +22,7 @@ _OF_CONNECTIONS = (
     "gloo", "NCCL", "DistNetworkError", "DistStoreError",
 )  # fmt: skip
 """In the last sentence of a rank that may have done nothing wrong but lose a peer."""
+_NO_ROOM = ("No space left on device", "Disk quota exceeded")
 _OUT_OF_MEMORY = ("out of memory", "OutOfMemoryError", "MemoryError", "can't allocate memory")
 
 
@@ -51,6 +52,11 @@ def raise_for_end(label: str, artifact: Artifact, process: WorkerProcess, code: 
         raise WorkerFailedError(
             f"{label}: {reason}It ran out of memory; lower its micro-batch or chunk size in the profile's runtime "
             f"block (log: {logs}).\n{tail}"
+        )
+    if (full := next((sign for sign in _NO_ROOM if sign in evidence), None)) is not None:
+        raise WorkerFailedError(
+            f"{label}: {full}; make room on the disk of the scratch folder, of the inputs or of the store, and run the "
+            f"same command again: finished shards and checkpoints are kept (log: {logs})"
         )
     if code < 0 or any(sign in evidence for sign in _INTERRUPTED):
         killed = f"it lost one of its processes or a connection: {said}" if said else "its process was killed"

@@ -6,7 +6,9 @@ Inputs: "model", "corpus" (rows of the instructions, in the model's tokenizer), 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from fractions import Fraction
 from typing import Any
 
 from pydantic import Field, SerializeAsAny, ValidationError, field_validator
@@ -26,14 +28,14 @@ class Replay(Frozen):
 
     weight: float = Field(gt=0, lt=1)
     """Part of the rows of the training; the others are instructions. `epochs` are of the instructions, and replayed
-    rows come on top: with 0.2 an epoch of 100 instructions is a training of 125 rows."""
+    rows come on top: with 0.2 an epoch of 100 instructions is a training of 125 rows, in whole steps."""
     forward_kl: float = Field(1.0, ge=0)
     """Weight of the KL to the teacher at a replayed target, beside its cross-entropy of weight 1; a corpus has no
     teacher."""
 
     def rows_of_epoch(self, instructions: float) -> int:
-        """Rows of a training in which each of so many instructions is read once."""
-        return round(instructions / (1 - self.weight))
+        """Rows of a training, rounded up, in which each of so many instructions is read."""
+        return math.ceil(Fraction(str(instructions)) / (1 - Fraction(str(self.weight))))
 
 
 class ReplayingSftRecipe(SftRecipe):
@@ -84,4 +86,4 @@ def judge(metrics: Mapping[str, Any], gates: SftGates) -> list[GateResult]:
     )
 
 
-STAGE = Stage(name="sft", version=4, config=SftConfig, judge=judge, accelerated=True)
+STAGE = Stage(name="sft", version=5, config=SftConfig, judge=judge, accelerated=True)

@@ -7,7 +7,7 @@ transformers builds a block-diagonal causal mask where it is given neither an at
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -187,6 +187,37 @@ def check_packing(model: PreTrainedModel) -> None:
                 f"{model.config.model_type} with {model.config._attn_implementation} attention does not keep the "
                 f"documents of one row apart: beside another one, a document's hidden states change by {change:.1e} of "
                 f"their size; use a model whose layers all take position_ids, with sdpa or eager attention"
+            )
+
+
+def check_rope(model: PreTrainedModel, longest: int) -> None:
+    """Refuses rotary positions that follow the longest document of a forward pass.
+
+    transformers (5.23, `dynamic_rope_update`) takes the frequencies of dynamic and longrope positions from the largest
+    position of the pass once that is beyond a length, so that which documents share one would change the model.
+
+    Args:
+        longest: tokens of the longest packed row; its padding has positions, too.
+
+    Raises:
+        BadInputError: a row may be beyond that length.
+    """
+    config = model.config.get_text_config()
+    parameters: Mapping[str, Any] = getattr(config, "rope_parameters", None) or {}
+    # One block, or one for each type of layers.
+    for block in (parameters, *parameters.values()):
+        kind = block.get("rope_type") if isinstance(block, Mapping) else None
+        if kind == "longrope":
+            limit = block["original_max_position_embeddings"]
+        elif kind is not None and "dynamic" in kind:
+            limit = config.max_position_embeddings
+        else:
+            continue
+        if longest > limit:
+            raise BadInputError(
+                f"{config.model_type} has rotary positions of the type {kind}, which follow the longest document of a "
+                f"forward pass beyond {limit} tokens, and a row here may have {longest}: which documents share a pass "
+                f"would change the model; cut documents and runtime.pack_tokens to {limit} tokens, or use another model"
             )
 
 

@@ -70,6 +70,18 @@ class TrainingCheckpoints:
         if step is not None:
             self._last_step = step
 
+    def settle(self) -> None:
+        """Returns on every process when the last upload has ended, well or not: for a training that has."""
+        upload, self._upload = self._upload, None
+        # The uploader has one thread, so that this waits for what it uploads.
+        error = self._processes.settle(None if upload is None else self._uploader.submit(upload.exception))
+        if error is not None:
+            self._job.log(f"the last checkpoint could not be stored: {error}")
+
+    def close(self) -> None:
+        """Waits for what this process uploads, whatever came of the training."""
+        self._uploader.shutdown()
+
     def resume(self) -> dict[str, Any] | None:
         """Loads the newest whole checkpoint and returns its `state`; None where there is none.
 
@@ -99,7 +111,6 @@ class TrainingCheckpoints:
 
     def clear(self) -> None:
         """Removes every checkpoint; for an artifact that is complete."""
-        self.wait()
         if self._processes.is_main:
             self._job.checkpoints.clear()
 

@@ -29,11 +29,14 @@ HOW = frozenset(
     }
 )
 """Top-level keys of a DeepSpeed JSON that say only how a training runs."""
-FOREIGN = ("zero_quantized", "mics_", "zero_hpz", "zenflow", "super_offload")
+FOREIGN = ("zero_quantized", "mics_", "zero_hpz", "zenflow")
 """Beginnings of keys of `zero_optimization` that go beyond where numbers live, or that checkpoints could not follow."""
 NEEDED = ("load_from_fp32_weights", "compute_grad_norm")
 """Keys of `zero_optimization` that are true by default: without the first a resumed training begins from rounded
 weights, without the second there is no norm to judge."""
+OFFLOADED = frozenset({"device", "pin_memory"})
+"""Keys of `offload_optimizer` and `offload_param`. The others are NVMe's, or cut the optimiser in two (`ratio`,
+`super_offload`), which checkpoints could not follow."""
 
 
 class TrainingStageConfig(StageConfig):
@@ -104,6 +107,10 @@ def deepspeed_config(recipe: TrainingRecipe, runtime: TrainingRuntime, world_siz
             raise BadInputError(f'{path} sets {name}={value}; write {{"device": "cpu"}} there, or remove it')
         if value.get("device") not in ("none", "cpu"):
             raise BadInputError(f"{path} offloads to {value.get('device')}; checkpoints know only cpu")
+        for key in value.keys() - OFFLOADED:
+            raise BadInputError(
+                f"{path} sets {key} in {name}, where only {' and '.join(sorted(OFFLOADED))} may stand; remove it"
+            )
     if zero["stage"] == 0:
         profile |= {
             # The engine clips, since DeepSpeed would keep no norm, and accumulates in float32 by itself.

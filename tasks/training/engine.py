@@ -95,6 +95,9 @@ class TrainingEngine:
         self._processes = processes
         self._seed = recipe.seed
         self._max_grad_norm = recipe.optimizer.max_grad_norm
+        self.group_losses: list[float] = []
+        """Of the last step, whether it ended or raised: the summed loss of each group, one of a process that only kept
+        in step included."""
 
         torch.manual_seed(recipe.seed)
         if runtime.gradient_checkpointing:
@@ -178,6 +181,7 @@ class TrainingEngine:
             table[1:, index * world_size + rank] = sums_4
             self.engine.backward(loss * scale, scale_wrt_gas=False)
         table = self._processes.sum(table)
+        self.group_losses = table[0].tolist()
         bad = torch.nonzero(~torch.isfinite(table[0]))
         if len(bad):
             raise DivergedMicroBatchError(int(bad[0]), float(table[0, bad[0]]))

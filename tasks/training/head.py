@@ -22,6 +22,8 @@ CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 PROOF_TOKENS = 8
 ROUNDINGS = 4
 """How often a model may round a logit in its own type: the sum, its division, its tanh, its multiplication."""
+MOST_ROWS = 8
+"""Broken rows named in an error."""
 SUM_TOLERANCE = 1e-5
 """Of the largest logit: what two orders of summing hidden × weight in float32 may differ by."""
 
@@ -65,8 +67,8 @@ def head_form(model: PreTrainedModel, num_real: int) -> HeadForm:
         num_real: V, the tokenizer's size.
 
     Raises:
-        BadInputError: too few rows, a bias, or anything else that a scale and a cap do not explain: the fused loss
-            would train another model.
+        BadInputError: too few rows, a bias, weights that are no finite numbers, or anything else that a scale and a
+            cap do not explain: the fused loss would train another model.
     """
     head = model.get_output_embeddings()
     weight_RD: Tensor = head.weight
@@ -87,6 +89,8 @@ def head_form(model: PreTrainedModel, num_real: int) -> HeadForm:
     logits_NR = model(input_ids=input_ids, use_cache=False).logits[0]
     hidden_ND = model.base_model(input_ids=input_ids, use_cache=False)[0][0]
     model.train(training)
+    if not bool(logits_NR.isfinite().all()):
+        raise BadInputError(f"{name}'s logits are not finite: {_not_finite(model)}; use a model with whole weights")
     products_NR = logits_NR.new_empty(logits_NR.shape, dtype=torch.promote_types(hidden_ND.dtype, torch.float32))
     logits_into(products_NR, hidden_ND, weight_RD)
 
@@ -102,6 +106,17 @@ def head_form(model: PreTrainedModel, num_real: int) -> HeadForm:
         f"{name} changes its logits after the output matrix in a way that is neither a scale nor a cap that its config "
         f"names, which the fused loss does not know; use a model with another head"
     )
+
+
+def _not_finite(model: PreTrainedModel) -> str:
+    """Which weights are no finite numbers."""
+    for name, parameter in model.named_parameters():
+        finite_RX = torch.atleast_1d(parameter.isfinite())
+        rows = torch.nonzero(~finite_RX.reshape(len(finite_RX), -1).all(1)).flatten().tolist()
+        if rows:
+            more = f" and {len(rows) - MOST_ROWS} more" if len(rows) > MOST_ROWS else ""
+            return f"{name} has NaN or infinity in row {', '.join(map(str, rows[:MOST_ROWS]))}{more}"
+    return "its weights are, so they are too large for their type"
 
 
 def _candidates(config: PretrainedConfig, num_real: int) -> list[HeadForm]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,7 +13,7 @@ from tasks.artifacts.errors import CorruptArtifactError
 from tasks.training.batches import Batch, collate
 from tasks.training.order import StepOrder
 from tasks.training.packing import Packing, micro_batches, num_padded
-from tasks.training.rows import RowSource, of_one_kind
+from tasks.training.rows import RowSource, num_taught, of_one_kind
 
 STEPS_AHEAD = 2
 READERS = 4
@@ -23,8 +24,9 @@ READERS = 4
 class StepBatches:
     """One process's share of a step, and what all processes know of the whole.
 
-    num_targets, num_tokens and num_padded (tokens of padding) are of all processes together. wait_seconds: how long
-    `load` kept its caller.
+    num_targets, num_tokens and num_padded (tokens of padding) are of all processes together. num_taught: of the
+    targets those with a teacher, where rows with and without one are mixed. wait_seconds: how long `load` kept its
+    caller.
     """
 
     step: int
@@ -33,6 +35,15 @@ class StepBatches:
     num_tokens: int
     num_padded: int
     wait_seconds: float
+    num_taught: int | None = None
+
+
+@dataclass(frozen=True)
+class StepPass:
+    """A forward pass of a step: its documents, and how many of their tokens are targets."""
+
+    row_ids: tuple[str, ...]
+    num_targets: int
 
 
 class StepLoader:
@@ -75,25 +86,22 @@ class StepLoader:
         batches = self._ahead.pop(step).result()
         return replace(batches, wait_seconds=time.perf_counter() - start)
 
-    def num_groups(self, step: int) -> int:
-        """Forward passes of a step, of all processes together and without the empty ones."""
-        return len(self._groups(step))
-
-    def row_ids(self, step: int, group: int) -> list[str]:
-        """The documents of a step's forward pass `group`: batch group // world_size of rank group % world_size.
-
-        A batch that only keeps its process in step has none.
-        """
-        groups = self._groups(step)
-        return [self._source.row_id(index) for row in groups[group] for index in row] if group < len(groups) else []
+    def passes(self, step: int) -> list[StepPass]:
+        """Forward passes of a step, of all processes together: the one at place p is batch p // world_size of the
+        process p % world_size. What only keeps a process in step is none."""
+        indices = [[index for row in group for index in row] for group in self._plan(step)[0]]
+        return [
+            StepPass(
+                tuple(self._source.row_id(index) for index in group),
+                sum(self._source.num_targets(index) for index in group),
+            )
+            for group in indices
+        ]
 
     def close(self) -> None:
         """Ends the threads."""
         for executor in (self._steps, self._readers):
             executor.shutdown(cancel_futures=True)
-
-    def _groups(self, step: int) -> list[list[list[int]]]:
-        return self._plan(step)[0]
 
     def _plan(self, step: int) -> tuple[list[list[list[int]]], dict[int, int]]:
         """The step's forward passes, and the tokens of each of its rows."""
@@ -119,6 +127,7 @@ class StepLoader:
             num_tokens=sum(lengths[index] for index in indices),
             num_padded=sum(num_padded(group, lengths) for group in groups),
             wait_seconds=0.0,
+            num_taught=num_taught(self._source, indices),
         )
 
     def _rows(self, indices: Sequence[int]) -> dict[int, Any]:
@@ -135,3 +144,23 @@ class StepLoader:
                     f"{found[1]} and {found[2]} was read; write the store again"
                 )
         return dict(zip(indices, rows, strict=True))
+
+
+def batches_ahead(source: RowSource, groups: Sequence[Sequence[Sequence[int]]]) -> Generator[Batch]:
+    """The batch of each group of packed rows of row indices, in order; the next ones are read meanwhile.
+
+    Memory: READERS + 1 batches. Close it where it is not read to its end.
+    """
+    with ThreadPoolExecutor(READERS, thread_name_prefix="batches") as readers:
+        ahead: deque[Future[Batch]] = deque()
+        for group in groups:
+            ahead.append(readers.submit(_read_batch, source, group))
+            if len(ahead) > READERS:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+
+
+def _read_batch(source: RowSource, group: Sequence[Sequence[int]]) -> Batch:
+    rows = iter(source.many([index for row in group for index in row]))
+    return collate([[next(rows) for _ in row] for row in group])

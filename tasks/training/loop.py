@@ -6,6 +6,7 @@ one training is in the checkpoint; what is in none of them is a function of the 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -21,15 +22,17 @@ from tasks.artifacts.errors import BadInputError, StoreError
 from tasks.modeling.model_files import copy_tokenizer_files, load_causal_lm, save_causal_lm
 from tasks.modeling.tokenizer_files import load_tokenizer, real_vocab_size, tokenizer_digest
 from tasks.planning.flops import causal_pairs
-from tasks.training.batches import check_packing, collate
+from tasks.training.batches import check_packing, check_rope
 from tasks.training.checkpoints import TrainingCheckpoints
-from tasks.training.engine import DTYPES, DivergedError, DivergedMicroBatchError, StepResult, TrainingEngine
+from tasks.training.divergence import lines_of, named, worst_first
+from tasks.training.engine import DTYPES, DivergedError, StepResult, TrainingEngine
 from tasks.training.guard import SpikeGuard
 from tasks.training.head import head_form
+from tasks.training.heldout import DivergedHeldoutError, HeldoutSplit
 from tasks.training.loader import StepLoader
 from tasks.training.losses import PARTS, LossWeights
 from tasks.training.order import StepOrder
-from tasks.training.packing import Packing, split_batches
+from tasks.training.packing import Packing
 from tasks.training.performance import StepWork, throughput_of
 from tasks.training.processes import Processes
 from tasks.training.record import LOG_NAME, TrainingRecord
@@ -37,8 +40,6 @@ from tasks.training.rows import MixedRows, RowSource
 from tasks.training.settings import TrainingRecipe, TrainingRuntime
 from tasks.worker.job import InputArtifact, Job
 
-MOST_ROW_IDS = 8
-"""Row ids named in an error; the first of a large step say as much as all of them."""
 _PROGRESS_SECONDS = 1.0
 
 
@@ -98,7 +99,6 @@ class Training:
         self._model_directory = model_directory
         self._num_real = num_real
         self._train_rows = train
-        self._heldout = heldout
         self._measures_kl = measures_kl
         self._seconds: dict[str, float] = {}
         self._next_progress = 0.0
@@ -108,16 +108,16 @@ class Training:
             self._num_steps = recipe.num_steps(epoch_rows or self._order.num_rows)
         except ValueError as error:
             raise BadInputError(f"{job.spec.label}: {error}") from error
-        self._packing = Packing(runtime.micro_batch_tokens, runtime.pack_tokens)
-        self._loader = StepLoader(
-            train, self._order, self._num_steps, self._packing, processes.rank, processes.world_size
-        )
+        packing = Packing(runtime.micro_batch_tokens, runtime.pack_tokens)
+        self._loader = StepLoader(train, self._order, self._num_steps, packing, processes.rank, processes.world_size)
+        self._heldout = HeldoutSplit(heldout, packing, processes)
         with self._timed("load"):
             dtype = DTYPES[recipe.precision]
             # Its weights may still be on the hub.
             model = processes.each(partial(load_causal_lm, model_directory, dtype=dtype))
             assert model is not None
             check_packing(model)
+            check_rope(model, packing.longest(train, heldout))
             self._engine = TrainingEngine(
                 model,
                 form=head_form(model, num_real),
@@ -152,11 +152,13 @@ class Training:
         """
         try:
             directory, metrics = self._trained()
+            # Completing may fail for now; then this checkpoint is what the next launch completes.
+            self._checkpoints.settle()
         finally:
             # However it ends: curves are wanted most of what went wrong.
             self._record.close()
             self._loader.close()
-        self._checkpoints.wait()
+            self._checkpoints.close()
         self._processes.each(partial(self._job.complete, directory, metrics) if self._processes.is_main else None)
         self._checkpoints.clear()
 
@@ -211,6 +213,7 @@ class Training:
                 seconds=time.perf_counter() - started,
                 wait_seconds=share.wait_seconds,
                 only_embedding=only_embedding,
+                num_taught=share.num_taught,
             )
             self._after_step(state, result, rate, work)
 
@@ -220,7 +223,8 @@ class Training:
         self._record.step(state.step, result, rate, work)
         self._judge_if_due(state)
         stop = self._processes.any(self._job.stop_requested)
-        if stop or (state.step < self._num_steps and state.step % self._runtime.checkpoint_every_steps == 0):
+        # The last step's, too: judging and exporting what is learnt may take long, and fail.
+        if stop or state.step == self._num_steps or state.step % self._runtime.checkpoint_every_steps == 0:
             self._save(state)
         if stop:
             self._leave()
@@ -233,33 +237,49 @@ class Training:
             self._record.heldout(state.step, self._judge(state))
 
     def _describe(self, error: DivergedError, step: int) -> str:
-        groups = [error.index] if isinstance(error, DivergedMicroBatchError) else range(self._loader.num_groups(step))
-        row_ids = [row_id for group in groups for row_id in self._loader.row_ids(step, group)]
-        more = f" and {len(row_ids) - MOST_ROW_IDS} more" if len(row_ids) > MOST_ROW_IDS else ""
-        last = self._checkpoints.last_step
-        kept = "no checkpoint was written yet" if last is None else f"the newest checkpoint is after step {last}"
+        passes = worst_first(self._loader.passes(step), self._engine.group_losses)
+        place = self._record.diverged(lines_of(passes))
+        broken = [one for loss, one in passes if not math.isfinite(loss)] or [one for _, one in passes]
+        row_ids = [row_id for one in broken for row_id in one.row_ids]
         return (
-            f"{error} in step {step + 1} on the rows {', '.join(row_ids[:MOST_ROW_IDS])}{more}; the last good step is "
-            f"{step}, {kept}; lower optimizer.learning_rate or look at these rows"
+            f"{error} in step {step + 1} on the rows {named(row_ids)}, by the loss of their pass; the last good step "
+            f"is {step}, {self._kept()}; lower optimizer.learning_rate or look at these rows ({place} has all of them)"
         )
+
+    def _kept(self) -> str:
+        last = self._checkpoints.last_step
+        return "no checkpoint was written yet" if last is None else f"the newest checkpoint is after step {last}"
 
     def _judge(self, state: _State | None) -> dict[str, float]:
         """Mean KL and CE a target over the held-out split. A stop on the way saves `state`, if there is one."""
+
+        def after_pass(done: int, total: int) -> None:
+            self._progress(done, total, "held-out batches")
+            if self._processes.any(self._job.stop_requested):
+                # After the last step it is saved already.
+                if state is not None and state.step < self._num_steps:
+                    self._save(state)
+                self._leave()
+
         with self._timed("evaluate"):
-            groups = split_batches(self._heldout, self._packing, self._processes.rank, self._processes.world_size)
-            sums_3 = torch.zeros(3, dtype=torch.float64)
-            for index, group in enumerate(groups):
-                batch = collate([self._heldout.many(row) for row in group or [[0]]])
-                sums_3 += self._engine.judge(batch if group else batch.without_targets())
-                self._progress(index + 1, len(groups), "held-out batches")
-                if self._processes.any(self._job.stop_requested):
-                    if state is not None:
-                        self._save(state)
-                    self._leave()
-            kl, ce, count = self._processes.sum(sums_3).tolist()
+            try:
+                kl, ce, count = self._heldout.judge(self._engine, after_pass)
+            except DivergedHeldoutError as error:
+                raise DivergedError(self._describe_heldout(error, 0 if state is None else state.step)) from error
         if not count:
             raise BadInputError(f"{self._job.spec.label}: the held-out split has no target token")
         return {**({"kl": kl / count} if self._measures_kl else {}), "ce": ce / count}
+
+    def _describe_heldout(self, error: DivergedHeldoutError, step: int) -> str:
+        told = f"{error} {f'after step {step}' if step else 'before the first step'} on the rows {named(error.row_ids)}"
+        if not step:
+            return (
+                f"{told}; a token of theirs may have a broken row in the starting model's embedding: make that model "
+                f"anew, or take these rows out of the corpus"
+            )
+        with suppress(StoreError):
+            self._checkpoints.wait()
+        return f"{told}; {self._kept()}; lower optimizer.learning_rate or look at these rows"
 
     # Checkpoints
 

@@ -37,6 +37,10 @@ class Packing:
                     f"that to the length of the longest document, or leave it out"
                 )
 
+    def longest(self, *sources: RowSource) -> int:
+        """Tokens of the longest row that documents of these sources can make."""
+        return max([self.pack_tokens or 0, *(source.num_tokens(i) for source in sources for i in range(len(source)))])
+
 
 def micro_batches(indices: Sequence[int], lengths: Mapping[int, int], packing: Packing) -> list[list[list[int]]]:
     """Forward passes of packed rows of row indices, the largest first.

@@ -37,6 +37,8 @@ class StepWork:
     wait_seconds: float
     """Of these, until the data was there."""
     only_embedding: bool = False
+    num_taught: int | None = None
+    """Targets with a teacher, where only some have one."""
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 training_log.jsonl                   in the artifact and its digest: losses, gradient norm, rate, held-out results
 logs/<attempt>/performance.jsonl     beside it, counting for nothing: speed, utilisation, data wait, padding
+logs/<attempt>/diverged.jsonl        there, of a training that diverged: the documents of its last step
 logs/<attempt>/tensorboard/…         both as TensorBoard event files, live below the scratch root
 events.jsonl                         progress and metrics for terminal and dashboard
 """
@@ -23,6 +24,7 @@ from tasks.worker.job import Job
 
 LOG_NAME = "training_log.jsonl"
 PERFORMANCE_NAME = "performance.jsonl"
+DIVERGED_NAME = "diverged.jsonl"
 _REPORT_SECONDS = 1.0
 """Distance of two progress events."""
 
@@ -31,7 +33,9 @@ class TrainingLog:
     """The lines of training_log.jsonl: a function of the training alone, whatever happens to its launches.
 
     A line of training holds {step, loss, <parts>, grad_norm, lr}: means per target token since the line before, the
-    norm's mean per step, the last rate. A held-out result joins the line of its step or is a line of its own.
+    norm's mean per step, the last rate. Where only some rows have a teacher there is also `taught`, the part of the
+    targets that has one: a part of the loss over it is the mean of these alone. A held-out result joins the line of its
+    step or is a line of its own.
     """
 
     def __init__(self, parts: Sequence[str], num_steps: int, log_every_steps: int) -> None:
@@ -43,19 +47,27 @@ class TrainingLog:
         self._window = self._empty()
 
     def _empty(self) -> dict[str, float]:
-        return dict.fromkeys(("steps", "targets", "loss", *self._parts, "grad_norm"), 0)
+        return dict.fromkeys(("steps", "targets", "taught", "loss", *self._parts, "grad_norm"), 0)
 
-    def step(self, step: int, result: StepResult, rate: float, num_targets: int) -> dict[str, float] | None:
-        """Takes in step 1 ≤ `step` ≤ num_steps; returns the line that it completes, if it does."""
+    def step(
+        self, step: int, result: StepResult, rate: float, num_targets: int, num_taught: int | None = None
+    ) -> dict[str, float] | None:
+        """Takes in step 1 ≤ `step` ≤ num_steps; returns the line that it completes, if it does.
+
+        num_taught: of the targets, where only some have a teacher.
+        """
         window = self._window
         window["steps"] += 1
         window["targets"] += num_targets
+        window["taught"] += num_taught or 0
         window["grad_norm"] += result.grad_norm
         for name, value in self.values(result).items():
             window[name] += value * num_targets
         if step % self._every and step != self._num_steps:
             return None
         means = {name: window[name] / max(1, window["targets"]) for name in ("loss", *self._parts)}
+        if num_taught is not None:
+            means["taught"] = window["taught"] / max(1, window["targets"])
         line = {"step": step, **means, "grad_norm": window["grad_norm"] / window["steps"], "lr": rate}
         self._window = self._empty()
         self.lines.append(line)
@@ -132,7 +144,7 @@ class TrainingRecord:
         if self._first is None:
             self._first = (now - work.seconds, step - 1)
         self.throughput.step(work)
-        line = self.log.step(step, result, rate, work.num_targets)
+        line = self.log.step(step, result, rate, work.num_targets, work.num_taught)
         if line is not None:
             self._curves(line)
             self._performance(step, now)
@@ -163,13 +175,20 @@ class TrainingRecord:
             return
         base = f"logs/{self._job.spec.attempt}"
         files = [(file, f"{base}/tensorboard/{file.name}") for file in self._events.files()]
-        if self._performance_file.is_file():
-            files.append((self._performance_file, f"{base}/{PERFORMANCE_NAME}"))
+        for name in (PERFORMANCE_NAME, DIVERGED_NAME):
+            if (file := self._job.scratch / name).is_file():
+                files.append((file, f"{base}/{name}"))
         try:
             for file, name in files:
                 self._job.store.upload(file, self._job.artifact.path(name))
         except StoreError as error:
             self._job.log(f"the curves could not be stored: {error}")
+
+    def diverged(self, lines: str) -> str:
+        """Keeps what is known of the step that ends the training, for `upload`; where that will be."""
+        if self._events is not None:
+            (self._job.scratch / DIVERGED_NAME).write_text(lines, encoding="utf-8")
+        return f"{self._job.artifact.uri}/logs/{self._job.spec.attempt}/{DIVERGED_NAME}"
 
     def close(self) -> None:
         """Uploads a last time and ends what writes."""
@@ -177,16 +196,12 @@ class TrainingRecord:
             self.upload()
             self._events.close()
 
-    @property
-    def _performance_file(self) -> Path:
-        return self._job.scratch / PERFORMANCE_NAME
-
     def _performance(self, step: int, now: float) -> None:
         if self._events is None or self._first is None:
             return
         rates = self.throughput.line()
         line = {"step": step, "seconds": round(now - self._first[0], 3), **rates}
-        with self._performance_file.open("a", encoding="utf-8") as file:
+        with (self._job.scratch / PERFORMANCE_NAME).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         self._events.add(step, {f"performance/{name}": value for name, value in rates.items()})
 

@@ -186,6 +186,13 @@ class MixedRows:
         return self._parts[part], index - self._starts[part]
 
 
+def num_taught(source: RowSource, indices: Sequence[int]) -> int | None:
+    """Targets with a teacher among these rows; None where the source has no rows with and without one."""
+    if not isinstance(source, MixedRows) or "none" not in source.kinds or len(set(source.kinds)) == 1:
+        return None
+    return sum(source.num_targets(index) for index in indices if source.kind_of(index) != "none")
+
+
 def of_one_kind(source: RowSource, indices: Sequence[int]) -> list[list[int]]:
     """The indices in groups that a forward pass can take: rows with a teacher apart from rows without."""
     if not isinstance(source, MixedRows):

@@ -8,6 +8,7 @@ recipe, since it does change the weights.
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -37,15 +38,18 @@ class OptimizerRecipe(Frozen):
     def rate(self, step: int, num_steps: int, embedding_steps: int = 0) -> float:
         """Learning rate of step 0 ≤ step < num_steps.
 
-        After an embedding phase the rate rises anew, as long as at the beginning: the other weights, whose moments are
-        empty, would else begin at the peak.
+        After an embedding phase the rate rises anew, linearly and as long as at the beginning, whether or not it was at
+        its peak: the other weights, whose moments are empty, would else begin there.
         """
-        if embedding_steps and step >= embedding_steps:
-            rise = math.ceil(self.warmup_fraction * num_steps)
-            return self.rate(step, num_steps) * min(1.0, (step - embedding_steps + 1) / max(1, rise))
         warmup = math.ceil(self.warmup_fraction * num_steps)
+        if embedding_steps and step >= embedding_steps:
+            return self._scheduled(step, num_steps, warmup) * min(1.0, (step - embedding_steps + 1) / max(1, warmup))
         if step < warmup:
             return self.learning_rate * (step + 1) / warmup
+        return self._scheduled(step, num_steps, warmup)
+
+    def _scheduled(self, step: int, num_steps: int, warmup: int) -> float:
+        """The peak until step `warmup`, then what the schedule makes of it."""
         start = warmup
         if self.schedule == "warmup_stable_decay":
             start = max(warmup, num_steps - math.ceil(self.decay_fraction * num_steps))
@@ -88,14 +92,17 @@ class TrainingRecipe(Frozen):
         return self
 
     def num_steps(self, num_rows: int) -> int:
-        """Optimiser steps over a training split of `num_rows` documents; at least one.
+        """Optimiser steps over a training split of `num_rows` documents.
+
+        `epochs` are read to the end: the last step takes what it lacks from the epoch that would follow.
 
         Raises:
             ValueError: the embedding phase would be all of the training.
         """
         if self.steps is not None:
             return self.steps
-        steps = max(1, int(self.epochs * num_rows / self.rows_per_step))  # type: ignore[operator]
+        # What was written is meant, 0.1 and not the binary number next to it.
+        steps = math.ceil(Fraction(str(self.epochs)) * num_rows / self.rows_per_step)
         self._check_phase(steps)
         return steps
 

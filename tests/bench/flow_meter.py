@@ -37,9 +37,9 @@ def meter(metered: Metered) -> None:
 
     run = pipeline.distillation
 
-    def launched(module: str, spec: Path, runtime: Any) -> WorkerProcess:
+    def launched(module: str, spec: Path, *more: Any) -> WorkerProcess:
         started = time.monotonic()
-        process = launch(module, spec, runtime)
+        process = launch(module, spec, *more)
         wait = process.wait
 
         def waited(poll: Callable[[], None], poll_seconds: float = 0.2) -> int:

@@ -61,8 +61,8 @@ def _peak(name: str) -> Iterator[Measured]:
         f"forecast {forecast.peak / 1e6:.0f} MB ({_parts(forecast)}), measured {found['measured'] / 1e6:.0f} MB above "
         f"the process with its libraries; a Qwen2 of {found['parameters'] / 1e6:.1f} M parameters, ZeRO-{way.stage}, "
         f"{way.precision}, {'with' if way.checkpointing else 'without'} gradient checkpointing, {way.rows} rows of "
-        f"{way.row_tokens} tokens a pass, {PASSES} passes a step, {way.processes} processes of which the first is "
-        f"measured, bucket {BUCKET:,} entries",
+        f"{way.row_tokens} tokens in {way.documents} documents a pass, {PASSES} passes a step, {way.processes} "
+        f"processes of which the first is measured, bucket {BUCKET:,} entries",
     )
 
 
@@ -99,9 +99,13 @@ def _train(
     )
     del model
     # Two passes: in the second one the gradients of the first are there already.
-    rows = [_row(way.row_tokens, place, vocab) for place in range(PASSES * way.rows)]
-    passes = [collate([[row] for row in rows[index::PASSES]]) for index in range(PASSES)]
-    engine.step(passes, processes.world_size * len(rows) * (way.row_tokens - 1), 1e-4)
+    length = way.row_tokens // way.documents
+    rows = [
+        [_row(length, place * way.documents + document, vocab) for document in range(way.documents)]
+        for place in range(PASSES * way.rows)
+    ]
+    passes = [collate(rows[index::PASSES]) for index in range(PASSES)]
+    engine.step(passes, processes.world_size * len(rows) * way.documents * (length - 1), 1e-4)
 
 
 def _child(way: Way) -> dict[str, Any]:
@@ -138,7 +142,7 @@ def _child(way: Way) -> dict[str, Any]:
         Sharding.of(config, processes.world_size),
         precision,
         tokens=way.rows * way.row_tokens,
-        row_tokens=way.row_tokens,
+        packed_tokens=way.row_tokens if way.documents > 1 else 0,
         checkpointing=way.checkpointing,
     )
     return {"measured": peak - before, "forecast": forecast.model_dump(), "parameters": model.parameters}

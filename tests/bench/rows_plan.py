@@ -17,11 +17,13 @@ class Way(NamedTuple):
     rows: int = 4
     row_tokens: int = 512
     """Of a pass of each process."""
+    documents: int = 1
+    """In a row: more than one come with a mask."""
 
 
 WAYS = {
     "zero0.fp32": Way(0, "float32"),
-    "zero1.fp32": Way(1, "float32"),
+    "zero1.fp32": Way(1, "float32", documents=2),
     "zero1.fp32.two": Way(1, "float32", processes=2, rows=1),
     # A processor without bfloat16 instructions takes 45 times as long, and this optimiser is another class.
     "zero1.bf16": Way(1, "bfloat16", rows=1, row_tokens=64),
@@ -40,7 +42,7 @@ def _row(name: str, unit: str, says: str, goal: float) -> Declared:
 PLAN = [
     _row("parameters", "shapes", "Of configs/models/ whose count is not the one of transformers' model.", 0),
     _row("flops.forward", "", "Relative error against torch's count of a forward pass.", 0.1),
-    _row("flops.training", "", "Relative error against torch's count of forward and backward.", 0.1),
+    _row("flops.training", "", "Relative error against torch's count of a step of packed documents.", 0.1),
     *(
         _row(f"memory.{way}", "", "Relative error of a training's peak against a measured process.", 0.2)
         for way in WAYS

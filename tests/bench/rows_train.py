@@ -73,6 +73,20 @@ _EXACT = [
         )
         for what, over in INVARIANCES.items()
     ),
+    # The passes are the same bits. float32 sums of their gradients differ in order, which turns a weight's rounding to
+    # bfloat16 (2^-8 of it) only where it was at a tie.
+    _row(
+        "invariance.world_size_bf16",
+        "",
+        "Largest relative change of losses and gradient norms in bfloat16 between one process and two, ZeRO 0 to 3.",
+        goal=1e-5,
+    ),
+    _row(
+        "invariance.world_size_bf16.weights",
+        "",
+        "Largest distance of the final weights between these, over the way that training took them.",
+        goal=WEIGHTS,
+    ),
 ]
 
 _SPEED = [

@@ -5,21 +5,22 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.bench.heads import D, V
+from tests.bench import train_loss_speed
+from tests.bench.harness import measure
+from tests.bench.rows_train import TRAIN
 from tests.bench.train_loss_exact import stored_targets
-from tests.bench.train_loss_speed import BF16_SECONDS, NUM_POSITIONS, bf16_positions
 from tests.bench.training import apart
 from tests.training.dense import teacher
 
 
-def test_a_processor_without_bfloat16_gets_as_many_positions_as_end_in_time() -> None:
-    at_72_gflops = 6 * V * D / 72e9
-    assert bf16_positions(0.9 * at_72_gflops) == (NUM_POSITIONS["bf16"], "")
-    slow = 6 * V * D / 1.3e9
-    count, why = bf16_positions(slow)
-    assert 8 < count < 100
-    assert 10 * count * slow < BF16_SECONDS
-    assert "instead of 1764, since bfloat16 products run at 1.3 GFLOP/s" in why
+def test_a_processor_without_bfloat16_leaves_that_row_unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_loss_speed, "emulated_bfloat16", lambda: "1.3 GFLOP/s in bfloat16")
+    name = "train.loss.over_products.bf16"
+    declared = [row for row in TRAIN if row.name == name]
+    measurements = [one for one in train_loss_speed.MEASUREMENTS if name in one.patterns]
+    [row] = measure(declared, measurements)
+    assert (row.value, row.ok) == (None, False)
+    assert "1.3 GFLOP/s in bfloat16: measure this row on a processor with" in row.conditions
 
 
 @pytest.mark.parametrize(("num_kept", "empty"), [(6, (0, 2, 5)), (1, ())])

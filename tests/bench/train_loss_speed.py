@@ -5,8 +5,8 @@
 - plain CE: hidden states times head, torch's cross-entropy, backward;
 - torchtune and TRL: kd_packages.py.
 
-A processor without bfloat16 instructions makes bfloat16 products at about 1 GFLOP/s, where the row in that type would
-take hours. So products of a few positions are timed first, and the row takes as many positions as fit `BF16_SECONDS`.
+A processor without bfloat16 instructions makes bfloat16 products at about 1 GFLOP/s, beside which no loss costs
+anything: there the row in that type is not measured.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from tasks.planning.peak import emulated_bfloat16
 from tasks.training.products import logits_into
-from tests.bench.heads import CE_AND_KL, CE_ONLY, D, HeadInputs, V
+from tests.bench.heads import CE_AND_KL, CE_ONLY, HeadInputs
 from tests.bench.kd_packages import PACKAGES, run_packaged
 from tests.bench.records import Measured, Measurement
-from tests.bench.timing import Paired, cpu_seconds, median_cpu_seconds, paired
+from tests.bench.timing import Paired, median_cpu_seconds, paired
 
 NUM_POSITIONS = {"fp32": 882, "bf16": 1764}
 """Two and four chunks: about 10 s a repetition. What one call costs once, memory for dW above all, counts as in a
@@ -32,10 +33,6 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 REPETITIONS, EXACT_REPETITIONS = 5, 2
 CLOSE_REPETITIONS = 15
 """Where the goal is three percent: single pairs were seen from 0.99 to 1.10 on an otherwise idle machine."""
-PROBED = (8, 24)
-"""Positions of the products that say how fast bfloat16 is here; by their difference, since a call has fixed costs."""
-BF16_SECONDS = 300
-"""For all calls of the row in bfloat16, about: enough for all positions where a core makes 72 GFLOP/s."""
 SIZES = "151,936 ids, hidden 896, 64 entries; loss, dX and dW"
 
 
@@ -46,7 +43,9 @@ def _over_ce() -> Iterator[Measured]:
 
 
 def _over_products(dtype: str) -> Iterator[Measured]:
-    count, why = bf16_positions(_seconds_a_position()) if dtype == "bf16" else (NUM_POSITIONS[dtype], "")
+    if dtype == "bf16" and (slower := emulated_bfloat16()) is not None:
+        raise RuntimeError(f"{slower}: measure this row on a processor with bfloat16 instructions")
+    count = NUM_POSITIONS[dtype]
     inputs = HeadInputs.make(count, DTYPES[dtype])
     hidden_ND, weight_VD = inputs.hidden_ND, inputs.weight_VD
     times = paired(_fused(inputs), partial(products, hidden_ND, weight_VD), REPETITIONS)
@@ -55,26 +54,7 @@ def _over_products(dtype: str) -> Iterator[Measured]:
         # torch rounds a product of bfloat16 factors to bfloat16, which no loss can be made of.
         exact = median_cpu_seconds(partial(_products_exact, hidden_ND, weight_VD), EXACT_REPETITIONS)
         other += f" (over the same with float32 logits {times.seconds_a / exact:.2f})"
-    yield _measured("over_products", dtype, times, other, count, why)
-
-
-def _seconds_a_position() -> float:
-    """CPU seconds that the three products take for one position more, in bfloat16."""
-    inputs = HeadInputs.make(max(PROBED), torch.bfloat16)
-    few, many = (cpu_seconds(partial(products, inputs.hidden_ND[:count], inputs.weight_VD)) for count in PROBED)
-    return (many - few) / (PROBED[1] - PROBED[0])
-
-
-def bf16_positions(seconds_a_position: float) -> tuple[int, str]:
-    """How many positions fit `BF16_SECONDS`, at most all, and for the conditions why they are not all."""
-    calls = 2 * (REPETITIONS + 1) + EXACT_REPETITIONS + 1
-    fit = int(BF16_SECONDS / (calls * max(seconds_a_position, 1e-9)))
-    if fit >= NUM_POSITIONS["bf16"]:
-        return NUM_POSITIONS["bf16"], ""
-    speed = 3 * 2 * V * D / seconds_a_position / 1e9
-    return max(PROBED[0], fit), (
-        f" instead of {NUM_POSITIONS['bf16']}, since bfloat16 products run at {speed:.1f} GFLOP/s on this processor"
-    )
+    yield _measured("over_products", dtype, times, other, count)
 
 
 def _over_unfused_ce() -> Iterator[Measured]:
@@ -109,11 +89,11 @@ def _plain_ce(inputs: HeadInputs) -> None:
     torch.nn.functional.cross_entropy(logits_NV, inputs.gold.gold_N, reduction="sum").backward()
 
 
-def _measured(what: str, dtype: str, times: Paired, other: str, count: int, why: str = "") -> Measured:
+def _measured(what: str, dtype: str, times: Paired, other: str, count: int) -> Measured:
     return Measured(
         f"train.loss.{what}.{dtype}",
         times.ratio,
-        f"fused CE + forward KL over {other}: {times.spread}; {count} positions{why}, {SIZES}",
+        f"fused CE + forward KL over {other}: {times.spread}; {count} positions, {SIZES}",
         times.repetitions,
     )
 

@@ -17,6 +17,8 @@ from pydantic import ValidationError
 from tasks.artifacts.errors import BadInputError, CorruptArtifactError
 from tasks.artifacts.fingerprint import file_sha256
 from tasks.corpus.stage import STAGE, CorpusConfig, CorpusRecipe, FilesSource, StdlibCodeSource, StdlibDocsSource
+from tasks.logits.enough_to_choose import HELDOUT_CONVERSATIONS, HELDOUT_TEXTS
+from tasks.logits.heldout import HELDOUT_FILE, heldout_texts
 from tasks.logits.rows import make_row, read_rows, row_id_of, write_rows
 from tasks.modeling.tokenizer_files import load_tokenizer, tokenizer_digest
 
@@ -51,8 +53,8 @@ def test_the_same_recipe_gives_the_same_bytes(write_corpus, text_files) -> None:
     assert file_sha256(first["folder"].parent / "two.parquet") == file_sha256(first["folder"] / "train.parquet")
 
 
-def test_summary_and_metrics_say_what_is_there(write_corpus, tokenizers: dict[str, Path]) -> None:
-    made = write_corpus("llama", sources=[EXERCISES])
+def test_summary_and_metrics_say_what_is_there(write_corpus, text_files, tokenizers: dict[str, Path]) -> None:
+    made = write_corpus("llama", sources=[EXERCISES, text_files(TEXTS)])
     summary, metrics = made["summary"], made["manifest"].metrics
     assert summary["tokenizer_digest"] == tokenizer_digest(load_tokenizer(tokenizers["llama"]))
     assert summary["template_date"] == "2024-07-26"
@@ -61,6 +63,9 @@ def test_summary_and_metrics_say_what_is_there(write_corpus, tokenizers: dict[st
         assert summary["splits"][split]["num_targets"] == sum(int(row.loss_mask.sum()) for row in made[split])
         assert summary["splits"][split]["num_tokens"] == sum(len(row.input_ids) for row in made[split])
     assert sum(metrics["rows_by_source"]["train"].values()) == metrics["train_rows"]
+    # A flow asks these whether enough is held out, where the workers that choose count the rows themselves.
+    assert metrics[HELDOUT_TEXTS] == heldout_texts(made["folder"] / HELDOUT_FILE).held_out > 0
+    assert metrics[HELDOUT_CONVERSATIONS] == sum(row.kind == "chat" for row in made["heldout"]) > 0
     assert all(verdict.passed for verdict in STAGE.judge(metrics, CorpusConfig.model_fields["gates"].default))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -17,13 +18,15 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from tasks.artifacts.artifact import Artifact
-from tasks.artifacts.errors import BadInputError
+from tasks.artifacts.errors import BadInputError, TransientStoreError
+from tasks.artifacts.local_store import LocalStore
 from tasks.artifacts.store import Store
 from tasks.distill.stage import LossRecipe
 from tasks.distill.worker import training_rows
 from tasks.logits.reader import LogitReader
 from tasks.logits.rows import Row
-from tasks.worker.job import PreemptedError
+from tasks.training.engine import StepResult, TrainingEngine
+from tasks.worker.job import Job, PreemptedError
 from tests.training.parts import (
     ROWS,
     VOCAB,
@@ -75,13 +78,14 @@ def files(artifact: Artifact) -> dict[str, bytes]:
     return {entry.name: artifact.store.get(artifact.path(entry.path)) for entry in manifest.objects}
 
 
-def heldout_kl(*stores: tuple[PreTrainedModel, Sequence[Row]]) -> float:
+def heldout_kl(*stores: tuple[PreTrainedModel, Sequence[Row]], tied: bool = True) -> float:
     """The (K+1)-bucket KL of the untrained student to (teacher, held-out rows), from dense float64 logits."""
+    student = make_model(tie_word_embeddings=tied)
     total, count = 0.0, 0
     for teacher_model, rows in stores or [(TEACHER, make_rows()["heldout"])]:
         for row in rows:
             teacher = truncate(dense_logits(teacher_model, row), row.input_ids[1:], ())
-            student_PV = torch.log_softmax(torch.from_numpy(dense_logits(make_model(), row)), 1)
+            student_PV = torch.log_softmax(torch.from_numpy(dense_logits(student, row)), 1)
             for position in np.flatnonzero(row.loss_mask[1:]):
                 kept = torch.from_numpy(teacher.topk_ids_PK[position]).long()
                 rest = torch.ones(VOCAB, dtype=torch.bool)
@@ -93,11 +97,23 @@ def heldout_kl(*stores: tuple[PreTrainedModel, Sequence[Row]]) -> float:
     return total / count
 
 
-def test_learns_and_exports(tmp_path: Path, inputs: Inputs, run_stage: Callable[..., Artifact]) -> None:
+@pytest.mark.parametrize(("tied", "zero"), [(True, 1), (False, 3)])
+def test_learns_and_exports(
+    tmp_path: Path,
+    inputs: Inputs,
+    artifact_of: Callable[..., Artifact],
+    run_stage: Callable[..., Artifact],
+    tied: bool,
+    zero: int,
+) -> None:
+    """Untied, a model has padding rows in two matrices."""
+    student = make_model(tie_word_embeddings=tied)
+    inputs["student"] = artifact_of(model_directory(tmp_path / f"tied-{tied}", student))
     recipe = {**RECIPE, "optimizer": {"learning_rate": 0.01, "weight_decay": 0.5}}
-    artifact = run_stage("distill", recipe, inputs, RUNTIME)
+    runtime = {**RUNTIME, "deepspeed_config": f"configs/deepspeed/zero{zero}.json"}
+    artifact = run_stage("distill", recipe, inputs, runtime)
     found = metrics(artifact)
-    assert found["heldout_kl_start"] == pytest.approx(heldout_kl(), rel=1e-5)
+    assert found["heldout_kl_start"] == pytest.approx(heldout_kl(tied=tied), rel=1e-5)
     assert found["heldout_kl"] < found["heldout_kl_start"]
     assert (found["steps"], found["world_size"]) == (8, 1)
     assert found["tokens"] > found["target_tokens"] > 0
@@ -115,12 +131,32 @@ def test_learns_and_exports(tmp_path: Path, inputs: Inputs, run_stage: Callable[
     assert manifest is not None
     directory = artifact.fetch(manifest, tmp_path / "made")
     model = AutoModelForCausalLM.from_pretrained(directory)
-    weight_RD, before_RD = (whole.state_dict()["model.embed_tokens.weight"] for whole in (model, make_model()))
-    assert len(weight_RD) == ROWS
-    assert torch.equal(weight_RD[VOCAB:], before_RD[VOCAB:]), "the padding rows are the student's own"
-    assert model.config.tie_word_embeddings
+    before = student.state_dict()
+    ends = {"model.embed_tokens.weight", "lm_head.weight"}
+    for name, weight in model.state_dict().items():
+        assert weight.shape == before[name].shape
+        assert not torch.equal(weight[:VOCAB], before[name][:VOCAB]), name
+        if name in ends:
+            assert len(weight) == ROWS
+            assert torch.equal(weight[VOCAB:], before[name][VOCAB:]), (
+                f"the padding rows of {name} are the student's own"
+            )
+    assert model.config.tie_word_embeddings == tied
+    # Loaded again it is what was judged.
+    rows = make_rows()["heldout"]
+    assert found["heldout_ce"] == pytest.approx(cross_entropy(model, rows), rel=1e-5)
     assert AutoTokenizer.from_pretrained(directory)("w1 w5").input_ids == [1, 5]
     assert not list(artifact.store.list(artifact.path("checkpoints")))
+
+
+def cross_entropy(model: PreTrainedModel, rows: Sequence[Row]) -> float:
+    """A target, from dense float64 logits."""
+    found = []
+    for row in rows:
+        logprobs_PV = torch.log_softmax(torch.from_numpy(dense_logits(model, row)), 1)
+        positions = np.flatnonzero(row.loss_mask[1:])
+        found += [-float(logprobs_PV[position, int(row.input_ids[position + 1])]) for position in positions]
+    return sum(found) / len(found)
 
 
 def stop_after_first_checkpoint(store: Store) -> threading.Thread:
@@ -157,6 +193,72 @@ def test_a_resumed_run_ends_with_the_same_bytes(
     assert [line["step"] for line in lines] == [0, 4, 8, 12, 16, 20, 24, 28, 30]
     assert metrics(resumed)["heldout_kl_start"] > metrics(resumed)["heldout_kl"]
     assert not list(resumed.store.list(resumed.path("checkpoints")))
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, last: int) -> None:
+    """Has the next launch be asked to stop after so many steps of its own."""
+    step, taken = TrainingEngine.step, []
+
+    def counted(*given: Any, **options: Any) -> StepResult:
+        taken.append(1)
+        return step(*given, **options)
+
+    monkeypatch.setattr(TrainingEngine, "step", counted)
+    monkeypatch.setattr(Job, "stop_requested", property(lambda _: len(taken) == last))
+
+
+@pytest.mark.parametrize(("zero", "last"), [(1, 3), (3, 4), (1, 5)], ids=["within", "at its end", "after"])
+def test_a_run_that_is_resumed_about_its_embedding_phase_ends_with_the_same_bytes(
+    inputs: Inputs, run_stage: Callable[..., Artifact], monkeypatch: pytest.MonkeyPatch, zero: int, last: int
+) -> None:
+    """Four of eight steps on the embedding alone, with its warm-up of four steps and the others' after it."""
+    recipe = {**RECIPE, "embedding_steps": 4, "log_every_steps": 1}
+    recipe["optimizer"] = {"learning_rate": 0.01, "warmup_fraction": 0.5, "schedule": "constant"}
+    runtime = {**RUNTIME, "deepspeed_config": f"configs/deepspeed/zero{zero}.json"}
+    with monkeypatch.context() as patch:
+        stop_after(patch, last)
+        with pytest.raises(PreemptedError):
+            run_stage("distill", recipe, inputs, runtime)
+    resumed = run_stage("distill", recipe, inputs, runtime)
+    bytes_of_resumed = files(resumed)
+    shutil.rmtree(Path(resumed.store.uri.removeprefix("file://")) / resumed.directory)
+    assert files(run_stage("distill", recipe, inputs, runtime)) == bytes_of_resumed
+
+    lines = [json.loads(line) for line in bytes_of_resumed["training_log.jsonl"].splitlines()][1:]
+    assert [line["lr"] for line in lines] == pytest.approx([0.0025, 0.005, 0.0075, 0.01] * 2)
+    whole = run_stage("distill", {**recipe, "embedding_steps": 0}, inputs, runtime)
+    first = json.loads(files(whole)["training_log.jsonl"].splitlines()[1])
+    assert first["loss"] == pytest.approx(lines[0]["loss"], rel=1e-6)
+    assert first["grad_norm"] > 1.01 * lines[0]["grad_norm"], "the norm is that of what learns"
+
+
+def test_a_training_that_only_lacks_its_end_is_not_trained_again(
+    inputs: Inputs, run_stage: Callable[..., Artifact], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store refuses the finished model; the next launch judges and exports what the last step left."""
+    upload, refused = LocalStore.upload, []
+
+    def refuse(store: LocalStore, source: Path, path: str) -> None:
+        if source.name == "model.safetensors":
+            refused.append(path)
+            raise TransientStoreError("503")
+        upload(store, source, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalStore, "upload", refuse)
+        with pytest.raises(TransientStoreError, match="503"):
+            run_stage("distill", RECIPE, inputs, RUNTIME)
+    assert refused
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingEngine, "step", None)
+        resumed = run_stage("distill", RECIPE, inputs, RUNTIME)
+    expected, found = files(resumed), metrics(resumed)
+    assert not list(resumed.store.list(resumed.path("checkpoints")))
+    shutil.rmtree(Path(resumed.store.uri.removeprefix("file://")) / resumed.directory)
+    undisturbed = run_stage("distill", RECIPE, inputs, RUNTIME)
+    assert files(undisturbed) == expected
+    for name in ("heldout_kl_start", "heldout_kl", "train_loss", "steps", "tokens", "target_tokens"):
+        assert found[name] == metrics(undisturbed)[name]
 
 
 def test_twin_and_temperature(inputs: Inputs, run_stage: Callable[..., Artifact]) -> None:

@@ -1,24 +1,30 @@
-"""A dump whose replicas are on two hosts that share an S3 server and nothing else, one of them cut off for a while."""
+"""A dump whose replicas are on two hosts that share an S3 server and nothing else, one of them cut off for a while; and
+one launch over two hosts with a tensor group on each."""
 
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.fingerprint import artifact_key
 from tasks.artifacts.manifest import InputRecord
 from tasks.artifacts.store import Store
-from tasks.worker.job import EXIT_TRANSIENT
+from tasks.dump_logits.stage import DumpLogitsRuntime
+from tasks.runtime.launch import launch
+from tasks.worker.job import EXIT_TRANSIENT, Job
 from tasks.worker.spec import WorkerSpec
-from tests.conftest import _spec
+from tests.conftest import _commit, _spec
 from tests.dump_logits.conftest import make_row
+from tests.dump_logits.test_dump import all_rows
 from tests.hosts import Host, Hosts, two_hosts
 from tests.runtime.conftest import wait_for
 from tests.seaweed import BUCKET, SeaweedServer
@@ -150,3 +156,66 @@ def test_a_host_that_is_cut_off_loses_its_shards_to_the_other_and_comes_back(
         for process in processes.values():
             process.kill()
             process.wait()
+
+
+def received(host: Host) -> tuple[int, int]:
+    """Bytes that this host received from itself and from others."""
+    lines = [line.split() for line in host.run("cat", "/proc/self/net/dev").splitlines()[2:]]
+    links = {words[0].rstrip(":"): int(words[1]) for words in lines}
+    return links.pop("lo"), sum(links.values())
+
+
+@pytest.mark.slow
+def test_one_launch_over_two_hosts_has_a_tensor_group_on_each(
+    hosts: Hosts,
+    tmp_path: Path,
+    store: Store,
+    teacher_of: Callable[..., Artifact],
+    corpus_of: Callable[..., Artifact],
+    recipe_of: Callable[..., dict[str, Any]],
+    run_stage: Callable[..., Artifact],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    rows = {"train": [make_row(30, seed) for seed in range(ROWS)], "heldout": [make_row(30, 1000)]}
+    inputs = {"teacher": teacher_of(), "corpus": corpus_of(rows)}
+    recipe = recipe_of(rows_per_shard=ROWS_PER_SHARD)
+    there, here = (shlex.join(hosts[name].command()) for name in ("b", "a"))
+    script = tmp_path / "on-both"
+    script.write_text(f'#!/bin/sh\n{there} "$@" &\n{here} "$@" && wait $!\n')
+    script.chmod(0o755)
+    small = {"device": "cpu", "tokens_per_batch": 128, "head_chunk_tokens": 8}
+    runtime = DumpLogitsRuntime.model_validate(
+        small
+        | {"launcher": "torchrun", "num_nodes": 2, "num_processes": 2, "tensor_parallel": 2}
+        | {"rendezvous": "a", "node_command": [str(script)]}
+    )
+    records = {}
+    for role, artifact in inputs.items():
+        manifest = artifact.manifest()
+        assert manifest is not None
+        records[role] = InputRecord(key=manifest.key, digest=manifest.digest, directory=artifact.directory)
+    key = artifact_key("dump_logits", 1, recipe, {role: record.key for role, record in records.items()})
+    spec = _spec(tmp_path, store, "dump_logits", key, folder="two", recipe=recipe,
+                 runtime=runtime.model_dump(mode="json"), inputs=records)  # fmt: skip
+    file = Path(spec.scratch) / "spec.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(spec.model_dump_json())
+    process = launch("tasks.dump_logits.worker", file, runtime)
+    try:
+        assert process.wait(lambda: None) == 0, process.log_tail()
+    finally:
+        process.kill()
+    two, one = _commit(Job(spec)), run_stage("dump_logits", recipe, inputs, small)
+    for split in rows:
+        for found, expected in zip(all_rows(two, split), all_rows(one, split), strict=True):
+            assert found.row_id == expected.row_id
+            assert np.abs(found.gold_logprob_P - expected.gold_logprob_P).max() < 1e-3
+    # Shards of the second group carry its leader's rank.
+    paths = {record.path.split("/")[1] for receipt in two.receipts().values() for record in receipt.objects}
+    assert {"-r2-" in path for path in paths if path.startswith("train-")} == {True, False}
+    for name in ("a", "b"):
+        own, others = received(hosts[name])
+        # A group's sums are 8 MB and more.
+        assert others < own / 20, (name, own, others)

@@ -84,7 +84,7 @@ def test_prefect_shows_the_run(undisturbed: MicroRun) -> None:
     logged = undisturbed.prefect(
         "select count(*) from log where message like 'sft: the checkpoint after step % is in the store'"
     )
-    assert logged == [(2,)]
+    assert logged == [(3,)]
     results = json.loads(json.loads(tables["results"]))
     assert {row["model"] for row in results} == {"base", "llama", "llama-reverted", "qwen", "fused", "tuned", "final"}
 

@@ -28,14 +28,8 @@ _ENDED = pytest.StashKey[dict[str, table.Line]]()
 
 
 @pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> MicroRun:
-    """On local disk, with a Prefect server of its own."""
-    return undisturbed_run(tmp_path_factory.getbasetemp())
-
-
-@pytest.fixture(scope="session")
 def calm(tmp_path_factory: pytest.TempPathFactory, prefect: PrefectServer) -> MicroRun:
-    """The same at the server that all runs of the suite share."""
+    """The undisturbed run: on local disk, at the Prefect server that all runs of the suite share."""
     return undisturbed_run(tmp_path_factory.mktemp("calm"), prefect.environment)
 
 
@@ -73,15 +67,15 @@ def place(tmp_path: Path) -> Iterator[Path]:
 @pytest.fixture
 def scenes(place: Path, prefect: PrefectServer, seaweed: SeaweedServer, request: pytest.FixtureRequest) -> ScenesOf:
     """scenes(proxy, *settings) gives a store of this test alone; its runs speak to S3 through the proxy, if there is
-    one.
+    one. A test with several of them names each by `part`.
     """
     name = "".join(char if char.isalnum() else "-" for char in request.node.name)
 
-    def make(proxy: S3Proxy | None = None, *settings: str) -> Scene:
+    def make(proxy: S3Proxy | None = None, *settings: str, part: str = "run") -> Scene:
         variables = {**prefect.environment, **seaweed.environment}
         if proxy is not None:
             variables["AWS_ENDPOINT_URL"] = proxy.endpoint
-        return Scene(place / "run", f"s3://{BUCKET}/{name}", variables, settings)
+        return Scene(place / part, f"s3://{BUCKET}/{name}/{part}", variables, settings)
 
     return make
 

@@ -20,8 +20,11 @@ from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.runs import all_runs, write_run
 from tasks.artifacts.store import open_store
 from tests.e2e.micro_run import MEDIUS, MicroRun, environment, micro_steps, run_micro
+from tests.faults.prefect_server import PrefectServer
 from tests.faults.scene import Scene
 from tests.faults.victim import Victim, is_worker, processes_in
+
+pytestmark = pytest.mark.timeout(3000)
 
 DRIVER = Path(__file__).with_name("kill_before_commit.py")
 
@@ -47,13 +50,14 @@ def kill(victim: Victim, after: float) -> None:
     "The same command again ends with the same bytes, on local disk too; no finished step is made again.",
 )
 def test_a_run_killed_again_and_again_ends_as_if_undisturbed(
-    undisturbed: MicroRun, chance: random.Random, tmp_path: Path
+    prefect: PrefectServer, calm: MicroRun, chance: random.Random, tmp_path: Path
 ) -> None:
-    run = Scene(tmp_path, str(tmp_path / "store"))
+    run = Scene(tmp_path, str(tmp_path / "store"), prefect.environment)
     dumps, trainings = ("logits-llama", "logits-qwen"), ("distill-llama", "distill-qwen")
 
-    # Inside a dump: some shards have receipts, others do not.
-    victim = run.start("dump")
+    # Inside a dump: some shards have receipts, others do not. This run has a Prefect server of its own, which ends with
+    # it.
+    victim = Scene(run.folder, run.uri).start("dump")
     victim.wait_until(lambda: any(run.names(label, "shards") - {"main.json"} for label in dumps), "a shard is finished")
     kill(victim, chance.uniform(0, 0.7))
     shards = {label: run.receipts(label) for label in dumps}
@@ -69,7 +73,7 @@ def test_a_run_killed_again_and_again_ends_as_if_undisturbed(
 
     # Between the last object and the manifest.
     label = chance.choice(["revert-llama", "fuse"])
-    victim = Victim([sys.executable, DRIVER, label, "run", "micro", "--store", run.uri], run.folder, "commit")
+    victim = run.start("commit", command=[sys.executable, DRIVER, label, "run", "micro", "--store", run.uri])
     victim.wait_until(lambda: victim.process.poll() is not None, f"{label} is committed")
     assert victim.process.returncode == -9, victim.log.read_text()
     victim.require_nothing_left(time.monotonic())
@@ -103,10 +107,10 @@ def test_a_run_killed_again_and_again_ends_as_if_undisturbed(
     made |= run.manifests()
 
     # To the end.
-    last = run_micro(tmp_path, run.uri)
+    last = run_micro(tmp_path, run.uri, prefect.environment)
     assert last.code == 0, last.err
-    assert last.digests() == undisturbed.digests()
-    assert last.out.replace(run.uri, undisturbed.store) == undisturbed.out
+    assert last.digests() == calm.digests()
+    assert last.out.replace(run.uri, calm.store) == calm.out
 
     # What stood after a kill stands unchanged: no finished step, and no finished shard, was made again.
     assert run.manifests() | made == run.manifests()
@@ -121,10 +125,10 @@ def test_a_run_killed_again_and_again_ends_as_if_undisturbed(
     assert left <= {"inputs", "tensorboard"}, "what a launch leaves is its inputs and its curves"
 
 
-def test_a_killed_runs_store_can_be_looked_at(undisturbed: MicroRun, tmp_path: Path) -> None:
+def test_a_killed_runs_store_can_be_looked_at(calm: MicroRun, tmp_path: Path) -> None:
     """Status of a store with the record of a run whose process is gone without having ended it."""
     store = open_store(str(tmp_path / "store"))
-    source = open_store(undisturbed.store)
+    source = open_store(calm.store)
     for entry in source.list("artifacts"):
         if "/data/" not in entry.path and not entry.path.startswith("artifacts/publish"):
             store.put(entry.path, source.get(entry.path))

@@ -49,7 +49,7 @@ def test_a_killed_worker_is_launched_again(scenes: ScenesOf, calm: MicroRun, tel
     signal_stage(victim, label, signal.SIGKILL, lambda command: "tasks.worker.keeper" not in command)
     saved = scene.saved()
     scene.finish(victim)
-    scene.require_kept(saved)
+    scene.require_kept(saved, {label})
     scene.require_promises(calm, {label: 1})
     tell(f"{label} after step {saved.checkpoints.get(label, 0)} in the same run")
 
@@ -115,6 +115,6 @@ def test_a_stolen_lease_costs_no_result(scenes: ScenesOf, calm: MicroRun, tell: 
         frozen.signal_all(signal.SIGCONT)
     scene.finish(thief)
     scene.finish(frozen)
-    scene.require_kept(saved)
+    scene.require_kept(saved, working)
     scene.require_promises(calm, dict.fromkeys(working, 1))
     tell(f"{label} was taken over after step {saved.checkpoints.get(label, 0)}")

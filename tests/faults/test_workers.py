@@ -110,7 +110,7 @@ def test_a_killed_worker_of_prefect_loses_no_run(stack: Stack, calm: MicroRun, t
     up = stack.running.up()
     assert up.returncode == 0, up.stderr
     assert stack.wait_for(run, ENDED)["type"] == "COMPLETED", stack.state(run)
-    scene.require_kept(saved)
+    scene.require_kept(saved, ())
     scene.require_promises(calm)
     assert wait_until(lambda: not stack.processes(run), 60), "its processes are still there"
     tell("the same flow run ended Completed")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -25,13 +26,22 @@ from tasks.runtime.declare import Step
 from tasks.runtime.execute import RunContext, execute
 from tests.flows.conftest import Medius
 
+LLAMA, QWEN = "branches.llama.dump_logits", "branches.qwen.dump_logits"
+TORCHRUN = ("launcher=torchrun", "rendezvous=a", "node_command=[srun]")
+DEEPSPEED = ("launcher=deepspeed", "hostfile=hosts")
+
 
 def steps_of(profile: str) -> dict[str, Step]:
     return {step.label: step for step in build(load_profile(profile))}
 
 
-def cost_in(store: Path, profile: str, **options: float | str) -> RunCost:
-    loaded = load_profile(profile)
+def over_nodes(block: str, count: int, launcher: tuple[str, ...]) -> list[str]:
+    """Overrides that spread a stage over so many nodes."""
+    return [f"{block}.runtime.{setting}" for setting in (f"num_nodes={count}", *launcher)]
+
+
+def cost_in(store: Path, profile: str, overrides: Sequence[str] = (), **options: float | str) -> RunCost:
+    loaded = load_profile(profile, overrides)
     return cost_of(build(loaded), open_store(str(store)), loaded.parallel_stages, CostOptions.read(**options))  # type: ignore[arg-type]
 
 
@@ -73,6 +83,9 @@ def test_what_is_finished_costs_nothing_more_and_says_what_it_took(dumped: Path)
     assert cost.left.duration == cost.left.moved == cost.left.flops == 0
     assert cost.whole.duration == manifest.provenance.seconds
     assert cost.whole.stored == sum(entry.size for entry in manifest.objects)
+    more = [f"{LLAMA}.runtime.{setting}" for setting in ("pool=cpu", "replicas=4")]
+    again = by_label(cost_in(dumped, "micro", more))["logits-llama"]
+    assert again.whole.devices == cost.whole.devices, "it was made outside of a pool, by one launch"
 
 
 def test_a_dump_that_has_begun_is_forecast_from_its_shards(dumped: Path, tmp_path: Path) -> None:
@@ -95,6 +108,11 @@ def test_a_dump_that_has_begun_is_forecast_from_its_shards(dumped: Path, tmp_pat
     left, all_of_it = cost.left.seconds, cost.whole.seconds
     assert left["measured speed"] / all_of_it["measured speed"] == pytest.approx(lost / cost.whole.tokens, rel=0.01)
     assert (left["start"], left["weights"]) == (all_of_it["start"], all_of_it["weights"])
+    # The speed is one launch's, so its devices are one launch's, whatever the profile says meanwhile.
+    more = [f"{LLAMA}.runtime.{setting}" for setting in ("pool=cpu", "replicas=4")]
+    again = by_label(cost_in(tmp_path / "store", "micro", more))["logits-llama"]
+    assert again.left.devices == cost.left.devices
+    assert again.left.seconds == cost.left.seconds
 
 
 def test_a_training_that_has_begun_is_forecast_from_its_log(tmp_path: Path) -> None:
@@ -176,6 +194,58 @@ def test_stages_of_whole_nodes_wait_for_each_other_on_one_and_not_on_two(tmp_pat
         assert hours == pytest.approx(8 * count * cost.schedule.length / 3600)
         assert usd == pytest.approx(2.5 * hours)
         assert hours > cost.device_hours
+
+
+def test_a_dump_over_two_nodes_takes_half_the_time_and_a_training_over_four_is_warned_of(tmp_path: Path) -> None:
+    one = by_label(cost_in(tmp_path, "medius"))
+    two = by_label(cost_in(tmp_path, "medius", over_nodes(LLAMA, 2, TORCHRUN), nodes=2))
+    whole, spread = one["logits-llama"].whole, two["logits-llama"].whole
+    for part in ("compute", "traffic"):
+        # A group's sums stay within a node.
+        assert spread.seconds[part] == pytest.approx(whole.seconds[part] / 2)
+    assert (spread.nodes, spread.devices, spread.warnings) == (2, 16, ())
+    assert spread.moved - whole.moved == pytest.approx(487e9, rel=0.01), (
+        "the teacher's weights are fetched on each node"
+    )
+
+    distill = "branches.qwen.distill"
+    four = by_label(cost_in(tmp_path, "medius", over_nodes(distill, 4, DEEPSPEED), nodes=4))["distill-qwen"].left
+    assert four.seconds["compute"] == pytest.approx(one["distill-qwen"].left.seconds["compute"], rel=0.01)
+    assert four.device_hours > 4 * one["distill-qwen"].left.device_hours
+    assert four.warnings[0].startswith("a step has 6.6 passes of 20,480 tokens for 32 processes")
+    less = [*over_nodes(distill, 4, DEEPSPEED), f"{distill}.runtime.micro_batch_tokens=4096"]
+    [warning] = by_label(cost_in(tmp_path, "medius", less, nodes=4))["distill-qwen"].left.warnings
+    assert warning.startswith(
+        "traffic between devices takes 5.5 h beside 2.2 h of compute at 35 GB/s; take fewer nodes"
+    )
+
+
+def test_replicas_are_devices_of_nodes_of_their_own(tmp_path: Path) -> None:
+    alone = by_label(cost_in(tmp_path, "medius"))["logits-llama"].whole
+    cost = cost_in(tmp_path, "medius", [f"{LLAMA}.runtime.replicas=4"], nodes=4)
+    four = by_label(cost)["logits-llama"].whole
+    assert (four.devices, four.nodes, four.warnings) == (32, 4, ())
+    assert four.seconds["compute"] == pytest.approx(alone.seconds["compute"] / 4)
+    # Starting and loading are not shared.
+    assert 1 < four.device_hours / alone.device_hours < 1.1
+    assert four.moved - alone.moved == pytest.approx(3 * 487e9, rel=0.01)
+    assert four.scratch == alone.scratch, "a launch's own"
+    console = Console(width=170, record=True, file=(tmp_path / "said").open("w"))
+    print_cost(cost_in(tmp_path, "medius", [f"{LLAMA}.runtime.replicas=4"]), "medius", console)
+    assert "WARNING logits-llama: is for 4 nodes" in console.export_text()
+    # Two halves of a node are one node.
+    halves = [f"{QWEN}.runtime.{setting}" for setting in ("num_processes=4", "replicas=2")]
+    shared = by_label(cost_in(tmp_path, "medius", halves))["logits-qwen"].whole
+    assert (shared.devices, shared.nodes) == (8, 1)
+
+
+def test_a_teacher_in_8_bits_is_warned_of_where_the_hardware_has_none(tmp_path: Path) -> None:
+    warnings = {
+        name: " ".join(by_label(cost_in(tmp_path, "medius", hardware=name))["logits-llama"].left.warnings)
+        for name in ("a100-80gb", "h200")
+    }
+    assert "checkpoint is FP8, in which a100-80gb does not compute" in warnings["a100-80gb"]
+    assert not warnings["h200"]
 
 
 def test_twice_the_tokens_are_twice_the_dump(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from prefect import flow
@@ -28,13 +30,17 @@ from prefect.client.schemas.filters import (
     FlowRunFilterStateType,
 )
 from prefect.client.schemas.objects import FlowRun, StateType, TaskRun
+from prefect.events import emit_event
 from prefect.exceptions import ObjectAlreadyExists
+from prefect.settings import PREFECT_API_URL
 from prefect.states import Completed, Crashed, Failed, Running, State
 from prefect.testing.utilities import prefect_test_harness
 
 from flows.dag import build
 from flows.dispatch import FLOW, Dispatch, dispatch_of_deployment
+from flows.heartbeats import Heartbeats
 from flows.opened import gather
+from flows.prefect_api import PrefectApi
 from flows.profiles import load_profile
 from flows.run_options import RUN, RunOptions
 from flows.single_stage import single_stage
@@ -126,10 +132,12 @@ def read(run: FlowRun) -> FlowRun:
         return client.read_flow_run(run.id)
 
 
-def run(step: Step, context: RunContext) -> tuple[Any, BaseException | None, TaskRun]:
+def run(
+    step: Step, context: RunContext, heartbeats: Heartbeats | None = None
+) -> tuple[Any, BaseException | None, TaskRun]:
     """Runs a step in a flow that has other pools: what it returned, how the flow failed, and its task run."""
     found: dict[str, Any] = {}
-    context.elsewhere = Dispatch("micro", RUN, context.store, context.stop, poll_seconds=0.2)
+    context.elsewhere = Dispatch("micro", RUN, context.store, context.stop, heartbeats, poll_seconds=0.2)
 
     @flow(name="errands", persist_result=False)
     def errands() -> None:
@@ -223,6 +231,64 @@ def test_a_run_that_was_lost_there_is_tried_again(context: RunContext) -> None:
         _, error, task = run(step, context)
     assert error is None
     assert task.run_count == len(worker.taken) == 2
+
+
+def test_a_run_whose_host_is_gone_is_given_up_and_tried_again(context: RunContext) -> None:
+    """Nobody tells its end: no worker, no process, only that its heartbeats stop."""
+    step = away("a", retries=1)
+
+    def make(run: FlowRun, before: int) -> State[Any] | None:
+        if before == 0:
+            with get_client(sync_client=True) as client:
+                client.set_flow_run_state(run.id, Running(), force=True)
+            emit_event("prefect.flow-run.heartbeat", {"prefect.resource.id": f"prefect.flow-run.{run.id}"})
+            return None
+        execute(step, replace(context, elsewhere=None))
+        return Completed()
+
+    with Worker(make) as worker:
+        _, error, task = run(step, context, Heartbeats(PrefectApi(str(PREFECT_API_URL.value())), 5))
+    assert error is None
+    assert task.run_count == len(worker.taken) == 2
+    lost = read(worker.taken[0])
+    assert lost.state_type == StateType.CRASHED, "it keeps no place of its pool"
+    assert lost.state is not None
+    assert lost.state.message == "no heartbeat for 5 s: its host is gone or cut off"
+
+
+class _Feed:
+    """An event feed in which the newest heartbeat is `beat`; None: its server is away."""
+
+    def __init__(self) -> None:
+        self.beat: str | None = "1"
+
+    def post(self, _path: str, _body: dict[str, Any]) -> dict[str, Any]:
+        if self.beat is None:
+            raise MediusError("the Prefect server does not answer")
+        return {"events": [{"id": self.beat}] if self.beat else []}
+
+
+def test_silence_counts_only_while_the_server_hears() -> None:
+    feed, now, run = _Feed(), [0.0], uuid4()
+    heartbeats = Heartbeats(feed, 150, lambda: now[0])  # type: ignore[arg-type]
+
+    def silent_after(seconds: float, beat: str | None) -> bool:
+        now[0] += seconds
+        feed.beat = beat
+        return heartbeats.silent(run)
+
+    assert not silent_after(0, "1")
+    assert not silent_after(149, "1")
+    assert not silent_after(16, "2"), "it lives"
+    assert not silent_after(140, None), "the server is away, and hears nobody"
+    assert not silent_after(1000, "2"), "it is heard from now on again"
+    assert not silent_after(140, "2")
+    assert silent_after(16, "2")
+    never = uuid4()
+    feed.beat = ""
+    assert not heartbeats.silent(never)
+    now[0] += 1000
+    assert not heartbeats.silent(never), "a run that sends none is not judged by them"
 
 
 def test_a_store_that_only_the_other_machine_sees_is_told(context: RunContext) -> None:
@@ -337,5 +403,6 @@ def _real_worker(folder: Path, stop: threading.Event) -> None:
         [*start, "--name", "the test's"], cwd=folder, env={**os.environ, "PREFECT_API_URL": url}, start_new_session=True
     )
     stop.wait()
-    worker.kill()
+    # With the process of the flow run, which would look for its server for another minute.
+    os.killpg(worker.pid, signal.SIGKILL)
     worker.wait()

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import pytest
 
 from flows.dag import build
@@ -17,10 +15,8 @@ from tasks.artifacts.errors import BadInputError
 from tasks.artifacts.fingerprint import sha256_hex
 from tasks.artifacts.manifest import Manifest, ObjectRecord, Provenance, digest_of
 from tasks.artifacts.store import Store
-from tasks.logits.heldout import HELDOUT_FILE
-from tasks.logits.rows import Row, row_id_of, write_rows
+from tasks.logits.enough_to_choose import HELDOUT_CONVERSATIONS, HELDOUT_TEXTS
 from tasks.runtime.declare import Step
-from tasks.runtime.execute import RunContext
 from tests.golden.keys import constant_content
 
 SAMPLING = "{model: w, temperature: 0, max_tokens: 9}"
@@ -38,32 +34,24 @@ def _content() -> Iterator[None]:
 
 
 @pytest.fixture
-def context(store: Store, tmp_path: Path) -> RunContext:
-    return RunContext(store=store, scratch=tmp_path / "scratch")
+def written(store: Store) -> Callable[..., None]:
+    """written(step, **metrics) commits a corpus of which the manifest counts so much."""
 
-
-@pytest.fixture
-def written(store: Store, tmp_path: Path) -> Callable[[Step, Literal["text", "chat"], int], None]:
-    """written(step, kind, count) commits a corpus that holds out so many documents."""
-
-    def commit(step: Step, kind: Literal["text", "chat"], count: int) -> None:
-        rows = []
-        for index in range(count):
-            ids = np.array([1, 2, index + 3], np.int32)
-            rows.append(Row(row_id_of(ids), ids, np.ones(3, np.uint8), f"text {index}", 6, kind, "test"))
-        file = tmp_path / HELDOUT_FILE
-        write_rows(file, rows)
-        artifact, path = Artifact(store, step.directory), f"data/main/{HELDOUT_FILE}"
-        data = file.read_bytes()
+    def commit(step: Step, **metrics: int) -> None:
+        artifact, path, data = Artifact(store, step.directory), "data/main/corpus.json", b"{}"
         store.create(artifact.path(path), data)
-        objects = (ObjectRecord(name=HELDOUT_FILE, path=path, size=len(data), sha256=sha256_hex(data)),)
-        nothing: dict[str, Any] = {"recipe": {}, "inputs": {}, "metrics": {}}
+        objects = (ObjectRecord(name="corpus.json", path=path, size=len(data), sha256=sha256_hex(data)),)
+        nothing: dict[str, Any] = {"recipe": {}, "inputs": {}}
         unknown: dict[str, Any] = {"flow_run": None, "git_sha": None, "git_dirty": None}
         provenance = Provenance(
             write_id="one", created="", seconds=0, attempts=1, hardware={}, versions={}, runtime={}, **unknown
         )
         about: dict[str, Any] = {"stage": "corpus", "version": 2, "label": step.label, "key": step.key}
-        artifact.commit(Manifest(digest=digest_of(objects), objects=objects, provenance=provenance, **about, **nothing))
+        artifact.commit(
+            Manifest(
+                digest=digest_of(objects), objects=objects, provenance=provenance, metrics=metrics, **about, **nothing
+            )
+        )
 
     return commit
 
@@ -81,18 +69,25 @@ def choice_of(*sets: str) -> Step:
     ],
 )
 def test_too_little_to_choose_on_is_told(
-    written: Callable[..., None], context: RunContext, texts: int, chats: int, message: str | None
+    written: Callable[..., None], store: Store, texts: int, chats: int, message: str | None
 ) -> None:
     choice = choice_of()
     read, instructions = corpora_of_choice(choice)
     assert (read.label, instructions.label) == ("corpus-llama", "corpus-sft")
-    written(read, "text", texts)
-    written(instructions, "chat", chats)
+    written(read, **{HELDOUT_TEXTS: texts})
+    written(instructions, **{HELDOUT_CONVERSATIONS: chats})
     if message is None:
-        require_choice(choice, context)
+        require_choice(choice, store)
     else:
         with pytest.raises(BadInputError, match=message):
-            require_choice(choice, context)
+            require_choice(choice, store)
+
+
+def test_a_corpus_that_was_never_counted_is_the_workers_to_judge(written: Callable[..., None], store: Store) -> None:
+    choice = choice_of()
+    for corpus in corpora_of_choice(choice):
+        written(corpus, heldout_rows=1)
+    require_choice(choice, store)
 
 
 def test_teachers_do_not_wait_for_instructions_that_a_model_evolves() -> None:

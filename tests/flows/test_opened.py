@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import Future
 from pathlib import Path
 from threading import Event
+from typing import Any
+from uuid import uuid4
 
+import httpx
 import pytest
+from prefect.futures import PrefectConcurrentFuture
+from prefect.states import Completed, Failed, State
 
 from flows import opened
-from flows.opened import open_run
+from flows.opened import gather, open_run
 from flows.profiles import Profile, load_profile
-from tasks.artifacts.errors import GateFailedError, InterruptedRunError, MediusError, TransientStoreError
+from tasks.artifacts.errors import BadInputError, GateFailedError, InterruptedRunError, MediusError, TransientStoreError
 from tasks.artifacts.process_identity import own_process
 from tasks.artifacts.runs import RunKind, RunRecord, all_runs, write_run
 from tasks.artifacts.store import Store, open_store
@@ -69,6 +75,27 @@ def _away_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
         real(store, record)
 
     monkeypatch.setattr(opened, "write_run", write)
+
+
+def ended(state: State[Any] | Exception) -> PrefectConcurrentFuture[Any]:
+    """What Prefect gives for a task run that has ended so; an exception is of its engine, not of the task."""
+    wrapped: Future[Any] = Future()
+    if isinstance(state, Exception):
+        wrapped.set_exception(state)
+    else:
+        wrapped.set_result(state)
+    return PrefectConcurrentFuture(uuid4(), wrapped)
+
+
+def test_of_several_failures_the_cause_is_told() -> None:
+    lost, stopped, cause = httpx.ConnectError("refused"), InterruptedRunError("stopped"), BadInputError("no teacher")
+    failures = {error: ended(Failed(data=error)) for error in (stopped, cause)}
+    with pytest.raises(BadInputError) as told:
+        gather([ended(lost), failures[stopped], failures[cause]])
+    assert told.value is cause
+    with pytest.raises(httpx.ConnectError):
+        gather([failures[stopped], ended(lost), ended(Completed(data=1))])
+    assert gather([ended(Completed(data=1)), ended(Completed(data=2))]) == [1, 2]
 
 
 def test_status_says_of_a_killed_run_that_it_ended_without_a_word(medius: Medius, tmp_path: Path) -> None:

@@ -65,5 +65,10 @@ def test_a_server_that_is_lost_on_the_way_is_one_sentence(monkeypatch: pytest.Mo
     lost = r"server at http://prefect\.example:4200/api was lost \(refused\); .* run the same command again$"
     with pytest.raises(MediusError, match=lost), losing_the_server():
         raise httpx.ConnectError("refused")
+    with pytest.raises(MediusError, match=lost), losing_the_server():
+        # What Prefect makes of it where a flow begins.
+        raise RuntimeError("Failed to reach API") from httpx.ConnectError("refused")
     with pytest.raises(BadInputError), losing_the_server():
-        raise BadInputError("not the server's doing")
+        raise BadInputError("not the server's doing") from httpx.ConnectError("of another server")
+    with pytest.raises(KeyError), losing_the_server():
+        raise KeyError("a defect")

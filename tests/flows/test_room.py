@@ -171,7 +171,9 @@ def test_a_single_stage_needs_what_that_stage_does(
     assert begun == ["corpus-sft"]
 
 
-def test_what_cannot_be_forecast_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: Free) -> None:
+def test_what_cannot_be_forecast_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: Free, steps: list[Step], store: Store
+) -> None:
     asked = []
 
     def unknown(*arguments: object) -> None:
@@ -180,5 +182,9 @@ def test_what_cannot_be_forecast_runs(tmp_path: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(room, "cost_of", unknown)
     free(0)
-    require_room([], [], open_store(str(tmp_path)), 2, tmp_path)
+    require_room(steps, steps, store, 2, tmp_path)
     assert len(asked) == 1, "a forecast was tried, and its failure refuses nothing"
+    for step in steps:
+        store.put(f"{step.directory}/manifest.json", b"{}")
+    require_room(steps, steps, store, 2, tmp_path)
+    assert len(asked) == 1, "where all is finished nothing is forecast"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from flows.prefect_server import RUN_SETTINGS
 from flows.stack_environment import client_environment, keep_password, password, service_environment
 from flows.stack_services import Ports
 from tasks.artifacts.errors import BadInputError
@@ -46,6 +47,7 @@ def test_no_setting_of_another_server_reaches_the_stack(tmp_path: Path, monkeypa
     assert got["PREFECT_API_URL"] == "http://127.0.0.1:4200/api"
     assert got["PREFECT_LOGGING_LEVEL"] == "DEBUG"
     assert got["HF_HOME"] == "/models"
+    assert RUN_SETTINGS.items() <= got.items(), "a flow run of the stack outlives its server as long as others do"
 
 
 def test_a_shell_that_sources_the_file_is_led_nowhere_else(tmp_path: Path) -> None:

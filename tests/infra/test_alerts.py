@@ -19,7 +19,7 @@ from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary
 from flows.automations import Alert, deploy_alerts, read_alerts
 from flows.dead_runs import DeadRuns
 from flows.stack import CHECKOUT
-from tasks.artifacts.errors import BadInputError
+from tasks.artifacts.errors import BadInputError, InterruptedRunError
 from tasks.artifacts.store import Store
 from tasks.runtime import stage_feed
 from tasks.runtime.stage_events import StageEvents
@@ -115,6 +115,14 @@ def test_each_alert_fires_and_tells_the_block(guarded: GuardedServer, told: list
     alerts = tuple(quick(alert) for alert in read_alerts(FILE))
     deploy_alerts(alerts, "custom-webhook/hook")
 
+    @flow(name="distillation", flow_run_name="stopped", persist_result=False)
+    def stopped() -> None:
+        raise InterruptedRunError("distill-qwen was stopped; run the same command again and it goes on")
+
+    # Before one that is told of: what comes of it would have been heard by then.
+    with suppress(InterruptedRunError):
+        stopped()
+
     @flow(name="distillation", flow_run_name="failing", persist_result=False)
     def failing() -> None:
         raise BadInputError("the teacher is not there; name one that is")
@@ -149,9 +157,17 @@ def test_each_alert_fires_and_tells_the_block(guarded: GuardedServer, told: list
     quiet = {"medius: run without heartbeat", "medius: stage stalls", "medius: stage is slow", "medius: run failed"}
     guarded.wait(lambda: quiet <= {entry["subject"] for entry in told}, 180, f"{quiet}, heard {told}")
     DeadRuns(api, store)._end(lost, None)
-    guarded.wait(lambda: "medius: run lost" in {entry["subject"] for entry in told}, 120, f"run lost, heard {told}")
+    ended = api.post("/flow_runs/", {"flow_id": flow_id, "name": "ended", "state": {"type": "RUNNING"}})
+    state = {"type": "CRASHED", "name": "Crashed", "message": "exited with status code -9"}
+    api.post(f"/flow_runs/{ended['id']}/set_state", {"state": state})
+    both = {"medius: run lost", "medius: run crashed"}
+    guarded.wait(lambda: both <= {entry["subject"] for entry in told}, 120, f"{both}, heard {told}")
+    bodies = {subject: [entry["body"] for entry in told if entry["subject"] == subject] for subject in both}
+    [lost_body], [ended_body] = bodies["medius: run lost"], bodies["medius: run crashed"]
+    assert "lost: " in lost_body
+    assert "ended: exited with status code -9" in ended_body
     failed = [entry["body"] for entry in told if entry["subject"] == "medius: run failed"]
-    assert len(failed) == 1, "a lost run is told once, as lost"
+    assert len(failed) == 1, "a stop is no failure, and a lost run is told once, as lost"
     assert "failing: " in failed[0]
     assert "the teacher is not there" in failed[0]
     # The server writes its feed a little later.

@@ -77,24 +77,30 @@ def s3(seaweed: SeaweedServer, monkeypatch: pytest.MonkeyPatch) -> Store:
 
 
 def refused(policy: dict[str, Any], requests: list[Request]) -> list[Request]:
-    """The requests that a policy does not allow."""
+    """The requests that a policy does not allow, or of which it would not tell that the object is missing."""
 
-    def allows(operation: str, key: str) -> bool:
+    def allows(action: str, key: str, *, of_objects: bool) -> bool:
         for statement in policy["Statement"]:
             resources = statement["Resource"]
             named = [resources] if isinstance(resources, str) else resources
-            of_objects = operation not in {"ListObjectsV2", "ListMultipartUploads"}
             name = f"arn:aws:s3:::BUCKET/{key}" if of_objects else "arn:aws:s3:::BUCKET"
             prefixes = statement.get("Condition", {}).get("StringLike", {}).get("s3:prefix", ["*"])
             if (
-                NEEDS[operation] in statement["Action"]
+                action in statement["Action"]
                 and any(fnmatchcase(name, resource) for resource in named)
                 and (of_objects or any(fnmatchcase(key, prefix) for prefix in prefixes))
             ):
                 return True
         return False
 
-    return [request for request in requests if not allows(*request)]
+    def passes(operation: str, key: str) -> bool:
+        if not allows(NEEDS[operation], key, of_objects=operation not in {"ListObjectsV2", "ListMultipartUploads"}):
+            return False
+        # A missing object is 404 only to those who may list it, else 403; AWS takes its key for the prefix then
+        # (github.com/ceph/ceph/pull/68577 does the same, github.com/kopia/kopia/pull/3072 tried it).
+        return operation not in {"GetObject", "HeadObject"} or allows("s3:ListBucket", key, of_objects=False)
+
+    return [request for request in requests if not passes(*request)]
 
 
 def policy(name: str) -> dict[str, Any]:
@@ -159,6 +165,17 @@ def test_gc_needs_more_and_has_that(s3: Store, requests: list[Request]) -> None:
     assert {NEEDS[operation] for operation, _ in requests} == actions("bucket-policy-gc.json")
     not_workers = {operation for operation, _ in refused(policy("bucket-policy.json"), requests)}
     assert not_workers == {"DeleteObject", "ListMultipartUploads"}
+
+
+@pytest.mark.parametrize("name", ["bucket-policy.json", "bucket-policy-gc.json"])
+def test_that_an_object_is_missing_is_told(name: str) -> None:
+    """Nothing is finished before a first run: were that 403, none could begin."""
+    missing = ("GetObject", "PREFIX/artifacts/sft/sft-0123456789abcdef/manifest.json")
+    assert refused(policy(name), [missing]) == []
+    narrower = policy(name)
+    [listing] = [statement for statement in narrower["Statement"] if statement["Sid"] == "ListThePrefix"]
+    listing["Condition"]["StringLike"]["s3:prefix"] = ["PREFIX"]
+    assert refused(narrower, [missing]) == [missing]
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pytest
 import yaml
 from compose_spec import PyCompose
 
+from flows.prefect_server import RUN_SETTINGS
 from flows.stack_services import POOLS
 
 INFRA = Path(__file__).parents[2] / "infra"
@@ -58,6 +59,11 @@ def test_every_password_comes_from_the_environment_and_stands_in_the_example(doc
         for name, value in service.get("environment", {}).items():
             if re.search("PASSWORD|SECRET|AUTH", name):
                 assert "${" in value, name
+
+
+def test_flow_runs_outlive_their_server_as_long_as_elsewhere(document: dict[str, Any]) -> None:
+    for pool in POOLS:
+        assert RUN_SETTINGS.items() <= document["services"][f"worker-{pool}"]["environment"].items()
 
 
 def test_what_services_wait_for_exists(document: dict[str, Any]) -> None:

@@ -173,6 +173,14 @@ def test_what_triton_compiles_with_is_in_the_worker() -> None:
     assert "triton" in pins(INFRA / "locks" / "worker.txt")
 
 
+def test_what_nccl_reaches_rdma_cards_with_is_in_the_worker() -> None:
+    steps = [rest for word, rest in stages()["worker"] if word == "RUN" and "apt-get install" in rest]
+    # It opens libibverbs at run time and falls back to sockets without; the providers only come recommended by that.
+    assert {"libibverbs1", "ibverbs-providers"} <= set(" ".join(steps).split())
+    [cuda] = [name for name in pins(INFRA / "locks" / "worker.txt") if name.startswith("nvidia-nccl-cu")]
+    assert cuda == "nvidia-nccl-cu13", "Dockerfile, README.md and configs/medius.yaml name the driver for CUDA 13, R580"
+
+
 class Installed:
     """A target's COPY and pip steps, run as plain commands below a folder, from what docker would see."""
 

@@ -22,6 +22,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration
 
 from flows.kubernetes_deploy import KubernetesPool, base_job_template, read_pools
+from flows.prefect_server import RUN_SETTINGS
 from flows.stack import CHECKOUT
 from flows.stack_services import POOLS as STACK_POOLS
 from tasks.artifacts.errors import BadInputError
@@ -55,7 +56,9 @@ def rendered(template: dict[str, Any] = TEMPLATE, **values: Any) -> dict[str, An
     job: dict[str, Any] = configuration.job_manifest
     [container] = job["spec"]["template"]["spec"]["containers"]
     # Settings of this machine's shell travel with the job; they are none of the template's.
-    container["env"] = [entry for entry in container["env"] if not OWN_SETTINGS.match(entry["name"])]
+    container["env"] = [
+        entry for entry in container["env"] if entry["name"] in RUN_SETTINGS or not OWN_SETTINGS.match(entry["name"])
+    ]
     return job
 
 
@@ -134,6 +137,11 @@ def test_only_the_pool_of_gpus_takes_any() -> None:
     assert taking == {"medius": 0, "cpu": 0, "gpu": 8}
 
 
+def test_flow_runs_outlive_their_server_as_long_as_elsewhere() -> None:
+    [container] = rendered()["spec"]["template"]["spec"]["containers"]
+    assert RUN_SETTINGS.items() <= {entry["name"]: entry.get("value") for entry in container["env"]}.items()
+
+
 def test_a_pools_environment_is_added_to_the_templates() -> None:
     pool = KubernetesPool(variables={"env": {"NCCL_IB_HCA": "mlx5"}})
     [container] = rendered(base_job_template("cpu", pool))["spec"]["template"]["spec"]["containers"]
@@ -195,7 +203,10 @@ def test_hosts_of_a_launch_are_the_pods_that_there_are() -> None:
     nodes = NODES["StatefulSet"]["spec"]
     gpus = nodes["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"]
     name, service = NODES["StatefulSet"]["metadata"]["name"], nodes["serviceName"]
-    hosts = [f"{name}-{number}.{service} slots={gpus}" for number in range(nodes["replicas"])]
+    # As many as `kubectl scale` in the file's head names: none stands before that, and takes GPUs from the pool gpu.
+    assert nodes["replicas"] == 0
+    [count] = re.findall(r"kubectl scale .* --replicas (\d+)", (FOLDER / "nodes.yaml").read_text())
+    hosts = [f"{name}-{number}.{service} slots={gpus}" for number in range(int(count))]
     assert NODES["ConfigMap"]["data"]["hostfile"].splitlines() == hosts
     spec = rendered()["spec"]["template"]["spec"]
     volumes = {volume["name"]: volume for volume in spec["volumes"]}

@@ -82,7 +82,8 @@ def test_there_are_scripts_to_lint() -> None:
 
 def test_the_directives_are_ones_that_sbatch_knows() -> None:
     directives = re.findall(r"^#SBATCH --([\w-]+)", SBATCH.read_text(), flags=re.MULTILINE)
-    assert {"nodes", "ntasks-per-node", "gpus-per-node", "exclusive", "mem", "signal", "requeue"} <= set(directives)
+    wanted = {"nodes", "ntasks-per-node", "gpus-per-node", "exclusive", "mem", "signal", "requeue", "open-mode"}
+    assert wanted <= set(directives)
     signalled = re.search(r"--signal=B:USR1@(\d+)", SBATCH.read_text())
     assert signalled is not None
     profile = yaml.safe_load((CHECKOUT / "configs" / "medius.yaml").read_text())
@@ -93,6 +94,19 @@ def test_an_allocation_becomes_a_launch_that_the_profile_takes(slurm: Path) -> N
     done = sbatch("plan", "micro")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "sft" in done.stdout
+
+
+def test_the_dumps_are_what_is_spread_over_nodes(slurm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MEDIUS_OVER_NODES")
+    monkeypatch.setenv("SLURM_GPUS_ON_NODE", "8")
+    monkeypatch.setenv("COLUMNS", "170")
+    done = sbatch("plan", "medius", "--cost", "--nodes", "2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    table = [line.split("│") for line in done.stdout.splitlines() if line.startswith("│")]
+    rows = {cells[1].strip(): cells[4].strip() for cells in table}
+    assert {label for label, devices in rows.items() if devices == "2 × 8 h100-sxm"} == {"logits-llama", "logits-qwen"}
+    assert rows["distill-qwen"] == "8 h100-sxm"
+    assert "WARNING" not in done.stdout
 
 
 def test_an_allocation_of_one_node_leaves_the_profile_as_it_is(slurm: Path, monkeypatch: pytest.MonkeyPatch) -> None:

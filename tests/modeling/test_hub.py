@@ -10,10 +10,11 @@ import pytest
 import torch
 from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.utils import filter_repo_objects
 
 from tasks.artifacts.errors import BadInputError, MediusError, TransientStoreError
 from tasks.modeling.hub import hub_snapshot
-from tasks.modeling.model_files import load_causal_lm
+from tasks.modeling.model_files import load_causal_lm, weights_directory
 from tasks.surgeon.stored_rows import stored_vocabulary
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -60,6 +61,23 @@ def test_every_failure_is_a_sentence(
     monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
     with pytest.raises(kind, match=message):
         hub_snapshot("lab/tiny", COMMIT, ["*.json"])
+
+
+def test_weights_that_nothing_loads_are_not_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = ["config.json", "consolidated.safetensors", "model-00001-of-00002.safetensors", "tokenizer.json",
+             "original/params.json", "original/consolidated.00.pth"]  # fmt: skip
+    asked: list[str] = []
+
+    def stop(_repo: str, *, allow_patterns: list[str], ignore_patterns: list[str], **_options: object) -> str:
+        # The library's own choice among the files of a repository.
+        asked.extend(filter_repo_objects(files, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns))
+        raise ConnectionResetError("before the first file")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", stop)
+    (tmp_path / "reference.json").write_text(json.dumps({"repo": "lab/mistral", "revision": COMMIT}))
+    with pytest.raises(TransientStoreError):
+        weights_directory(tmp_path)
+    assert asked == ["config.json", "model-00001-of-00002.safetensors", "tokenizer.json"]
 
 
 @pytest.mark.parametrize(

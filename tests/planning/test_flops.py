@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from tasks.artifacts.errors import BadInputError
-from tasks.planning.flops import GATED_TYPES, causal_pairs, model_shape, training_flops
+from tasks.planning.flops import GATED_TYPES, causal_pairs, masked_pairs, model_shape, training_flops
 from tests.training.parts import make_model
 
 LENGTH, DOCUMENTS, TARGETS = 24, 3, 17
@@ -41,7 +41,7 @@ def test_a_step_is_counted_as_torch_counts_it(changes: dict[str, int], frozen: b
         num_tokens=DOCUMENTS * LENGTH,
         num_targets=TARGETS,
         # torch knows no mask: it counts every token as attending to every other.
-        num_pairs=DOCUMENTS * LENGTH**2,
+        num_pairs=masked_pairs(DOCUMENTS * LENGTH, LENGTH),
         frozen_layers=frozen,
     )
     assert flops == pytest.approx(counted(model), rel=0.02)

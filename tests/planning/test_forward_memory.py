@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tasks.modeling.model_files import save_causal_lm
+from tasks.planning.activations import forward_activations
 from tasks.planning.architecture import architecture
 from tasks.planning.forward_memory import dump_memory, evaluation_memory
 from tests.bench.training import run_processes
@@ -25,9 +26,9 @@ def test_the_leader_of_a_group_holds_the_weights_that_are_forecast(tmp_path: Pat
         torch.nn.Module.to(model, torch.bfloat16)
         save_causal_lm(model, directory)
         sizes = architecture(model.config.to_dict())
-        memory = dump_memory(sizes, "bfloat16", tokens=1, chunk_tokens=1, tensor_parallel=2)
+        memory = dump_memory(sizes, "bfloat16", tokens=1, row_tokens=1, chunk_tokens=1, tensor_parallel=2)
         forecast[str(directory)] = memory.weights
-        alone = dump_memory(sizes, "bfloat16", tokens=1, chunk_tokens=1, tensor_parallel=1)
+        alone = dump_memory(sizes, "bfloat16", tokens=1, row_tokens=1, chunk_tokens=1, tensor_parallel=1)
         assert alone.weights == sum(2 * parameter.numel() for parameter in model.parameters())
     held = run_processes("tests.planning.cut_weights", list(forecast), 2)
     # Norms and biases are whole on every device: in models this small 2 %.
@@ -37,13 +38,24 @@ def test_the_leader_of_a_group_holds_the_weights_that_are_forecast(tmp_path: Pat
 def test_a_dump_holds_logits_of_one_chunk_and_activations_of_one_batch() -> None:
     model = architecture(config_json("meta-llama--Llama-3.1-405B-Instruct-FP8"))
     small, large = (
-        dump_memory(model, "bfloat16", tokens=tokens, chunk_tokens=4096, tensor_parallel=8) for tokens in (8192, 32768)
+        dump_memory(model, "bfloat16", tokens=tokens, row_tokens=4096, chunk_tokens=4096, tensor_parallel=8)
+        for tokens in (8192, 32768)
     )
     assert small.head - 2 * 8192 * 16384 == 4.5 * 4096 * 128_256
     assert large.activations == 4 * small.activations
     assert small.weights == large.weights
     # 80 GB do not hold an eighth of it and 32,768 tokens, which is why the profile has batches of 8,192.
     assert small.peak < 0.92 * 80e9 < large.peak
+
+
+def test_a_mask_is_held_where_it_is_wider_than_the_mlp() -> None:
+    model = architecture(config_json("Qwen--Qwen2.5-14B-Instruct"))
+    short, mlp, masked = (
+        forward_activations(model, "bfloat16", tokens=32768, row_tokens=row) for row in (1, 4096, 32768)
+    )
+    assert short == mlp
+    # Keys and values as wide as the 40 heads' queries, a pair's bool and its number; not the MLP's two tensors.
+    assert masked - mlp == 32768 * (2 * 2 * 5120 + 3 * 32768 - 2 * 2 * 13824)
 
 
 def test_an_evaluation_needs_room_for_the_logits_of_whole_prompts() -> None:

@@ -80,6 +80,9 @@ def test_launches_side_by_side_add_up(receipts: Receipts) -> None:
         receipts.add("aaaaaaaa", 10.0 * place)
         receipts.add("bbbbbbbb", 10.0 * place + 3)
     assert receipts.speed() == pytest.approx(2 * TOKENS / 10)
+    progress = dump_progress(receipts.artifact)
+    assert progress is not None
+    assert progress.launches == 2
 
 
 @pytest.mark.parametrize("num_workers", [1, 4, NEWEST // 2])

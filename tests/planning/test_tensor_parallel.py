@@ -86,7 +86,7 @@ def _check_part(branch: str) -> None:
             assert part.numel() * size == whole[name].numel(), name
     head = model.get_output_embeddings().weight
     leader = 2 * (sum(part.numel() for part in held.values()) - here(head.data).numel() + sizes.end)
-    memory = dump_memory(sizes, "bfloat16", tokens=1, chunk_tokens=1, tensor_parallel=size)
+    memory = dump_memory(sizes, "bfloat16", tokens=1, row_tokens=1, chunk_tokens=1, tensor_parallel=size)
     # Norms, and the biases that are not cut, are whole on each.
     assert leader == pytest.approx(memory.weights, rel=1e-3)
     assert all(parameter.is_meta for parameter in map(torch.Tensor.detach, held.values()))

@@ -34,6 +34,8 @@ from tasks.worker.spec import Event
 from tests.runtime.conftest import Logs
 from tests.runtime.errand import errand
 
+FULL = "OSError: [Errno 28] No space left on device"
+
 
 def test_a_step_is_made_once(context: RunContext, launches: Logs, events: list[Event]) -> None:
     step = errand("a")
@@ -78,6 +80,21 @@ def test_the_manifest_says_how_it_was_made(context: RunContext) -> None:
     text = manifest.model_dump_json(include={"objects", "recipe", "digest"})
     assert str(Path.cwd()) not in text
     assert str(context.scratch) not in text
+
+
+def test_what_a_run_has_found_passed_is_not_read_again(context: RunContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = errand("a", label="source", max_length=9)
+    execute(source, context)
+    step = errand("b", label="second", inputs={"source": source})
+    read: list[str] = []
+    get = context.store.get
+    monkeypatch.setattr(context.store, "get", lambda path: read.append(path) or get(path))
+    execute(step, context)
+    assert f"{step.directory}/manifest.json" in read
+    assert not [path for path in read if path.startswith(source.directory)]
+    # A run of its own knows nothing yet.
+    execute(errand("c", inputs={"source": source}), replace(context, passed={}))
+    assert {f"{source.directory}/manifest.json", f"{source.directory}/verdict.json"} <= set(read)
 
 
 def test_an_input_that_is_not_there_is_named(context: RunContext) -> None:
@@ -252,6 +269,15 @@ def test_the_first_failed_ranks_sentence_decides_and_not_what_its_peers_say(
     assert type(caught.value) is error
 
 
+@pytest.mark.parametrize(("end", "printed"), [(FULL, ""), ("", f"Traceback\n  x = 1\n{FULL}")])
+def test_a_full_disk_is_one_sentence(context: RunContext, end: str, printed: str) -> None:
+    """A worker on a full disk may not even be able to leave its last sentence."""
+    with pytest.raises(WorkerFailedError, match=r"^errand: No space left on device; make room on the disk") as caught:
+        execute(errand("a", behaviour="recorded", end=end, printed=printed), context)
+    assert len(str(caught.value).splitlines()) == 1
+    assert not caught.value.retryable
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("behaviour", "error", "message"),
@@ -378,6 +404,8 @@ def run_twice_at_once(step: Step, context: RunContext) -> None:
     for thread in threads:
         thread.join()
     assert sorted(outcome.ref.reused for outcome in outcomes) == [False, True]
+    assert sorted(outcome.meanwhile for outcome in outcomes) == [False, True]
+    assert not execute(step, context).meanwhile, "it was finished before"
     assert len({outcome.ref.digest for outcome in outcomes}) == 1
 
 
@@ -401,7 +429,6 @@ def test_runs_of_a_shared_stage_work_side_by_side_and_one_commits(
     numbers = [event.done or 0 for event in events if event.kind == "progress"]
     assert len(numbers) == 100
     assert numbers != sorted(numbers[:50]) * 2
-    assert execute(step, context).ref.reused
 
 
 def test_what_a_worker_says_reaches_the_watcher_in_order(context: RunContext, events: list[Event]) -> None:

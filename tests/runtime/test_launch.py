@@ -82,6 +82,12 @@ def test_deepspeed_on_several_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     from deepspeed.launcher import runner
 
     parsed = runner.parse_args(words[3:])
+    assert parsed.master_addr == "", "the runner asks the first host"
+    for rendezvous, address in (("node0-ib", "node0-ib"), ("[fd00::1]:29400", "fd00::1")):
+        told = command(launcher="deepspeed", num_processes=8, num_nodes=2, hostfile=str(hosts), rendezvous=rendezvous)
+        meet = runner.parse_args(told[3:])
+        assert meet.master_addr == address
+        assert meet.master_port == 29400 or 20000 <= meet.master_port < 32000
     pool = runner.parse_inclusion_exclusion(runner.fetch_hostfile(parsed.hostfile), "", "")
     active = runner.apply_num_nodes_and_gpus(pool, parsed.num_nodes, parsed.num_gpus)
     assert {host: len(slots) for host, slots in active.items()} == {"node0": 8, "node1": 8}

@@ -58,6 +58,7 @@ def test_replayed_logits_add_their_kl_and_instructions_their_labels(
     for line in steps:
         assert line["forward_kl"] > 0
         assert line["loss"] == pytest.approx(0.5 * line["forward_kl"] + line["ce"], rel=1e-5)
+        assert 0 < line["taught"] < 1
     manifest = done.manifest()
     assert manifest is not None
     assert not [name for name in manifest.metrics if "kl" in name], "it is judged on the instructions alone"
@@ -67,7 +68,7 @@ def test_replayed_logits_add_their_kl_and_instructions_their_labels(
     corpus = log_of(run_stage("sft", RECIPE, {**inputs, "replay": inputs["corpus"]}, RUNTIME))
     losses = [[line["loss"] for line in log if "loss" in line] for log in (labels, corpus)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-    assert not any("forward_kl" in line for line in corpus)
+    assert not any("forward_kl" in line or "taught" in line for line in corpus)
 
 
 @pytest.mark.parametrize("replayed", [6, 60])
@@ -108,6 +109,8 @@ def test_a_forward_pass_has_rows_of_one_kind(inputs: dict[str, Artifact]) -> Non
             rows = {kind: sum(len(b.row_ids) for b, w in zip(batches, widths, strict=True) if (w > 0) is kind)
                     for kind in (False, True)}  # fmt: skip
             assert rows == {False: 6, True: 2}, "three of four rows are instructions"
+            with_teacher = sum(len(b.positions_N) for b, w in zip(batches, widths, strict=True) if w)
+            assert loader.load(step).num_taught == with_teacher
     finally:
         loader.close()
 

@@ -14,7 +14,8 @@ import torch
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.errors import BadInputError
 from tasks.logits.rows import Row, row_id_of
-from tasks.training.engine import DivergedError
+from tasks.training.batches import Batch
+from tasks.training.engine import DivergedError, TrainingEngine
 from tests.training.parts import VOCAB, corpus_directory, make_model, make_rows, model_directory
 
 RECIPE = {"optimizer": {"learning_rate": 0.01}, "epochs": 4, "rows_per_step": 4, "precision": "float32"}
@@ -64,6 +65,52 @@ def test_a_broken_loss_names_the_documents(
     assert row_id_of(bad) in message
     assert not any(row.row_id in message for row in rows["train"] if row.row_id != row_id_of(bad))
     assert "no checkpoint was written yet" in message
+    [step] = (tmp_path / "store").glob("artifacts/sft/*/logs/*/diverged.jsonl")
+    first, *others = [json.loads(line) for line in step.read_text().splitlines()]
+    assert (first["loss"], first["row_ids"]) == (None, [row_id_of(bad)])
+    assert [line["loss"] for line in others] == sorted((line["loss"] for line in others), reverse=True)
+    assert str(step.relative_to(tmp_path / "store")) in message
+
+
+def test_a_broken_held_out_loss_names_the_documents(
+    tmp_path: Path, corpus_of: CORPUS_OF, run_stage: Callable[..., Artifact], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A token that no document to train on has, at the start; and a pass that breaks while training."""
+    broken = VOCAB - 2
+    model = make_model(tie_word_embeddings=False)
+    rows = {split: [_without(row, broken) for row in part] for split, part in make_rows().items()}
+    # The longest, beside which nothing fits.
+    bad = rows["heldout"][1].input_ids.copy()
+    bad[1] = broken
+    rows["heldout"][1] = _row(rows["heldout"][1], bad)
+    inputs = {"model": model_directory(tmp_path / "whole", model), "corpus": corpus_of(rows)}
+    with torch.no_grad():
+        model.get_input_embeddings().weight[broken] = torch.nan
+    with pytest.raises(DivergedError) as failure:
+        run_stage(
+            "sft",
+            RECIPE,
+            {**inputs, "model": model_directory(tmp_path / "model", model)},
+            {**RUNTIME, "micro_batch_tokens": 1},
+        )
+    assert f"held-out split is nan before the first step on the rows {row_id_of(bad)};" in str(failure.value)
+
+    judge, passes = TrainingEngine.judge, []
+
+    def break_the_third(engine: TrainingEngine, batch: Batch) -> torch.Tensor:
+        passes.append(batch)
+        return judge(engine, batch) * (torch.nan if len(passes) == 3 else 1)
+
+    monkeypatch.setattr(TrainingEngine, "judge", break_the_third)
+    told = r"held-out split is nan after step 2 on the rows \w+; the newest checkpoint is after step 1; lower optimizer"
+    with pytest.raises(DivergedError, match=told) as failure:
+        run_stage(
+            "sft",
+            {**RECIPE, "heldout_every_steps": 2},
+            inputs,
+            {**RUNTIME, "micro_batch_tokens": 1, "checkpoint_every_steps": 1},
+        )
+    assert passes[2].row_ids[0] in str(failure.value)
 
 
 def test_a_broken_gradient_names_the_step_s_documents(
@@ -76,10 +123,19 @@ def test_a_broken_gradient_names_the_step_s_documents(
         model.lm_head.weight.mul_(1e20)
     rows = make_rows()
     inputs = {"model": model_directory(tmp_path / "model", model), "corpus": corpus_of(rows)}
-    told = r"norm is inf in step 1 on the rows .* and 4 more; the last good step is 0, no checkpoint was written yet"
+    told = (
+        r"norm is inf in step 1 on the rows .* and 4 more, by the loss of their pass; the last good step is 0, no check"
+    )
     with pytest.raises(DivergedError, match=told) as failure:
         run_stage("sft", {**RECIPE, "rows_per_step": 12}, inputs, RUNTIME)
     assert sum(row.row_id in str(failure.value) for row in rows["train"]) == 8
+    [step] = (tmp_path / "store").glob("artifacts/sft/*/logs/*/diverged.jsonl")
+    passes = [json.loads(line) for line in step.read_text().splitlines()]
+    row_ids = [row_id for line in passes for row_id in line["row_ids"]]
+    assert sorted(row_ids) == sorted(row.row_id for row in rows["train"])
+    assert f"on the rows {', '.join(row_ids[:8])} and" in str(failure.value)
+    assert [line["loss"] for line in passes] == sorted((line["loss"] for line in passes), reverse=True)
+    assert len(passes) > 1
 
 
 def test_unusable_inputs_are_refused(tmp_path: Path, corpus_of: CORPUS_OF, run_stage: Callable[..., Artifact]) -> None:

@@ -31,15 +31,22 @@ def make_engine(
     model: PreTrainedModel | None = None,
     zero_settings: Mapping[str, object] | None = None,
     device: str = "cpu",
+    num_processes: int = 1,
 ) -> TrainingEngine:
-    """`zero_settings` go into the JSON's zero_optimization."""
+    """`zero_settings` go into the JSON's zero_optimization. Each of `num_processes` calls it, with one scratch."""
     path = CHECKOUT / f"configs/deepspeed/zero{zero}.json"
     if zero_settings:
         settings = json.loads(path.read_text())["zero_optimization"] | dict(zero_settings)
         path = scratch / "deepspeed.json"
         path.write_text(json.dumps({"zero_optimization": settings}))
     recipe = TrainingRecipe(optimizer=OPTIMIZER, steps=3, rows_per_step=8, precision=precision)
-    runtime = TrainingRuntime(deepspeed_config=str(path), gradient_checkpointing=checkpointing, device=device)
+    runtime = TrainingRuntime(
+        deepspeed_config=str(path),
+        gradient_checkpointing=checkpointing,
+        device=device,
+        num_processes=num_processes,
+        launcher="python" if num_processes == 1 else "torchrun",
+    )
     model = model or make_model()
     torch.nn.Module.to(model, DTYPES[precision])
     return TrainingEngine(
@@ -65,9 +72,10 @@ def num_targets(rows: Sequence[Row]) -> int:
 
 
 def take(engine: TrainingEngine, step: int, micro: int = 8, *, only_embedding: bool = False) -> StepResult:
-    """A step of 8 documents, `micro` at a time."""
+    """A step of 8 documents, `micro` at a time; each process takes its share of an even number of passes."""
     rows = step_rows(step)
-    batches = [alone(rows[start : start + micro]) for start in range(0, 8, micro)]
+    passes = [alone(rows[start : start + micro]) for start in range(0, 8, micro)]
+    batches = passes[engine.engine.global_rank :: engine.engine.dp_world_size]
     return engine.step(batches, num_targets(rows), OPTIMIZER.learning_rate, only_embedding=only_embedding)
 
 

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from tasks.artifacts.errors import BadInputError, CorruptArtifactError
-from tasks.training.batches import Batch, check_packing, collate
+from tasks.training.batches import Batch, check_packing, check_rope, collate
 from tests.training.parts import NUM_KEPT, ROWS, dense_logits, make_model, make_rows, truncate
 
 
@@ -181,3 +181,31 @@ def test_a_model_that_does_not_is_refused() -> None:
     for model in (mamba, bloom, cached):
         with pytest.raises(BadInputError, match="does not keep the documents of one row apart"):
             check_packing(model)
+
+
+LONG = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "factor": 2.0}
+DYNAMIC = {"rope_type": "dynamic", "factor": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("rope", "limit"),
+    [({**LONG, "original_max_position_embeddings": 8, "rope_theta": 1e4}, 8), ({**DYNAMIC, "rope_theta": 1e4}, 16)],
+    ids=["longrope", "dynamic"],
+)
+def test_positions_that_follow_the_longest_document_are_refused(rope: dict[str, Any], limit: int) -> None:
+    """The model itself: a document beside one beyond the limit is another than alone; up to the limit it is not."""
+    model = make_model(rope_parameters=rope, max_position_embeddings=16)
+    kind = rope["rope_type"]
+    short = row_of("a", [5, 6, 7, 8, 9, 5], [1] * 6)
+    for length, changed in ((limit, False), (limit + 4, True)):
+        other = row_of("b", list(range(length)), [1] * length)
+        with torch.no_grad():
+            alone, beside = (hidden_states(model, collate(rows))[0, :6] for rows in ([[short]], [[short], [other]]))
+        change = float((alone - beside).norm() / alone.norm())
+        assert change > 1e-3 if changed else change < 1e-6
+        if changed:
+            with pytest.raises(BadInputError, match=rf"type {kind}, .* beyond {limit} tokens, and a row here may"):
+                check_rope(model, length)
+        else:
+            check_rope(model, length)
+    check_rope(make_model(), 10**6)

@@ -115,6 +115,27 @@ def test_an_upload_that_fails_is_told_by_the_next_save_and_torn_files_are_passed
     assert all(torch.equal(weight, weights[name]) for name, weight in weights_of(second).items())
 
 
+def test_a_finished_training_goes_on_without_its_last_checkpoint(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine(tmp_path)
+    checkpoints = open_checkpoints(tmp_path, store, engine)
+    checkpoints.save(1, {})
+    checkpoints.wait()
+
+    def fail(self: LocalStore, source: Path, path: str) -> None:
+        raise TransientStoreError("503")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalStore, "upload", fail)
+        checkpoints.save(2, {})
+        checkpoints.settle()
+    assert [name[:6] for name in lists(store)] == ["step-1"]
+    checkpoints.close()
+    checkpoints.clear()
+    assert lists(store) == []
+
+
 @pytest.mark.parametrize(
     ("zero", "precision"),
     [

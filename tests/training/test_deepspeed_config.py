@@ -29,6 +29,10 @@ def test_the_file_says_how_and_never_what(tmp_path: Path) -> None:
         path.write_text(json.dumps({"zero_optimization": {"stage": 2}, **content}))
         return deepspeed_config(RECIPE, TrainingRuntime(deepspeed_config=str(path)), world_size)
 
+    def offloading(**keys: Any) -> dict[str, Any]:
+        return {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu", **keys}}}
+
+    assert config(**offloading(pin_memory=False))["zero_optimization"]["offload_optimizer"]["pin_memory"] is False
     merged = config(2, wall_clock_breakdown=True, gradient_clipping=1.0, train_batch_size="auto")
     assert merged["wall_clock_breakdown"] is True
     assert (merged["train_batch_size"], merged["gradient_accumulation_steps"], merged["gradient_clipping"]) == (2, 1, 1)
@@ -43,6 +47,9 @@ def test_the_file_says_how_and_never_what(tmp_path: Path) -> None:
         ({"zero_optimization": {"stage": 3, "offload_param": None}}, "sets offload_param=None"),
         ({"zero_optimization": {"stage": 3, "zero_quantized_weights": True}}, "sets zero_quantized_weights"),
         ({"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}}, "offloads to nvme"),
+        (offloading(super_offload=True), "sets super_offload in offload_optimizer, where only device and pin_memory"),
+        (offloading(ratio=0.5), "sets ratio in offload_optimizer"),
+        (offloading(nvme_path="/tmp"), "sets nvme_path in offload_optimizer"),
     ):
         with pytest.raises(BadInputError, match=message) as refused:
             config(**content)

@@ -206,6 +206,8 @@ def test_a_loss_is_judged_before_it_is_learnt_from(tmp_path: Path) -> None:
     with pytest.raises(DivergedError, match="4 is too much"):
         engine.step([alone(rows)], num_targets(rows), 1e-2, check_loss=refuse)
     assert all(torch.equal(weight, before[name]) for name, weight in weights_of(engine).items())
+    [loss] = engine.group_losses
+    assert loss == pytest.approx(float(engine.judge(alone(rows))[1]), rel=1e-5)
 
 
 def test_documents_without_targets_change_nothing(tmp_path: Path) -> None:

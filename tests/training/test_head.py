@@ -117,3 +117,18 @@ def test_refuses_what_it_does_not_know(dtype: torch.dtype) -> None:
         head_form(_Shifted(GraniteConfig(**SIZES)).eval().to(dtype), VOCAB)
     with pytest.raises(BadInputError, match=f"{ROWS} rows for a tokenizer of {ROWS + 1}"):
         head_form(make_model().to(dtype), ROWS + 1)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_broken_weights_are_named(value: float) -> None:
+    """A head's row that none of the proof's tokens reads, and a norm."""
+    model = make_model(tie_word_embeddings=False)
+    with torch.no_grad():
+        model.lm_head.weight[[VOCAB - 3, VOCAB - 2]] = value
+    with pytest.raises(BadInputError, match=rf"lm_head.weight has NaN or infinity in row {VOCAB - 3}, {VOCAB - 2};"):
+        head_form(model, VOCAB)
+    model = make_model()
+    with torch.no_grad():
+        model.model.norm.weight[5] = value
+    with pytest.raises(BadInputError, match=r"model\.norm\.weight has NaN or infinity in row 5;"):
+        head_form(model, VOCAB)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,8 @@ from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.errors import CorruptArtifactError, ObjectMissingError
 from tasks.artifacts.store import Store
 from tasks.logits.reader import LogitReader
-from tasks.training.loader import STEPS_AHEAD, StepBatches, StepLoader
+from tasks.training.batches import collate
+from tasks.training.loader import STEPS_AHEAD, StepBatches, StepLoader, StepPass, batches_ahead
 from tasks.training.order import StepOrder
 from tasks.training.packing import Packing
 from tasks.training.rows import CorpusRows, RowSource, TrainingRow
@@ -72,12 +75,24 @@ def test_a_step_is_counted(source: CorpusRows) -> None:
 def test_a_pass_is_named() -> None:
     loader = StepLoader(SOURCE, ORDER, 1, SMALL, 1, 3)
     batches = loader.load(0).batches
-    assert loader.num_groups(0) == NUM_PASSES
-    assert loader.row_ids(0, 1) == list(batches[0].row_ids)
-    assert loader.row_ids(0, 4) == list(batches[1].row_ids)
-    # What only keeps process 2 in step.
-    assert loader.row_ids(0, 5) == []
+    passes = loader.passes(0)
+    # There is no sixth, which would only keep process 2 in step.
+    assert len(passes) == NUM_PASSES
+    for place, batch in ((1, batches[0]), (4, batches[1])):
+        assert passes[place] == StepPass(batch.row_ids, len(batch.positions_N))
     loader.close()
+
+
+def test_passes_of_a_split_are_read_ahead_and_in_order() -> None:
+    groups = [[[index, (index + 5) % 12], [(index + 7) % 12]] for index in range(12)]
+    for group, batch in zip(groups, batches_ahead(SOURCE, groups), strict=True):
+        expected = collate([[ROWS[index] for index in row] for row in group])
+        assert batch.row_ids == expected.row_ids
+        assert torch.equal(batch.input_ids_BL, expected.input_ids_BL)
+        assert torch.equal(batch.positions_N, expected.positions_N)
+    with closing(batches_ahead(SOURCE, groups)) as batches:
+        next(batches)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("batches")]
 
 
 class Recorded(CorpusRows):

@@ -103,6 +103,20 @@ def test_lines_are_means_per_target_since_the_line_before() -> None:
     assert not log.is_judged(8)
 
 
+def test_the_part_of_the_targets_with_a_teacher_is_said_where_not_all_have_one() -> None:
+    log = TrainingLog(("forward_kl",), 4, 2)
+    for step, taught in ((1, 3), (2, 7)):
+        line = log.step(step, result(step), 0.1, 20, taught)
+    assert line is not None
+    assert line["taught"] == 0.25
+    restored = TrainingLog(("forward_kl",), 4, 2)
+    log.step(3, result(3), 0.1, 20, 1)
+    restored.restore(json.loads(json.dumps(log.state())))
+    line = restored.step(4, result(4), 0.1, 20, 3)
+    assert line is not None
+    assert line["taught"] == 0.1
+
+
 def test_a_stretch_without_targets_is_no_division_by_zero() -> None:
     log = TrainingLog(("ce",), 1, 1)
     line = log.step(1, StepResult(0.0, {"ce": 0.0}, 0.0), 0.1, 0)

@@ -38,6 +38,11 @@ def test_weights_that_join_later_warm_up_anew() -> None:
     assert [OPTIMIZER.rate(step, 10, 4) for step in (3, 4, 5)] == pytest.approx(
         [OPTIMIZER.rate(3, 10), OPTIMIZER.rate(4, 10) / 2, OPTIMIZER.rate(5, 10)]
     )
+    # In the middle of the first rise: linear from 0 again, to the peak after as many steps.
+    slow = OPTIMIZER.model_copy(update={"warmup_fraction": 0.4})
+    assert [slow.rate(step, 10, 2) for step in range(6)] == pytest.approx(
+        [0.25, 0.5, 0.25, 0.5, 0.75, slow.rate(5, 10)]
+    )
     fields = {"optimizer": OPTIMIZER, "rows_per_step": 8, "embedding_steps": 4}
     with pytest.raises(ValidationError, match="embedding_steps is 4 of 4 steps"):
         TrainingRecipe(**fields, steps=4)
@@ -48,8 +53,8 @@ def test_weights_that_join_later_warm_up_anew() -> None:
 
 def test_epochs_count_documents() -> None:
     fields = {"optimizer": OPTIMIZER, "rows_per_step": 8}
-    assert TrainingRecipe(**fields, epochs=2).num_steps(100) == 25
-    assert TrainingRecipe(**fields, epochs=0.01).num_steps(100) == 1
+    for epochs, num_rows, steps in ((2, 100, 25), (1, 100, 13), (0.01, 100, 1), (0.1, 80, 1), (0.3, 80, 3)):
+        assert TrainingRecipe(**fields, epochs=epochs).num_steps(num_rows) == steps
     for lengths in ({}, {"steps": 1, "epochs": 1}):
         with pytest.raises(ValidationError, match="either steps or epochs"):
             TrainingRecipe(**fields, **lengths)
