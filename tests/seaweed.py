@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import os
+import random
 import shutil
 import signal
 import socket
@@ -21,10 +22,12 @@ BUCKET = "medius"
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that were free a moment ago. SeaweedFS adds 10000 for gRPC, so they are taken from below 20000."""
+    """Ports that were free a moment ago. SeaweedFS adds 10000 for gRPC, so they are taken from below 20000, and from a
+    random place on: the processes of a test run, with numbers that follow each other, would else ask for the same ones at
+    the same moment, and one would find the other's server."""
     sockets = []
     ports: list[int] = []
-    candidate = 12000 + os.getpid() % 5000
+    candidate = random.SystemRandom().randrange(12000, 19000)
     while len(ports) < count:
         candidate += 1
         pair = []
