@@ -23,8 +23,8 @@ BUCKET = "medius"
 
 def free_ports(count: int) -> list[int]:
     """Ports that were free a moment ago. SeaweedFS adds 10000 for gRPC, so they are taken from below 20000, and from a
-    random place on: the processes of a test run, with numbers that follow each other, would else ask for the same ones at
-    the same moment, and one would find the other's server."""
+    random place on: two processes of a test run that ask at the same moment would else get the same ones, and one would
+    find the other's server."""
     sockets = []
     ports: list[int] = []
     candidate = random.SystemRandom().randrange(12000, 19000)
@@ -55,7 +55,7 @@ class SeaweedServer:
         self.folder = folder
         self._host = host
         self._address = "127.0.0.1" if host is None else host.address
-        self.ports = free_ports(4)
+        self.ports = free_ports(5)
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -81,11 +81,13 @@ class SeaweedServer:
         """Starts the server and waits until it answers."""
         binary = shutil.which("weed") or str(Path(sys.executable).parent / "weed")
         self.folder.mkdir(parents=True, exist_ok=True)
-        s3, master, volume, filer = self.ports
+        s3, master, volume, filer, administration = self.ports
         command = [
             binary, "mini", f"-dir={self.folder}", f"-ip={self._address}", f"-ip.bind={self._address}",
             f"-s3.port={s3}", f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}",
-            "-admin.ui=false", "-webdav=false", "-master.telemetry=false",
+            f"-admin.port={administration}", "-admin.ui=false", "-webdav=false", "-master.telemetry=false",
+            # Else two servers that start at the same moment meet at the same port, and one ends.
+            "-s3.port.iceberg=0", "-s3.port.lance=0",
         ]  # fmt: skip
         self.process = subprocess.Popen(
             command if self._host is None else self._host.command(*command),
