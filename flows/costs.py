@@ -21,7 +21,7 @@ from tasks.planning.measured import dump_progress, training_progress
 from tasks.planning.quantities import HOUR
 from tasks.planning.schedule import Schedule, schedule
 from tasks.runtime.declare import Step
-from tasks.runtime.state import StepState, step_state
+from tasks.runtime.state import StepState, step_states
 
 DONE = {"finished", "gate failed", "stale"}
 
@@ -175,11 +175,11 @@ def step_costs(
     dumped = {step.inputs["corpus"].key for step in steps if step.stage.name == "dump_logits"}
     sizes = Sizes(store, options.given, options.tokens, dumped)
     forecasts = Forecasts(sizes, options.given, options.hardware)
-    return tuple(_step_cost(step, store, sizes, forecasts) for step in chosen)
+    return tuple(_step_cost(state, store, sizes, forecasts) for state in step_states(chosen, store))
 
 
-def _step_cost(step: Step, store: Store, sizes: Sizes, forecasts: Forecasts) -> StepCost:
-    state = step_state(step, store)
+def _step_cost(state: StepState, store: Store, sizes: Sizes, forecasts: Forecasts) -> StepCost:
+    step = state.step
     if state.manifest is not None and state.state in DONE:
         return StepCost(state, _finished(state, forecasts), Forecast())
     artifact = Artifact(store, step.directory)

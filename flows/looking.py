@@ -15,7 +15,7 @@ from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.errors import BadInputError
 from tasks.artifacts.runs import all_runs
 from tasks.logits.schema import SCHEMA_FILE
-from tasks.runtime.state import StepState, step_state
+from tasks.runtime.state import StepState, step_states
 from tasks.runtime.state import explain as explain_step
 
 
@@ -70,7 +70,7 @@ def plan(
     table = Table(title=escape(f"{name} in {opened.uri}"), title_justify="left")
     for column in ("stage", "key", "inputs", "state", "why"):
         table.add_column(column, overflow="fold", no_wrap=column in {"stage", "key", "state"})
-    for state in (step_state(step, opened) for step in steps):
+    for state in step_states(steps, opened):
         table.add_row(
             state.step.label,
             state.step.key[:16],
@@ -110,7 +110,7 @@ def status(profile: ProfileName, set_: Sets = None, store: StoreUri = None, smok
         console.print(f'{name} has not been run in {opened.uri}; start it with "medius run {profile}"', markup=False)
     for record in runs[-3:]:
         console.print(record.describe(), soft_wrap=True, markup=False)
-    states = [step_state(step, opened) for step in steps]
+    states = step_states(steps, opened)
     table = Table("stage", "state", "why", "seconds")
     for state in states:
         seconds = f"{state.manifest.provenance.seconds:.0f}" if state.manifest else ""

@@ -18,7 +18,7 @@ from tasks.publish.page.markdown import render_markdown
 from tasks.publish.page.material import stage_records
 from tasks.publish.page.page import render_page
 from tasks.runtime.declare import Step
-from tasks.runtime.state import step_state
+from tasks.runtime.state import step_states
 
 FOLDER = Path("build/reports")
 
@@ -80,7 +80,7 @@ def keep_page(profile: Profile, steps: Sequence[Step], store: Store) -> KeptRepo
 
 
 def _report(profile: Profile, steps: Sequence[Step], store: Store) -> Report:
-    records = stage_records([step_state(step, store) for step in steps], store)
+    records = stage_records(step_states(steps, store), store)
     return read_report(records, store, profile.name, profile.expected or None)
 
 
