@@ -1,10 +1,10 @@
 """Flow runs whose process is gone without a word: told to the Prefect server and to the store.
 
-Such a run would stay pending or running for ever, and keep the place that its deployment's limit gives. Judged are
-only runs of this host: those whose record in the store names a process of this host and boot, and, in a stack of
-`medius up`, those that the stack's own workers took. One is dead if no process of this host has its id in the
-environment and the one in its record, if that is of here, is gone; whatever the server thinks, a living one is never
-touched.
+Such a run would stay pending or running for ever, and keep its place in its work queue. Runs of this host are judged by
+their processes: those whose record in the store names a process of this host and boot, and, in a stack of `medius up`,
+those that the stack's own workers took. One is dead if no process of this host has its id in the environment and the
+one in its record, if that is of here, is gone; whatever the server thinks, a living one is never touched. A running
+one of another host is judged by its heartbeats, if it comes of a deployment and has sent any (heartbeats.py).
 
 python -m flows.dead_runs [--settled SECONDS] [--every-record]      server, store and stack by the environment
 """
@@ -21,6 +21,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from flows.addresses import DEFAULT_STORE
+from flows.heartbeats import OneLook
 from flows.prefect_api import PrefectApi
 from flows.stack_processes import MARK, living_runs
 from flows.stack_services import POOLS, worker_name
@@ -38,6 +39,10 @@ _OPEN_TASKS = ["SCHEDULED", "PENDING", "RUNNING", "PAUSED", "CANCELLING"]
 _CRASHED_HOURS = 24
 _CLOCKS = timedelta(seconds=5)
 """By so much the clocks of server and host may differ where a record is compared with a state; records tell seconds."""
+_BEATING = {"RUNNING", "CANCELLING"}
+_SILENT = (
+    "no heartbeat for {seconds:.0f} s: its host is gone or cut off; a retry, or a new run, goes on from what is done"
+)
 _MESSAGE = "its process is gone without a word; a retry, or a new run, goes on from what is finished"
 
 
@@ -53,6 +58,8 @@ class DeadRuns:
     every_record: bool = False
     """Whether also runs that the server does not know are looked for in the store: reads every record there."""
     tell: Callable[[str], None] = print
+    feed: OneLook | None = None
+    """By which runs of other hosts are judged; None: not at all."""
     _living: set[str] = field(default_factory=set)
 
     def mark(self) -> None:
@@ -73,11 +80,13 @@ class DeadRuns:
             except StoreError:
                 # Nothing is known: then only the processes tell.
                 record = None
-            if self._is_dead(run, record):
-                try:
-                    self._end(run, record)
-                except MediusError as error:
-                    self.tell(f"{run['name']} ({run['id']}) could not be marked: {error}")
+            try:
+                if self._is_dead(run, record):
+                    self._end(run, record, _MESSAGE)
+                elif (seconds := self._silence(run, record)) is not None:
+                    self._end(run, record, _SILENT.format(seconds=seconds))
+            except MediusError as error:
+                self.tell(f"{run['name']} ({run['id']}) could not be marked: {error}")
         if self.every_record:
             for record in all_runs(self.store):
                 if record.is_dead() and record.run not in self._living:
@@ -106,10 +115,21 @@ class DeadRuns:
         worker = (run.get("labels") or {}).get("prefect.worker.name")
         return bool(self.workers) and run["deployment_id"] is not None and worker in {None, *self.workers}
 
-    def _end(self, run: dict[str, Any], record: RunRecord | None) -> None:
+    def _silence(self, run: dict[str, Any], record: RunRecord | None) -> float | None:
+        """After how many seconds without a heartbeat a run of another host is given up; None if it is not."""
+        known_here = record is not None and record.process is not None and record.process.is_here()
+        if self.feed is None or run["state_type"] not in _BEATING or run["deployment_id"] is None:
+            return None
+        if known_here or run["id"] in self._living:
+            return None
+        seconds = self.feed.silent(run["id"])
+        since = datetime.fromisoformat(run["state"]["timestamp"])
+        return None if seconds is None or (datetime.now(UTC) - since).total_seconds() <= seconds else seconds
+
+    def _end(self, run: dict[str, Any], record: RunRecord | None, why: str) -> None:
         since = datetime.fromisoformat(run["state"]["timestamp"])
         finished = record is not None and record.state == "finished" and record.last_moment() > since - _CLOCKS
-        state, message = "CANCELLED" if run["state_type"] == "CANCELLING" else "CRASHED", _MESSAGE
+        state, message = "CANCELLED" if run["state_type"] == "CANCELLING" else "CRASHED", why
         if run["state_type"] != "CRASHED":
             if finished:
                 state, message = "COMPLETED", "it had finished; its last word to the server was lost"

@@ -80,13 +80,23 @@ class Dispatch:
         """
         logger = get_run_logger()
         replicas = getattr(step.config.runtime, "replicas", 1)
-        children = [ChildRun(self._start(step, replica)) for replica in range(replicas)]
-        for child in children:
-            logger.info("%s: flow run %s on the pool %s", step.label, child.name, step.config.runtime.pool)
+        children: list[ChildRun] = []
         with get_client(sync_client=True) as client:
-            while not self._stop.wait(self._poll_seconds):
-                if self._is_over(step, children, client, logger):
-                    return
+            try:
+                for replica in range(replicas):
+                    children.append(ChildRun(self._start(step, replica)))
+                    logger.info(
+                        "%s: flow run %s on the pool %s", step.label, children[-1].name, step.config.runtime.pool
+                    )
+                while not self._stop.wait(self._poll_seconds):
+                    if self._is_over(step, children, client, logger):
+                        return
+            except BaseException:
+                # A retry starts others: these would go on beside them, and be waited for by nobody.
+                for child in children:
+                    if not child.ended:
+                        child.cancel(client)
+                raise
             self._end(children, step.config.runtime.stop_grace_seconds, client)
         raise InterruptedRunError(
             f"{step.label} was stopped on the pool {step.config.runtime.pool}; start the same run again and it goes on "
@@ -137,8 +147,11 @@ class Dispatch:
         for child in children:
             if not child.ended and child.look(client):
                 logger.info("%s: flow run %s is %s", step.label, child.name, child.told)
-            if child.runs and self._heartbeats is not None and self._heartbeats.silent(child.run):
-                child.give_up(client, self._heartbeats.silent_seconds)
+            if child.runs and self._heartbeats is not None:
+                silence = self._heartbeats.silence(child.run)
+                if silence is None:
+                    continue
+                child.give_up(client, silence)
                 logger.info("%s: flow run %s has gone silent and is %s", step.label, child.name, child.told)
         if not any(child.ended for child in children):
             return False

@@ -1,7 +1,8 @@
 """Which flow runs of other hosts have gone silent, by the heartbeats that Prefect lets a run send.
 
 A process knows nothing of another host's processes, and a host that loses power tells nobody. So silence is counted,
-but only while the server answers: one that was away has heard nobody, and then says nothing of anybody.
+but only while the server answers: one that was away has heard nobody, and then says nothing of anybody. How often a run
+sends is a setting of its own host, and read off what it has sent.
 """
 
 from __future__ import annotations
@@ -9,6 +10,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from typing import Any
 from uuid import UUID
 
 from prefect.settings.context import get_current_settings
@@ -19,8 +23,37 @@ from tasks.artifacts.errors import MediusError
 
 MISSED = 5
 """Heartbeats after which a run is given up: with one in 30 s after two and a half minutes."""
+DEFAULT_FREQUENCY = 180.0
+"""Seconds between two where a host's settings say nothing; so long are those of a run that has sent one alone."""
 _LOOKS = 10
 """Looks within that time."""
+_NAME = "prefect.flow-run.heartbeat"
+_NEWEST = 3
+"""Of which the two closest tell how often a run sends: between others the server may have been away."""
+
+
+@dataclass(frozen=True)
+class Beats:
+    """The newest heartbeats of a flow run: the last one's id and moment, and the seconds from one to the next."""
+
+    last: str
+    moment: datetime
+    frequency: float
+
+    @classmethod
+    def of(cls, api: PrefectApi, run: UUID | str) -> Beats | None:
+        """None of a run that has sent none. Raises MediusError where the server is away."""
+        wanted = {
+            "event": {"name": [_NAME]},
+            "resource": {"id": [f"prefect.flow-run.{run}"]},
+            "order": "DESC",
+        }
+        found: list[dict[str, Any]] = api.post("/events/filter", {"filter": wanted, "limit": _NEWEST})["events"]
+        if not found:
+            return None
+        moments = [datetime.fromisoformat(event["occurred"]) for event in found]
+        distances = [(later - earlier).total_seconds() for later, earlier in pairwise(moments)]
+        return cls(str(found[0]["id"]), moments[0], min(distances, default=DEFAULT_FREQUENCY))
 
 
 @dataclass
@@ -28,8 +61,8 @@ class Heartbeats:
     """Looks for the heartbeats of flow runs, from its first look at each."""
 
     api: PrefectApi
-    silent_seconds: float
-    """After which one is given up."""
+    frequency: float
+    """Seconds between two of a run of this host's settings; those of another are never held to less."""
     clock: Callable[[], float] = time.monotonic
     _heard: dict[UUID, str] = field(default_factory=dict)
     """The newest event of each run that has sent one."""
@@ -41,30 +74,61 @@ class Heartbeats:
     def of_server(cls) -> Heartbeats | None:
         """Those of the server in Prefect's settings, sent as often as they say; None where they say never."""
         frequency = get_current_settings().flows.heartbeat_frequency
-        return None if frequency is None else cls(configured_server(), MISSED * frequency)
+        return None if frequency is None else cls(configured_server(), frequency)
 
-    def silent(self, run: UUID) -> bool:
-        """Whether a run that sent heartbeats has sent none for too long. To be asked again and again."""
+    def silence(self, run: UUID) -> float | None:
+        """The seconds after which a run that sent heartbeats is given up, where it has sent none for longer; else None.
+        To be asked again and again.
+        """
         now = self.clock()
         if now < self._next.get(run, 0.0):
-            return False
-        self._next[run] = now + self.silent_seconds / _LOOKS
+            return None
+        self._next[run] = now + MISSED * self.frequency / _LOOKS
         try:
-            newest = self._newest(run)
+            beats = Beats.of(self.api, run)
         except MediusError:
             self._since.pop(run, None)
-            return False
-        if newest is None:
-            return False
-        if newest != self._heard.get(run) or run not in self._since:
-            self._heard[run], self._since[run] = newest, now
-        return now - self._since[run] > self.silent_seconds
+            return None
+        if beats is None:
+            return None
+        if beats.last != self._heard.get(run) or run not in self._since:
+            self._heard[run], self._since[run] = beats.last, now
+        patience = MISSED * max(self.frequency, beats.frequency)
+        return patience if now - self._since[run] > patience else None
 
-    def _newest(self, run: UUID) -> str | None:
-        wanted = {
-            "event": {"name": ["prefect.flow-run.heartbeat"]},
-            "resource": {"id": [f"prefect.flow-run.{run}"]},
-            "order": "DESC",
-        }
-        found = self.api.post("/events/filter", {"filter": wanted, "limit": 1})["events"]
-        return str(found[0]["id"]) if found else None
+
+@dataclass
+class OneLook:
+    """Judges flow runs by one look at the feed, also from a host that has seen nothing before."""
+
+    api: PrefectApi
+    frequency: float
+    missed: float = 3.5
+    """Fewer than `MISSED`: with a look a minute a run whose last heartbeat is just missed is marked within three."""
+    _WINDOW_SECONDS = 65.0
+    """A look each minute is itself in the feed: where one of these has no event of flow runs the server was away."""
+
+    def silent(self, run: str) -> float | None:
+        """The seconds after which it counts as silent, where it has sent nothing for longer and others were heard all
+        the while.
+
+        Raises:
+            MediusError: the server does not answer.
+        """
+        beats = Beats.of(self.api, run)
+        if beats is None:
+            return None
+        patience = self.missed * max(self.frequency, beats.frequency)
+        now = datetime.now(UTC)
+        if (now - beats.moment).total_seconds() <= patience:
+            return None
+        # One window more than the silence itself: a server that has just come back has not heard who is about to speak.
+        windows = int(patience // self._WINDOW_SECONDS) + 2
+        heard = all(self._heard_anybody(now, window) for window in range(windows))
+        return patience if heard else None
+
+    def _heard_anybody(self, now: datetime, window: int) -> bool:
+        until = now - timedelta(seconds=window * self._WINDOW_SECONDS)
+        occurred = {"since": (until - timedelta(seconds=self._WINDOW_SECONDS)).isoformat(), "until": until.isoformat()}
+        wanted = {"event": {"prefix": ["prefect.flow-run."]}, "occurred": occurred}
+        return bool(self.api.post("/events/filter", {"filter": wanted, "limit": 1})["events"])

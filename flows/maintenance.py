@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Annotated
+from typing import Annotated, Any
 
 from prefect import flow, get_run_logger, runtime
 from prefect.artifacts import create_markdown_artifact
+from prefect.settings.context import get_current_settings
 from pydantic import Field
 from rich.console import Console
 
@@ -17,6 +18,8 @@ from flows.addresses import DEFAULT_STORE
 from flows.collection import collect
 from flows.dag import build
 from flows.dead_runs import DeadRuns, own_workers
+from flows.heartbeats import OneLook
+from flows.prefect_api import PrefectApi
 from flows.prefect_settings import configured_server
 from flows.profiles import load_profile
 from flows.run_options import RUN, ProfileName, RunOptions, StoreUri
@@ -73,18 +76,36 @@ def verify_profile(profile: ProfileName = "tiny", options: RunOptions = RUN) -> 
 
 @flow(name="mark-dead-runs", retries=0, persist_result=False)
 def mark_dead_runs(store: StoreUri | None = None) -> None:
-    """Marks the runs of this host whose process is gone without a word, on the server and in the store.
+    """Marks the runs whose process is gone without a word, on the server and in the store: those of this host by its
+    processes, those of others by their heartbeats.
 
     Args:
         store: where the records of runs are; otherwise MEDIUS_STORE of the worker, or .medius/store.
     """
     api = configured_server()
-    DeadRuns(api, open_store(store or DEFAULT_STORE), own_workers(), tell=get_run_logger().info).mark()
-    # Once a minute: what is of interest is what was marked, not the looking.
-    if (deployment := runtime.deployment.id) is not None:
-        before = (datetime.now(UTC) - timedelta(hours=1)).isoformat()
-        ended = {"state": {"type": {"any_": ["COMPLETED", "CANCELLED"]}}, "end_time": {"before_": before}}
-        api.post("/flow_runs/bulk_delete", {"flow_runs": {"deployment_id": {"any_": [str(deployment)]}, **ended}})
+    deployment, now = runtime.deployment.id, datetime.now(UTC)
+    if deployment is not None:
+        # After a night without a worker there is a late one for each minute of it, and one look is enough.
+        _delete_runs(api, str(deployment), ["SCHEDULED"], expected_start_time={"before_": now.isoformat()})
+    frequency = get_current_settings().flows.heartbeat_frequency
+    DeadRuns(
+        api,
+        open_store(store or DEFAULT_STORE),
+        own_workers(),
+        tell=get_run_logger().info,
+        feed=None if frequency is None else OneLook(api, frequency),
+    ).mark()
+    if deployment is not None:
+        # Once a minute: what is of interest is what was marked, not the looking.
+        ended = {"before_": (now - timedelta(hours=1)).isoformat()}
+        _delete_runs(api, str(deployment), ["COMPLETED", "CANCELLED"], end_time=ended)
+
+
+def _delete_runs(api: PrefectApi, deployment: str, states: Sequence[str], **more: Any) -> None:
+    wanted = {"deployment_id": {"any_": [deployment]}, "state": {"type": {"any_": list(states)}}, **more}
+    # The server deletes 50 at a time.
+    while api.post("/flow_runs/bulk_delete", {"flow_runs": wanted})["deleted"]:
+        pass
 
 
 @contextmanager

@@ -1,5 +1,5 @@
-"""Makes the work pools and the deployments of a Prefect file, and the alerts of the automations.yaml beside it, on the
-server that PREFECT_API_URL names.
+"""Makes the work pools, queues and deployments of a Prefect file, and the alerts of the automations.yaml beside it, on
+the server that PREFECT_API_URL names.
 
 python -m flows.stack_deploy infra/prefect.yaml POOL…
 """
@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import yaml
 from prefect.cli import app
@@ -41,8 +42,25 @@ def make_pools(names: list[str]) -> None:
                 client.update_work_pool(name, WorkPoolUpdate(concurrency_limit=limit))
 
 
+def make_queues(content: dict[str, Any], without: Collection[str] = ()) -> None:
+    """Makes the work queues of a Prefect file's deployments, with the limits that its `definitions.queues` says. Those
+    that exist stay as they are, but for a limit that they lack.
+    """
+    limits: dict[str, int] = content.get("definitions", {}).get("queues", {})
+    client = get_client(sync_client=True)
+    pools = [entry["work_pool"] for entry in content["deployments"] if entry["name"] not in without]
+    for pool, queue in ((each["name"], each["work_queue_name"]) for each in pools if "work_queue_name" in each):
+        try:
+            client.create_work_queue(queue, concurrency_limit=limits[queue], work_pool_name=pool)
+        except ObjectAlreadyExists:
+            found = client.read_work_queue_by_name(queue, work_pool_name=pool)
+            if found.concurrency_limit is None:
+                client.update_work_queue(found.id, concurrency_limit=limits[queue])
+
+
 def deploy(prefect_file: Path, without: Collection[str] = ()) -> None:
-    """Makes the deployments of a Prefect file but for some, and the alerts of the automations.yaml beside it.
+    """Makes the deployments of a Prefect file but for some with their queues, and the alerts of the automations.yaml
+    beside it.
 
     Where there is no block to tell, the alerts are made without: it can only be made on the dashboard of a server that
     is up.
@@ -52,9 +70,12 @@ def deploy(prefect_file: Path, without: Collection[str] = ()) -> None:
         SystemExit: `prefect deploy` failed.
     """
     alerts = read_alerts(prefect_file.with_name("automations.yaml"))
+    content = yaml.safe_load(prefect_file.read_text())
+    # Before the deployments: for those a queue that does not exist is made without a limit.
+    make_queues(content, without)
     chosen = ["--all"]
     if without:
-        names = [entry["name"] for entry in yaml.safe_load(prefect_file.read_text())["deployments"]]
+        names = [entry["name"] for entry in content["deployments"]]
         chosen = [word for name in names if name not in without for word in ("--name", name)]
     sys.argv = ["prefect", "--no-prompt", "deploy", *chosen, "--prefect-file", str(prefect_file)]
     try:

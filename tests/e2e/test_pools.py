@@ -128,8 +128,14 @@ def kill_a_replica(running: Running) -> str:
             if b"tasks.dump_logits.worker" in Path(f"/proc/{pid}/cmdline").read_bytes():
                 workers.add(pid)
     assert len({found[pid]["PREFECT__FLOW_RUN_ID"] for pid in workers}) == 2
-    worker = max(workers)
-    run = found[worker]["PREFECT__FLOW_RUN_ID"]
-    parent = int(Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[1])
-    os.kill(parent, signal.SIGKILL)
+    pid = max(workers)
+    run = found[pid]["PREFECT__FLOW_RUN_ID"]
+    # Between the two stands the keeper of the stage's processes.
+    while found.get(above := _parent(pid), {}).get("PREFECT__FLOW_RUN_ID") == run:
+        pid = above
+    os.kill(pid, signal.SIGKILL)
     return run
+
+
+def _parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])

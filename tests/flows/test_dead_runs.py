@@ -18,6 +18,7 @@ import pytest
 
 from flows import prefect_api, stack_processes
 from flows.dead_runs import DeadRuns
+from flows.heartbeats import OneLook
 from flows.prefect_api import PrefectApi
 from flows.stack_environment import PASSWORD_VARIABLE, client_environment, keep_password, service_environment
 from flows.stack_module import run_module
@@ -163,6 +164,10 @@ class Server:
         [found] = self.api.post("/flow_runs/filter", {"flow_runs": {"id": {"any_": [run]}}})
         return str(found["state_type"])
 
+    def message(self, run: str) -> str:
+        [found] = self.api.post("/flow_runs/filter", {"flow_runs": {"id": {"any_": [run]}}})
+        return str(found["state"]["message"])
+
     def tasks(self, run: str) -> list[str]:
         found = self.api.post("/task_runs/filter", {"flow_runs": {"id": {"any_": [run]}}})
         return [task["state_type"] for task in found]
@@ -273,6 +278,52 @@ def test_what_was_killed_is_marked_and_what_lives_is_not(server: Server, monkeyp
     assert server.says(living) == LIVING
     kill(server.pid(living))
     assert is_marked(server, living)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_silent_run_of_another_host_is_marked_and_one_that_speaks_is_not(server: Server) -> None:
+    [flow] = server.api.post("/flows/filter", {"flows": {"name": {"any_": ["sleeper"]}}})
+    [deployment] = server.api.post("/deployments/filter", {"deployments": {"name": {"any_": ["sleeper"]}}})
+
+    def made(**more: Any) -> str:
+        labels = {"prefect.worker.name": "medius-there"}
+        body = {"flow_id": flow["id"], "deployment_id": deployment["id"], "state": {"type": "RUNNING"}}
+        return str(server.api.post("/flow_runs/", {**body, "labels": labels, **more})["id"])
+
+    def beat(run: str, *seconds_ago: float) -> None:
+        now = datetime.now(UTC)
+        events = [
+            {
+                "id": str(uuid.uuid4()),
+                "event": "prefect.flow-run.heartbeat",
+                "occurred": (now - timedelta(seconds=ago)).isoformat(),
+                "resource": {"prefect.resource.id": f"prefect.flow-run.{run}"},
+            }
+            for ago in seconds_ago
+        ]
+        server.api.post("/events", events)
+
+    silent, mute, speaks, line = made(), made(), made(), made(deployment_id=None)
+    write_run(server.store, record_of(ELSEWHERE, 0).model_copy(update={"run": silent}))
+    for run in (silent, line):
+        beat(run, 20, 21)
+    # It sends one in 50 s, and so was heard all the while.
+    beat(speaks, 100, 50, 0)
+    time.sleep(4)
+    said: list[str] = []
+
+    def look() -> str:
+        feed = OneLook(server.api, 1)
+        DeadRuns(server.api, server.store, frozenset(), 60, tell=said.append, feed=feed).mark()
+        return server.state(silent)
+
+    assert wait_until(lambda: look() == "CRASHED", 60), said
+    assert server.record(silent) == "interrupted"
+    assert "no heartbeat for 4 s: its host is gone or cut off" in server.message(silent)
+    assert [server.state(run) for run in (mute, speaks, line)] == ["RUNNING"] * 3
+    for run in (mute, speaks, line):
+        server.api.post(f"/flow_runs/{run}/set_state", {"state": {"type": "CANCELLED"}, "force": True})
 
 
 @pytest.mark.slow

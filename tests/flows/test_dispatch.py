@@ -15,7 +15,6 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pytest
 from prefect import flow
@@ -241,54 +240,20 @@ def test_a_run_whose_host_is_gone_is_given_up_and_tried_again(context: RunContex
         if before == 0:
             with get_client(sync_client=True) as client:
                 client.set_flow_run_state(run.id, Running(), force=True)
-            emit_event("prefect.flow-run.heartbeat", {"prefect.resource.id": f"prefect.flow-run.{run.id}"})
+            for _ in range(2):
+                emit_event("prefect.flow-run.heartbeat", {"prefect.resource.id": f"prefect.flow-run.{run.id}"})
             return None
         execute(step, replace(context, elsewhere=None))
         return Completed()
 
     with Worker(make) as worker:
-        _, error, task = run(step, context, Heartbeats(PrefectApi(str(PREFECT_API_URL.value())), 5))
+        _, error, task = run(step, context, Heartbeats(PrefectApi(str(PREFECT_API_URL.value())), 1))
     assert error is None
     assert task.run_count == len(worker.taken) == 2
     lost = read(worker.taken[0])
     assert lost.state_type == StateType.CRASHED, "it keeps no place of its pool"
     assert lost.state is not None
     assert lost.state.message == "no heartbeat for 5 s: its host is gone or cut off"
-
-
-class _Feed:
-    """An event feed in which the newest heartbeat is `beat`; None: its server is away."""
-
-    def __init__(self) -> None:
-        self.beat: str | None = "1"
-
-    def post(self, _path: str, _body: dict[str, Any]) -> dict[str, Any]:
-        if self.beat is None:
-            raise MediusError("the Prefect server does not answer")
-        return {"events": [{"id": self.beat}] if self.beat else []}
-
-
-def test_silence_counts_only_while_the_server_hears() -> None:
-    feed, now, run = _Feed(), [0.0], uuid4()
-    heartbeats = Heartbeats(feed, 150, lambda: now[0])  # type: ignore[arg-type]
-
-    def silent_after(seconds: float, beat: str | None) -> bool:
-        now[0] += seconds
-        feed.beat = beat
-        return heartbeats.silent(run)
-
-    assert not silent_after(0, "1")
-    assert not silent_after(149, "1")
-    assert not silent_after(16, "2"), "it lives"
-    assert not silent_after(140, None), "the server is away, and hears nobody"
-    assert not silent_after(1000, "2"), "it is heard from now on again"
-    assert not silent_after(140, "2")
-    assert silent_after(16, "2")
-    never = uuid4()
-    feed.beat = ""
-    assert not heartbeats.silent(never)
-    now[0] += 1000
-    assert not heartbeats.silent(never), "a run that sends none is not judged by them"
 
 
 def test_a_store_that_only_the_other_machine_sees_is_told(context: RunContext) -> None:

@@ -31,14 +31,22 @@ def test_every_profile_has_a_deployment_of_its_name() -> None:
     assert {entry["name"] for entry in recipes} == profiles == set(PROFILES)
     for entry in recipes:
         assert entry["parameters"]["profile"] == entry["name"]
-        assert entry["concurrency_limit"] == {"limit": 1, "collision_strategy": "ENQUEUE"}
+        assert entry["work_pool"]["work_queue_name"] == entry["name"]
+        assert FILE["definitions"]["queues"][entry["name"]] == 1
+
+
+def test_places_are_counted_by_queues_and_not_by_leases_that_end_a_run() -> None:
+    # A deployment's limit is a lease of the run's process: Prefect ends the run where it cannot be renewed.
+    assert not [entry["name"] for entry in DEPLOYMENTS if "concurrency_limit" in entry]
+    named = {entry["work_pool"]["work_queue_name"] for entry in DEPLOYMENTS if "work_queue_name" in entry["work_pool"]}
+    assert named == FILE["definitions"]["queues"].keys()
 
 
 def test_dead_runs_are_looked_for_every_minute_and_not_by_the_worker_of_the_recipes() -> None:
     [entry] = [entry for entry in DEPLOYMENTS if entry["entrypoint"] == "flows.maintenance.mark_dead_runs"]
     assert [schedule["interval"] for schedule in entry["schedules"]] == [60]
     assert entry["work_pool"]["name"] != "medius"
-    assert entry["concurrency_limit"] == {"limit": 1, "collision_strategy": "CANCEL_NEW"}
+    assert FILE["definitions"]["queues"][entry["work_pool"]["work_queue_name"]] > 1, "a dead look blocks no other"
 
 
 @pytest.mark.parametrize("deployment", DEPLOYMENTS, ids=lambda entry: entry["name"])
