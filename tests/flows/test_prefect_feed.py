@@ -82,7 +82,7 @@ def test_the_stages_of_a_lost_run_have_ended_for_the_feed(api: PrefectApi, store
 
     task("distill-qwen", "RUNNING")
     task("fuse", "PENDING")
-    DeadRuns(api, store, tell=lambda _said: None)._end(lost, None)
+    DeadRuns(api, store, tell=lambda _said: None)._end(lost, None, "gone")
 
     def ended() -> list[str]:
         feed = api.post("/events/filter", {"filter": {"event": {"name": [ENDED]}}})["events"]
