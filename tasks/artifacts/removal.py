@@ -1,8 +1,10 @@
 """Takes garbage away, and not what a run that began meanwhile reuses.
 
-A run writes its record before it looks at an artifact, and takes an artifact's lease before it makes one. So the lease
-is held while a folder is emptied, and the runs are read again around the one deletion that matters, of the manifest:
-where a run has come to name the folder the manifest is put back, and that run, which waits for the lease, finds it.
+A run writes its record before it looks at an artifact, and takes the artifact's lease before it makes one, or, where
+several runs make one together, a lease of each shard. So the lease is held while a folder is emptied, and the runs are
+read again around the deletion of the manifest: where one has come to name the folder the manifest is put back, and that
+run finds it. Of what is left then, receipts go before what they stand for, and before every few of them runs and leases
+are looked at again: a run that begins on the rest has lost a few receipts at most, and makes their shards anew.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ from tasks.artifacts.manifest import MAIN_SHARD
 from tasks.artifacts.store import Store
 
 _LEASE_SECONDS = 60.0
+LOOK_EVERY = 20
+"""Deletions between two looks at who has come to the folder; each look is two lists."""
 
 
 def remove(
@@ -28,7 +32,8 @@ def remove(
         claimed: the folders that runs which began since garbage was looked for name.
 
     Returns:
-        False, and nothing is removed, where a run came back to the folder since it was looked at.
+        False where a run came back to the folder since it was looked at. What had gone by then is nothing that it
+        cannot make again: no manifest, and of a receipt's objects none.
     """
     if not garbage.folder.startswith(f"{ARTIFACTS}/"):
         for path in garbage.paths:
@@ -43,15 +48,27 @@ def remove(
         entries = [entry for entry in store.list(garbage.folder) if entry.path != lease.path]
         if is_young(entries, grace_seconds, store.now()) or is_leased(store, garbage.folder, entries):
             return False
+        manifest = f"{garbage.folder}/manifest.json"
         if garbage.whole and not _disown(store, garbage.folder, claimed):
             return False
-        main = f"{garbage.folder}/shards/{MAIN_SHARD}.json"
-        for path in sorted(garbage.paths, key=lambda path: (path != main, "/shards/" not in path)):
-            if lease.lost:
+        for number, path in enumerate(path for path in _in_order(garbage) if path not in {lease.path, manifest}):
+            taken_up = garbage.whole and number % LOOK_EVERY == 0 and _is_taken_up(store, garbage.folder, claimed)
+            if lease.lost or taken_up:
                 return False
-            if path != lease.path:
-                store.delete(path)
+            store.delete(path)
     return True
+
+
+def _in_order(garbage: Garbage) -> list[str]:
+    """Receipts first, the one that covers the others before them, so that none stands for what is gone."""
+    receipts = f"{garbage.folder}/shards/"
+    main = f"{receipts}{MAIN_SHARD}.json"
+    return sorted(garbage.paths, key=lambda path: (path != main, not path.startswith(receipts)))
+
+
+def _is_taken_up(store: Store, folder: str, claimed: Callable[[], Collection[str]]) -> bool:
+    """Whether a run names the folder by now, or works on one of its shards."""
+    return folder in claimed() or is_leased(store, folder, store.list(f"{folder}/leases"))
 
 
 def _disown(store: Store, folder: str, claimed: Callable[[], Collection[str]]) -> bool:
@@ -62,7 +79,6 @@ def _disown(store: Store, folder: str, claimed: Callable[[], Collection[str]]) -
     try:
         manifest = store.get(path)
     except ObjectMissingError:
-        # It has none: what a run finds it makes anew, after it has the lease.
         return True
     store.delete(path)
     if folder not in claimed():

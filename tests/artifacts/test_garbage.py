@@ -8,7 +8,8 @@ from tasks.artifacts.artifact import Artifact, encode_record
 from tasks.artifacts.garbage import DAY, Garbage, find_garbage, folder_of
 from tasks.artifacts.lease import Lease
 from tasks.artifacts.manifest import MAIN_SHARD, InputRecord
-from tasks.artifacts.removal import remove
+from tasks.artifacts.removal import LOOK_EVERY, remove
+from tasks.artifacts.runs import RunRecord, RunStep, runs_written_since, write_run
 from tasks.artifacts.store import Store
 from tests.artifacts.records import manifest_of, receipt_of
 
@@ -228,3 +229,44 @@ def test_a_run_that_names_the_folder_while_its_manifest_goes_gets_it_back(store:
     assert store.get(artifact.path("manifest.json")) == before
     assert len(list(store.list(artifact.directory))) == len(garbage.paths), "nothing else was removed"
     assert all(held), "a run that finds no manifest waits for the lease"
+
+
+@pytest.mark.parametrize("how", ["names it", "leases a shard"])
+def test_a_run_that_begins_on_a_dump_while_it_goes_keeps_the_rest(
+    store: Store, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """As of a stage whose runs share its shards, and make them without the artifact's lease."""
+    dump = Artifact(store, f"artifacts/dump_logits/begun-{KEY}")
+    shards = [f"{number:05d}" for number in range(2 * LOOK_EVERY)]
+    for shard in shards:
+        dump.add_shard(receipt_of(dump, shard, {"rows": b"rows"}))
+    [garbage] = find_garbage(store, [], 0)
+    began = store.now()
+    step = RunStep(label="dump", stage="dump_logits", key=KEY, directory=dump.directory)
+    lease = Lease(store, dump.path(f"leases/{shards[-1]}.json"), 60)
+    deleted: list[str] = []
+    real = store.delete
+
+    def begin() -> None:
+        if how == "names it":
+            write_run(store, RunRecord(run="r", profile="p", config={}, steps=(step,), started="2001-01-01T00:00:00Z"))
+        else:
+            lease.acquire(0)
+
+    def delete(path: str) -> None:
+        deleted.append(path)
+        if len(deleted) == 3:
+            begin()
+        real(path)
+
+    def claimed() -> set[str]:
+        return {entry.directory for run in runs_written_since(store, began) for entry in run.steps}
+
+    monkeypatch.setattr(store, "delete", delete)
+    assert not remove(store, garbage, 0, claimed)
+    left = dump.receipts()
+    assert len(left) == len(shards) - LOOK_EVERY
+    for receipt in left.values():
+        assert all(store.exists(dump.path(entry.path)) for entry in receipt.objects)
+    assert all("/shards/" in path for path in deleted[:LOOK_EVERY])
+    assert not store.exists(dump.path("lease.json")), "what is not removed is free again"
