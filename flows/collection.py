@@ -1,10 +1,12 @@
-"""`medius gc`: what a store and this machine's scratch hold that no profile, run or lease needs."""
+"""`medius gc`: what of a store, and of this machine's scratch and fetched inputs, no profile, run or lease needs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 from rich.console import Console
 
@@ -15,7 +17,10 @@ from tasks.artifacts.removal import remove
 from tasks.artifacts.runs import RunRecord, all_runs, read_run, run_path, runs_written_since
 from tasks.artifacts.store import Store, UnfinishedUpload
 from tasks.runtime.launch_folder import SCRATCH, dead_launches, remove_dead
+from tasks.worker.input_cache import INPUT_CACHE, INPUTS, idle_inputs, remove_idle
 
+_KEY_DIGITS = 16
+"""Of an artifact's key, at the end of its folder's name."""
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
@@ -63,6 +68,7 @@ class _Collection:
             self._tell(f"{lock_file.with_suffix('')}: scratch of a launch that was killed")
             if self.delete:
                 remove_dead(lock_file)
+        self._remove_inputs(kept.roots)
         done = "removed" if self.delete else "could be removed"
         self._say(f"{self.objects:,} objects, {_bytes(self.size)}, {done} from {self.store.uri}")
         if self.found and not self.delete:
@@ -90,6 +96,17 @@ class _Collection:
         except StoreError as error:
             # Not every server can list them; the rest is done by now.
             self._say(f"unfinished uploads were not looked at: {error}")
+
+    def _remove_inputs(self, roots: Collection[str]) -> None:
+        """Removes what this host keeps of artifacts that it fetched: of others than these roots, of whatever store."""
+        keys = {root[-_KEY_DIGITS:] for root in roots}
+        named = os.environ.get(INPUT_CACHE)
+        for cache in (SCRATCH.resolve() / INPUTS, *([Path(named)] if named else [])):
+            for folder in idle_inputs(cache, keys, self.grace):
+                size = sum(file.lstat().st_size for file in folder.rglob("*"))
+                what = f"{folder}: {_bytes(size)}: an input on this host that no profile or retained run has"
+                gone = not self.delete or remove_idle(folder, self.grace)
+                self._tell(what if gone else f"{what}; left, as a stage came back to it meanwhile")
 
     def _is_made(self, upload: UnfinishedUpload) -> bool:
         """Whether a living run holds the artifact that this is to be a part of."""

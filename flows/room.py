@@ -24,7 +24,7 @@ from tasks.artifacts.store import Store
 from tasks.dump_logits.served import ServedTeacher
 from tasks.planning.quantities import byte_size
 from tasks.runtime.declare import Step
-from tasks.worker.job import input_folder
+from tasks.worker.input_cache import INPUTS, input_folder
 
 READS_OBJECTS = {"corpus", "clean", "import_logits"}
 """Stages that read single objects of their inputs."""
@@ -61,7 +61,8 @@ def require_room(
             other = "choose another store with --store" if disk.has_store else "name another disk in MEDIUS_INPUT_CACHE"
             raise BadInputError(
                 f"this run is forecast to need {byte_size(needed)} at one time on the disk of {disk.folder}, which has "
-                f"{byte_size(free)} free; make room there, {other}, or start it in a folder of a larger disk "
+                f'{byte_size(free)} free; make room there ("medius gc --delete" removes what nothing needs, inputs '
+                f"fetched to this host among it), {other}, or start it in a folder of a larger disk "
                 f'("medius plan PROFILE --cost" shows the sizes); --set require_room=false runs it all the same'
             )
 
@@ -127,6 +128,6 @@ def _missing(source: StepCost, scratch: Path) -> tuple[Path, float]:
     """Where an input from S3 is kept, and the bytes of it that are not there yet."""
     manifest = source.state.manifest
     digest = manifest.digest if manifest is not None else ""
-    folder = input_folder(str(scratch / "inputs"), source.state.step.key, digest)
+    folder = input_folder(str(scratch / INPUTS), source.state.step.key, digest)
     there = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     return folder, max(0.0, source.whole.stored - there)

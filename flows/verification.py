@@ -20,6 +20,7 @@ from tasks.dump_logits.stage import DumpLogitsRuntime
 from tasks.logits.schema import SCHEMA_FILE
 from tasks.runtime.launch import WorkerProcess, worker_command, worker_environment
 from tasks.runtime.launch_folder import scratch_folder
+from tasks.worker.input_cache import INPUTS
 from tasks.worker.spec import WorkerSpec
 
 SCRATCH = Path(".medius/scratch")
@@ -168,7 +169,7 @@ def recompute(
             store=artifact.store.uri,
             directory=artifact.directory,
             scratch=str(scratch),
-            input_cache=str(SCRATCH.resolve() / "inputs"),
+            input_cache=str(SCRATCH.resolve() / INPUTS),
             recipe={**manifest.recipe, "num_positions": num_positions, "against": reference is not None},
             runtime=runtime.model_dump(mode="json"),
             inputs=inputs,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import os
 import time
 import uuid
 from collections.abc import Iterator
@@ -78,6 +79,14 @@ def alone(folder: Path) -> Iterator[None]:
         with disk_errors(file.name, str(folder.parent)):
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def stands_at(file: int, path: Path) -> bool:
+    """Whether the open file, by its descriptor, is the one of that name, or another or none is by now."""
+    try:
+        return os.path.samestat(os.fstat(file), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def sweep(folder: Path) -> None:

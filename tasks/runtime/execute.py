@@ -39,6 +39,7 @@ from tasks.runtime.launch import WorkerProcess, launch
 from tasks.runtime.launch_folder import is_saved_from, scratch_folder
 from tasks.runtime.provenance import git_state, hardware, package_versions, timestamp
 from tasks.runtime.worker_end import raise_for_end
+from tasks.worker.input_cache import INPUTS
 from tasks.worker.spec import Event, WorkerSpec
 
 _LOOK_SECONDS = 0.5
@@ -289,7 +290,7 @@ def _run_worker(
         store=context.store.uri,
         directory=step.directory,
         scratch=str(scratch),
-        input_cache=str(context.scratch / "inputs"),
+        input_cache=str(context.scratch / INPUTS),
         recipe=step.config.recipe.model_dump(mode="json"),
         runtime=step.config.runtime.model_dump(mode="json"),
         inputs=inputs,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import fcntl
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
 
+from tasks.artifacts.disk import stands_at
+from tasks.worker.input_cache import INPUTS
 from tasks.worker.job import STOP_FILE
 from tasks.worker.leash import grace_left
 
@@ -53,7 +53,9 @@ def is_saved_from(root: Path, name: str) -> bool:
 
 def dead_launches(root: Path) -> list[Path]:
     """The lock files `<root>/<name>/<attempt>.lock` of launches that were killed."""
-    return [lock_file for lock_file in sorted(root.glob("*/*.lock")) if _is_dead(lock_file)]
+    # Those beside inputs are of fetches, which hold them for as long as that takes.
+    found = [lock_file for lock_file in sorted(root.glob("*/*.lock")) if lock_file.parent.name != INPUTS]
+    return [lock_file for lock_file in found if _is_dead(lock_file)]
 
 
 def remove_dead(lock_file: Path) -> None:
@@ -84,16 +86,9 @@ def _held(lock_file: Path) -> Iterator[Path]:
         with lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             # A sweep may have taken the file away between the two lines above.
-            if _is(lock, lock_file):
+            if stands_at(lock.fileno(), lock_file):
                 yield lock_file
                 return
-
-
-def _is(lock: IO[str], lock_file: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(lock.fileno()), lock_file.stat())
-    except FileNotFoundError:
-        return False
 
 
 def _sweep(parent: Path) -> None:

@@ -26,7 +26,8 @@ from tasks.artifacts.errors import CorruptArtifactError, MediusError, ObjectMiss
 from tasks.artifacts.fingerprint import file_sha256, sha256_hex
 from tasks.artifacts.manifest import MAIN_SHARD, InputRecord, Manifest, ObjectRecord, ShardReceipt
 from tasks.artifacts.redact import redact, redact_record
-from tasks.artifacts.store import checked, open_store
+from tasks.artifacts.store import open_store
+from tasks.worker.input_cache import input_folder, keep_in_use
 from tasks.worker.leash import TO_RANKS_ALONE, die_with_parent, watch_heartbeat, watch_stdin
 from tasks.worker.spec import Event, WorkerSpec
 
@@ -34,8 +35,6 @@ STOP_FILE = "stop"
 """In the scratch folder, where spec.json is; its presence asks the worker to save its state and end."""
 END_FILE = "end.json"
 """In the scratch folder: exit code and last sentence of the first rank that failed, which a launcher would swallow."""
-INPUT_CACHE = "MEDIUS_INPUT_CACHE"
-"""Names a folder for inputs on each node's own disk, where the scratch folder is one that nodes share."""
 EXIT_BAD_INPUT = 2
 EXIT_PREEMPTED = 75
 """The worker was asked to stop, saved what it had, and can go on from there (EX_TEMPFAIL)."""
@@ -45,11 +44,6 @@ EXIT_TRANSIENT = 76
 
 class PreemptedError(Exception):
     """Raised by a worker that was asked to stop, after it saved its state."""
-
-
-def input_folder(cache: str, key: str, digest: str) -> Path:
-    """Where this machine keeps the files of an input: below `cache`, unless the environment names another place."""
-    return Path(os.environ.get(INPUT_CACHE) or cache) / checked(f"{key[:16]}-{digest[:16]}")
 
 
 class InputArtifact:
@@ -70,7 +64,9 @@ class InputArtifact:
         return self.manifest.metrics
 
     def directory(self) -> Path:
-        """A local folder with the artifact's files under their logical names, complete and checked."""
+        """A local folder with the artifact's files under their logical names, complete and checked; it stays as long as
+        this process does."""
+        keep_in_use(self._cache)
         return self.artifact.fetch(self.manifest, self._cache)
 
     def json(self, name: str) -> Any:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import io
 import os
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +18,17 @@ from rich.console import Console
 from flows.collection import collect
 from flows.dag import build
 from flows.profiles import CONFIGS, load_profile
+from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.lease import Lease
+from tasks.artifacts.manifest import MAIN_SHARD, InputRecord
 from tasks.artifacts.runs import RunKind, RunRecord, RunStep, all_runs, write_run
 from tasks.artifacts.s3_store import S3Store
 from tasks.artifacts.store import open_store
 from tasks.runtime.execute import RunContext, execute
 from tasks.runtime.launch_folder import scratch_folder
+from tasks.worker.input_cache import INPUT_CACHE
+from tasks.worker.spec import WorkerSpec
+from tests.artifacts.records import manifest_of, receipt_of
 from tests.flows.conftest import Medius
 from tests.seaweed import BUCKET, SeaweedServer
 
@@ -200,3 +208,63 @@ def test_half_written_files_of_a_folder_go_and_locks_of_living_objects_stay(medi
     assert not half.exists()
     assert not stale.exists()
     assert (tmp_path / "store" / "kept" / ".tmp-lock-lease.json").exists()
+
+
+READER = """
+import sys
+from tasks.worker.job import Job
+from tasks.worker.spec import WorkerSpec
+job = Job(WorkerSpec.model_validate_json(sys.argv[1]))
+print(job.input("model").directory(), flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def reading(artifact: Artifact, folder: Path) -> Iterator[Path]:
+    """A process that has fetched the artifact as an input, and has it in use while the block runs."""
+    manifest = artifact.manifest()
+    assert manifest is not None
+    record = InputRecord(key=manifest.key, digest=manifest.digest, directory=artifact.directory)
+    spec = WorkerSpec(
+        stage="sft", label="sft", key="f" * 64, attempt="1", store=artifact.store.uri, directory="artifacts/sft/s",
+        scratch=str(folder / "launch"), input_cache=str(folder / "inputs"), recipe={}, runtime={},
+        inputs={"model": record},
+    )  # fmt: skip
+    command = [sys.executable, "-c", READER, spec.model_dump_json()]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        yield Path(process.stdout.readline().strip())
+        process.communicate()
+
+
+@pytest.mark.parametrize("where", ["scratch", "named"])
+def test_fetched_inputs_go_when_nothing_names_or_reads_them(
+    medius: Medius, server: SeaweedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    scratch = tmp_path / "scratch"
+    monkeypatch.setattr("flows.collection.SCRATCH", scratch)
+    if where == "named":
+        monkeypatch.setenv(INPUT_CACHE, str(tmp_path / "disk"))
+    store = S3Store(f"s3://{BUCKET}/inputs-{where}")
+    needed, other = (Artifact(store, f"artifacts/models/m-{digit * 16}") for digit in "ab")
+    for artifact, digit in ((needed, "a"), (other, "b")):
+        receipt = artifact.add_shard(receipt_of(artifact, MAIN_SHARD, {"weights": b"w" * 100}))
+        artifact.commit(manifest_of(receipt.objects).model_copy(update={"key": digit * 64}))
+    step = RunStep(label="m", stage="models", key="k", directory=needed.directory)
+    write_run(store, RunRecord(run="r", profile="p", config={}, steps=(step,), started="2001-01-01T00:00:00Z"))
+    gc = ("gc", "--store", store.uri, "--grace-hours", "0")
+    with reading(needed, scratch) as kept:
+        pass
+    with reading(other, scratch) as idle:
+        assert idle.parent == (tmp_path / "disk" if where == "named" else scratch / "inputs")
+        assert str(idle) not in medius(*gc, "--delete").out
+        assert (idle / "weights").stat().st_size == 100
+    assert str(idle) not in medius(*gc[:3], "--delete").out, "it was read within a day"
+    said = medius(*gc).out
+    assert f"{idle}: 100 B: an input on this host" in said
+    assert str(kept) not in said
+    assert idle.exists(), "a dry run"
+    assert str(idle) in medius(*gc, "--delete").out
+    assert (kept / "weights").exists()
+    assert not [path for path in idle.parent.iterdir() if path.name.startswith(idle.name)], "its locks go with it"

@@ -24,7 +24,7 @@ from tasks.artifacts.s3_store import S3Store
 from tasks.artifacts.store import Store, open_store
 from tasks.planning.forecast import Forecast
 from tasks.runtime.declare import Step
-from tasks.worker.job import INPUT_CACHE, input_folder
+from tasks.worker.input_cache import INPUT_CACHE, input_folder
 
 Usage = namedtuple("Usage", "total used free")
 Free = Callable[[float], None]
@@ -145,7 +145,7 @@ def test_stages_on_other_pools_are_not_of_this_host(free: Free, remote: Store, m
     left, scratch = forecasts(steps, remote), Path("scratch").resolve()
     # What is left to this host are the two models, which are stored from where they lie, and the corpus.
     free(left["corpus-qwen"].scratch)
-    with pytest.raises(BadInputError, match=r"MEDIUS_INPUT_CACHE.*--set require_room=false"):
+    with pytest.raises(BadInputError, match=r"medius gc --delete.*MEDIUS_INPUT_CACHE.*--set require_room=false"):
         require_room(steps, made_here(steps), remote, 2, scratch)
     monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", "of a deployment")
     require_room(steps, made_here(steps), remote, 2, scratch)
