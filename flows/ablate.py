@@ -39,6 +39,7 @@ from tasks.evaluate.stage import EvaluateRecipe
 from tasks.publish.report import read_results
 from tasks.publish.tables import Table
 from tasks.runtime.declare import Step
+from tasks.runtime.log_redaction import without_credentials
 from tasks.runtime.prefect_task import submit_stage
 from tasks.worker.spec import Event
 
@@ -65,13 +66,14 @@ def ablation(
     Returns:
         The URI of the comparison.
     """
-    loaded = load_profile(profile, overrides or (), store, smoke=smoke)
-    how = RunKind(smoke=smoke, overrides=tuple(overrides or ()))
-    if kind == RECIPE:
-        arms = plan_recipe(loaded)
-        return _run(loaded, kind, how, arms.evaluation, arms.unjudged, lambda step: step.label)
-    ablated = ablation_steps(plan_ablation(kind, loaded, branch), loaded)
-    return _run(loaded, kind, how, ablated.comparison, ablated.candidates.values(), ablated.name_of)
+    with without_credentials():
+        loaded = load_profile(profile, overrides or (), store, smoke=smoke)
+        how = RunKind(smoke=smoke, overrides=tuple(overrides or ()))
+        if kind == RECIPE:
+            arms = plan_recipe(loaded)
+            return _run(loaded, kind, how, arms.evaluation, arms.unjudged, lambda step: step.label)
+        ablated = ablation_steps(plan_ablation(kind, loaded, branch), loaded)
+        return _run(loaded, kind, how, ablated.comparison, ablated.candidates.values(), ablated.name_of)
 
 
 def _run(

@@ -26,7 +26,9 @@ from flows.run_options import RUN, ProfileName, RunOptions, StoreUri
 from flows.verification import Verification
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.frozen import Frozen
+from tasks.artifacts.redact import redact
 from tasks.artifacts.store import open_store
+from tasks.runtime.log_redaction import without_credentials
 
 _WIDTH = 160
 
@@ -49,7 +51,7 @@ GARBAGE = GarbageOptions()
 @flow(name="collect-garbage", retries=0, persist_result=False)
 def collect_garbage(options: GarbageOptions = GARBAGE) -> None:
     """Lists, or removes, what no profile, retained run or lease needs."""
-    with _page("garbage", "What nothing needs") as console:
+    with without_credentials(), _page("garbage", "What nothing needs") as console:
         collect(
             open_store(options.store or DEFAULT_STORE),
             console,
@@ -63,15 +65,16 @@ def collect_garbage(options: GarbageOptions = GARBAGE) -> None:
 @flow(name="verify", flow_run_name="{profile}", retries=0, persist_result=False)
 def verify_profile(profile: ProfileName = "tiny", options: RunOptions = RUN) -> None:
     """Reads every byte of a profile's finished artifacts and compares it with its checksum; of logits, every row."""
-    loaded = load_profile(profile, options.overrides, options.store, smoke=options.smoke)
-    store = open_store(loaded.store)
-    with _page("verification", f"What of {loaded.name} is whole") as console:
-        verification = Verification(console)
-        for step in build(loaded):
-            artifact = Artifact(store, step.directory)
-            if (manifest := artifact.manifest()) is not None:
-                verification.check(step.label, artifact, manifest)
-        verification.finish()
+    with without_credentials():
+        loaded = load_profile(profile, options.overrides, options.store, smoke=options.smoke)
+        store = open_store(loaded.store)
+        with _page("verification", f"What of {loaded.name} is whole") as console:
+            verification = Verification(console)
+            for step in build(loaded):
+                artifact = Artifact(store, step.directory)
+                if (manifest := artifact.manifest()) is not None:
+                    verification.check(step.label, artifact, manifest)
+            verification.finish()
 
 
 @flow(name="mark-dead-runs", retries=0, persist_result=False)
@@ -82,23 +85,24 @@ def mark_dead_runs(store: StoreUri | None = None) -> None:
     Args:
         store: where the records of runs are; otherwise MEDIUS_STORE of the worker, or .medius/store.
     """
-    api = configured_server()
-    deployment, now = runtime.deployment.id, datetime.now(UTC)
-    if deployment is not None:
-        # After a night without a worker there is a late one for each minute of it, and one look is enough.
-        _delete_runs(api, str(deployment), ["SCHEDULED"], expected_start_time={"before_": now.isoformat()})
-    frequency = get_current_settings().flows.heartbeat_frequency
-    DeadRuns(
-        api,
-        open_store(store or DEFAULT_STORE),
-        own_workers(),
-        tell=get_run_logger().info,
-        feed=None if frequency is None else OneLook(api, frequency),
-    ).mark()
-    if deployment is not None:
-        # Once a minute: what is of interest is what was marked, not the looking.
-        ended = {"before_": (now - timedelta(hours=1)).isoformat()}
-        _delete_runs(api, str(deployment), ["COMPLETED", "CANCELLED"], end_time=ended)
+    with without_credentials():
+        api = configured_server()
+        deployment, now = runtime.deployment.id, datetime.now(UTC)
+        if deployment is not None:
+            # After a night without a worker there is a late one for each minute of it, and one look is enough.
+            _delete_runs(api, str(deployment), ["SCHEDULED"], expected_start_time={"before_": now.isoformat()})
+        frequency = get_current_settings().flows.heartbeat_frequency
+        DeadRuns(
+            api,
+            open_store(store or DEFAULT_STORE),
+            own_workers(),
+            tell=get_run_logger().info,
+            feed=None if frequency is None else OneLook(api, frequency),
+        ).mark()
+        if deployment is not None:
+            # Once a minute: what is of interest is what was marked, not the looking.
+            ended = {"before_": (now - timedelta(hours=1)).isoformat()}
+            _delete_runs(api, str(deployment), ["COMPLETED", "CANCELLED"], end_time=ended)
 
 
 def _delete_runs(api: PrefectApi, deployment: str, states: Sequence[str], **more: Any) -> None:
@@ -117,7 +121,7 @@ def _page(key: str, description: str) -> Iterator[Console]:
     finally:
         get_run_logger().info("%s", text.getvalue())
         try:
-            create_markdown_artifact(f"```\n{text.getvalue()}```", key=key, description=description)
+            create_markdown_artifact(f"```\n{redact(text.getvalue())}```", key=key, description=description)
         except Exception as error:
             # What happened in the block counts; its text is in the log.
             get_run_logger().warning("the dashboard could not be told: %s", error)

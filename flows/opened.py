@@ -22,7 +22,6 @@ from tasks.artifacts.store import Store, open_store
 from tasks.runtime.declare import Step
 from tasks.runtime.execute import RunContext
 from tasks.runtime.launch_folder import SCRATCH
-from tasks.runtime.log_redaction import redact_log_records
 from tasks.runtime.provenance import timestamp
 
 STOP = Event()
@@ -49,7 +48,6 @@ def open_run(
         BadInputError: what it makes would not fit on a disk.
         StoreError: the store is away, or does not do what a store must.
     """
-    redact_log_records()
     store = open_store(profile.store)
     require_conditional_writes(store)
     if profile.require_room:

@@ -21,6 +21,7 @@ from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.runs import RunKind
 from tasks.choose.stage import STAGE as CHOOSE
 from tasks.runtime.declare import Step
+from tasks.runtime.log_redaction import without_credentials
 from tasks.runtime.prefect_task import submit_stage
 
 
@@ -35,6 +36,11 @@ def distillation(profile: ProfileName = "tiny", options: RecipeOptions = RECIPE)
     Returns:
         The URI of every step's artifact by label.
     """
+    with without_credentials():
+        return _distil(profile, options)
+
+
+def _distil(profile: str, options: RecipeOptions) -> dict[str, str]:
     loaded = load_profile(profile, options.overrides, options.store, smoke=options.smoke)
     steps = build(loaded, options.until)
     if options.until is None:

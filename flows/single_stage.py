@@ -13,6 +13,7 @@ from flows.profiles import load_profile
 from flows.run_options import RUN, ProfileName, RunOptions, StageKey, StageLabel
 from tasks.artifacts.errors import BadInputError
 from tasks.artifacts.runs import RunKind
+from tasks.runtime.log_redaction import without_credentials
 from tasks.runtime.prefect_task import submit_stage
 
 
@@ -28,6 +29,11 @@ def single_stage(
         options: What differs from the profile; a stage of a changed recipe has other keys.
         key: The one that the stage must have here; a run that dispatches gives it.
     """
+    with without_credentials():
+        return _run_one(stage, profile, options, key)
+
+
+def _run_one(stage: str, profile: str, options: RunOptions, key: str | None) -> str:
     loaded = load_profile(profile, options.overrides, options.store, smoke=options.smoke)
     steps = build(loaded)
     chosen = next((step for step in steps if step.label == stage), None)

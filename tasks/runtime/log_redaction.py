@@ -1,13 +1,39 @@
-"""Keeps credentials out of this process's log records, before Prefect or anybody else sends them anywhere."""
+"""Keeps credentials out of what this process says, before Prefect or anybody else sends it anywhere."""
 
 from __future__ import annotations
 
 import logging
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from tasks.artifacts.redact import redact
 
 _EXCEPTIONS = logging.Formatter()
+
+
+class RedactedError(Exception):
+    """An exception that nobody expected, and whose own text holds a credential; its cause is the exception itself."""
+
+
+@contextmanager
+def without_credentials() -> Iterator[None]:
+    """Around the body of a flow or task: neither its log records nor an exception that leaves it hold a credential.
+
+    Prefect shows the exception's text as the state's message. That of a MediusError is clean from the start.
+
+    Raises:
+        RedactedError: in the place of an exception with a credential in its text.
+    """
+    redact_log_records()
+    try:
+        yield
+    except Exception as error:
+        said = "".join(traceback.format_exception_only(error)).strip()
+        if (clean := redact(said)) == said:
+            raise
+        raise RedactedError(clean) from error
 
 
 def redact_log_records() -> None:

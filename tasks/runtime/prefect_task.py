@@ -20,9 +20,11 @@ from prefect.tasks import Task
 
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.errors import GateFailedError, InterruptedRunError, MediusError
+from tasks.artifacts.manifest import ArtifactRef
 from tasks.runtime.dashboard import Dashboard, Logger, describe, show_failure, show_gates, shown
 from tasks.runtime.declare import GateResult, Step
 from tasks.runtime.execute import RunContext, execute
+from tasks.runtime.log_redaction import without_credentials
 from tasks.runtime.stage_events import StageEvents
 from tasks.worker.spec import Event
 
@@ -50,7 +52,11 @@ class StageRun:
 def run_stage(stage_run: StageRun) -> Any:
     """Runs one step; returns its ArtifactRef, in a state named Reused where nothing had to be done, and Shared where
     another run has finished it meanwhile."""
-    step, context = stage_run.step, stage_run.context
+    with without_credentials():
+        return _run(stage_run.step, stage_run.context)
+
+
+def _run(step: Step, context: RunContext) -> ArtifactRef | State[ArtifactRef]:
     logger = get_run_logger()
     logger.info("%s: key %s, %s", step.label, step.key[:16], context.store.locate(step.directory))
     dashboard, events = Dashboard(step, logger), StageEvents(step)

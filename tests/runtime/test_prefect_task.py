@@ -90,6 +90,24 @@ def test_made_then_reused(context: RunContext, launches: Logs) -> None:
     assert len(launches(first)) == len(launches(second)) == 1
 
 
+def test_an_unexpected_error_is_shown_without_the_credential_in_its_text(
+    context: RunContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STORE_PASSWORD", "bright-blue-whale")
+
+    def fail(_step: Step) -> None:
+        raise OSError(5, "cannot reach it", "https://me:bright-blue-whale@host/file")
+
+    context.approve = fail
+    _, error, runs = run([errand("a", label="fails")], context)
+    state = runs["fails"].state
+    assert state is not None
+    assert state.message is not None
+    assert "OSError: [Errno 5] cannot reach it: 'https://[redacted]@host/file'" in state.message
+    assert "whale" not in str(error)
+    assert "whale" in str(error.__cause__ if error is not None else "")
+
+
 def test_what_another_run_finishes_meanwhile_is_shared(context: RunContext, launches: Logs) -> None:
     step = errand("a", label="both", behaviour="work", steps=60)
     states: list[str] = []
