@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Annotated
 
 import typer
@@ -44,15 +43,11 @@ def add_commands(app: typer.Typer, console: Console) -> None:
         ] = None,
         reject: Annotated[bool, typer.Option("--reject", help="Cancel it instead; what is finished stays.")] = False,
     ) -> None:
-        """Let a run go on that waits for an approval before an expensive stage; the server is PREFECT_API_URL's."""
+        """Let a run go on that waits for an approval before an expensive stage, on the server of Prefect's settings."""
         from flows.answering import answer
-        from flows.prefect_api import PrefectApi
+        from flows.prefect_settings import configured_server
 
-        if "PREFECT_API_URL" not in os.environ:
-            raise BadInputError(
-                'PREFECT_API_URL names no Prefect server; after "medius up": source .medius/up/environment'
-            )
-        answer(PrefectApi.of(os.environ), run, reject=reject, console=console)
+        answer(configured_server(), run, reject=reject, console=console)
 
     @app.command("s3-check")
     def s3_check(

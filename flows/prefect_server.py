@@ -22,7 +22,6 @@ from types import FrameType
 
 from rich.console import Console
 
-from flows.prefect_api import PrefectApi
 from tasks.artifacts.errors import MediusError
 
 START_SECONDS = 120
@@ -52,8 +51,7 @@ def start_own_server(home: Path) -> Callable[[], None]:
     returns when the server answers: what is imported before that costs no time.
     """
     if is_configured(home):
-        # Prefect itself would end a run at a wrong password with two pages.
-        return PrefectApi.of(os.environ).require if "PREFECT_API_URL" in os.environ else lambda: None
+        return _require_answer
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -102,6 +100,18 @@ def _unanswered(error: BaseException | None) -> Exception | None:
             return error
         error = error.__cause__ or error.__context__
     return None
+
+
+def _require_answer() -> None:
+    """Raises MediusError where the server that Prefect is to use does not answer, or takes neither password nor key.
+
+    Prefect itself would end a run at a wrong password with two pages.
+    """
+    # Prefect reads them when it is imported, which is after the variables of `prepare_prefect` are set.
+    from flows.prefect_settings import find_server
+
+    if (server := find_server()) is not None:
+        server.require()
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
