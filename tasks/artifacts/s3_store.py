@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from tasks.artifacts.disk import FULL, REFUSED, disk_error, receiving
 from tasks.artifacts.errors import (
+    BadInputError,
     ObjectChangedError,
     ObjectExistsError,
     ObjectMissingError,
@@ -91,6 +92,7 @@ class S3Store(Store):
 
         Raises:
             StoreError: with the full URI and what to do.
+        BadInputError: AWS_ENDPOINT_URL is none.
             ConditionFailedError: the request had a condition, and it did not hold.
         """
         from aiohttp import ClientError
@@ -103,6 +105,13 @@ class S3Store(Store):
             raise StoreError(
                 f"no credentials for {where}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and AWS_ENDPOINT_URL "
                 f"where the server is not AWS)"
+            ) from error
+        except ValueError as error:
+            # Where the client is made, which is at the first request.
+            if not str(error).startswith("Invalid endpoint"):
+                raise
+            raise BadInputError(
+                f"AWS_ENDPOINT_URL is no address of an S3 server ({error}); give it as http://HOST:PORT or https://HOST"
             ) from error
         except (BotoCoreError, ClientError, OSError, TimeoutError) as error:
             if isinstance(error, FileExistsError) or _code(error) in _CONDITIONS:

@@ -13,6 +13,7 @@ from moto.server import ThreadedMotoServer
 from tasks.artifacts import s3_check
 from tasks.artifacts.errors import BadInputError
 from tasks.artifacts.s3_check import Finding, S3Check
+from tasks.artifacts.store import open_store
 from tests.seaweed import BUCKET, SeaweedServer
 
 CHECKS = [
@@ -184,3 +185,17 @@ def test_a_multipart_check_that_fails_leaves_no_upload(check: S3Check, monkeypat
     monkeypatch.setattr(check.store.fs, "call_s3", call)
     assert "does not answer" in failed(list(check.run()))["multipart"]
     assert list(check.store.unfinished_uploads()) == []
+
+
+@pytest.mark.parametrize("endpoint", ["127.0.0.1:8333", "localhost", "http://"])
+def test_an_endpoint_that_is_no_url_is_one_sentence(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "any")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "any")
+    wanted = r"^AWS_ENDPOINT_URL is no address .*give it as http://HOST:PORT"
+    with pytest.raises(BadInputError, match=wanted):
+        list(S3Check("s3://bucket/prefix").run())
+    store = open_store("s3://bucket/prefix")
+    for request in (lambda: store.get("a"), lambda: list(store.list("a")), store.now, lambda: store.exists("a")):
+        with pytest.raises(BadInputError, match=wanted):
+            request()
