@@ -1,6 +1,8 @@
-"""`make audit`: known vulnerabilities of the versions in infra/constraints.txt, asked of PyPI's advisory database.
+"""`make audit`: known vulnerabilities of all versions that are locked, asked of PyPI's advisory database.
 
-python -m flows.dependency_audit [FILE]
+python -m flows.dependency_audit [FILE ...]
+
+Without files: infra/constraints.txt and the locks of both images, which have packages besides.
 """
 
 from __future__ import annotations
@@ -12,12 +14,13 @@ from pathlib import Path
 
 from tasks.artifacts.errors import MediusError
 
-LOCKED = Path(__file__).parents[1] / "infra" / "constraints.txt"
+INFRA = Path(__file__).parents[1] / "infra"
+LOCKED = (INFRA / "constraints.txt", INFRA / "locks" / "worker.txt", INFRA / "locks" / "orchestrator.txt")
 _SECONDS = 600
 
 
 def audit(locked: Path) -> list[str]:
-    """One line for each vulnerable package: versions, advisories and what mends them.
+    """One line for each advisory on a package of one file: its version and what mends it.
 
     Raises:
         MediusError: the database could not be asked, or not of every package.
@@ -50,15 +53,16 @@ def audit(locked: Path) -> list[str]:
 
 def main(arguments: list[str]) -> int:
     """Prints what was found; 0 where nothing was."""
-    locked = Path(arguments[0]) if arguments else LOCKED
+    files = [Path(name) for name in arguments] or LOCKED
     try:
-        found = audit(locked)
+        # One at a time: pip-audit takes none without hashes beside one with them.
+        found = sorted({line for locked in files for line in audit(locked)})
     except MediusError as error:
         print(error, file=sys.stderr)
         return error.exit_code
     for line in found:
         print(line)
-    print(f"{locked}: {len(found)} known vulnerabilities")
+    print(f"{', '.join(str(locked) for locked in files)}: {len(found)} known vulnerabilities")
     return 1 if found else 0
 
 
