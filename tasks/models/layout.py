@@ -11,9 +11,10 @@ from typing import Any
 
 from tasks.artifacts.errors import BadInputError
 from tasks.artifacts.fingerprint import content_digest, file_sha256
+from tasks.modeling.legal_files import LEGAL_FILES
 
-ALLOWED_FILES = ("*.safetensors", "*.json", "*.jinja", "merges.txt", "tokenizer.model")
-"""Weights as safetensors, configs and tokenizers. Pickles and Python files run code when they are loaded."""
+ALLOWED_FILES = ("*.safetensors", "*.json", "*.jinja", "merges.txt", "tokenizer.model", *LEGAL_FILES)
+"""Weights as safetensors, configs, tokenizers and licences. Pickles and Python files run code when they are loaded."""
 WEIGHTS = "*.safetensors"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")

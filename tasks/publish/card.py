@@ -35,6 +35,8 @@ class Told:
     """These, and those of the evaluation."""
     sources: Sequence[LicensedSource]
     terms: Terms
+    texts: Sequence[str]
+    """Which licences' texts go along and which are missing, in sentences."""
     marker: str
     """A line by which the card is known again."""
 
@@ -56,9 +58,9 @@ def build_card(told: Told) -> ModelCard:
     return ModelCard(f"---\n{_metadata(told).to_yaml()}\n---\n\n# {recipe.title}\n\n{body}\n\n{told.marker}\n")
 
 
-def notice_text(terms: Terms) -> str:
-    """The file NOTICE; empty if no licence asks for one."""
-    lines = (*terms.displays, *terms.notices)
+def notice_text(terms: Terms, texts: Sequence[str]) -> str:
+    """The file NOTICE; empty if no licence asks for one. `texts` are the sentences about licences' texts."""
+    lines = (*terms.displays, *terms.notices, *texts)
     return "".join(f"{line}\n" for line in lines)
 
 
@@ -91,7 +93,7 @@ def _metadata(told: Told) -> ModelCardData:
         )
     terms = told.terms
     return ModelCardData(
-        base_model=_students(told),
+        base_model=[source.hub for source in _students(told) if source.hub] or None,
         datasets=[source.hub for source in told.sources if source.kind == "data" and source.hub] or None,
         eval_results=measured,
         language=list(told.recipe.language),
@@ -105,15 +107,16 @@ def _metadata(told: Told) -> ModelCardData:
     )
 
 
-def _students(told: Told) -> list[str]:
-    """The models whose weights it began as: of the hub where that is known."""
-    return [source.hub or source.name for source in told.sources if "student" in source.parts]
+def _students(told: Told) -> list[LicensedSource]:
+    """The models whose weights it began as."""
+    return [source for source in told.sources if "student" in source.parts]
 
 
 def _overview(told: Told) -> str:
     known = made(told.lineage)
     taught = " and ".join(teachers(known))
-    text = f"{told.recipe.title} has its weights from {' and '.join(_students(told))}"
+    students = " and ".join(source.hub or source.card_name for source in _students(told))
+    text = f"{told.recipe.title} has its weights from {students}"
     text += f" and was distilled from the stored logits of {taught}." if taught else "."
     evolved = [each.manifest for each in told.lineage if each.manifest.stage == "evolve"]
     for manifest in evolved:
@@ -177,6 +180,6 @@ def _licence(told: Told) -> str:
     terms = told.terms
     name = ", ".join(filter(None, [terms.license_name or terms.license, terms.license_link]))
     parts = [f"{name}: the strictest licence among what this model was made of."]
-    rows = tuple((source.used_as, source.name, source.license) for source in told.sources)
+    rows = tuple((source.used_as, source.card_name, source.license) for source in told.sources)
     parts.append(Table(("used as", "name", "licence"), rows).markdown())
-    return "\n\n".join([*parts, *terms.notices])
+    return "\n\n".join([*parts, *terms.notices, *told.texts])

@@ -12,6 +12,15 @@ inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, ret
 _PLAIN = """inputs = tokenizer("Sort: 3 1 2", return_tensors="pt")"""
 
 
+def _rotary(layout: Layout) -> str:
+    if "rope_theta" in layout.config:
+        return "config.json has rope_theta also where what is older than transformers 5 looks for it."
+    return (
+        "config.json is laid out as by transformers 5, and what does not know its rope_parameters takes other rotary "
+        "embeddings without a word."
+    )
+
+
 def deployment_text(recipe: PublishRecipe, layout: Layout) -> str:
     """Markdown with the commands of transformers, vLLM, SGLang and llama.cpp."""
     repo = recipe.repo_name
@@ -24,9 +33,10 @@ def deployment_text(recipe: PublishRecipe, layout: Layout) -> str:
         )
     else:
         place, fetch = f"In place of `{repo}` put the path of the folder with these files.", ""
-    return f"""{place} The layout was checked for these four when this card was written: weights as safetensors with a \
-complete index, tokenizer.json, an end of turn in generation_config.json, and the architecture {layout.architecture}, \
-which all of them read. No server was started.
+    return f"""{place} When this card was written the layout was checked against what these four ask for: weights as \
+safetensors with a complete index, tokenizer.json, an end of turn in generation_config.json, and an architecture that \
+each of them lists ({layout.architecture}). No server was started, and from which version on each reads these files \
+was not tried. {_rotary(layout)}
 
 **transformers**
 

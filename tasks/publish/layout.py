@@ -75,6 +75,19 @@ def read_layout(directory: Path, where: str) -> Layout:
     )
 
 
+def with_rope_theta(config: Mapping[str, Any]) -> dict[str, Any]:
+    """config.json with the base of plain rotary embeddings where it was before transformers 5, too.
+
+    What does not know `rope_parameters` (transformers 4, servers and converters of its time) finds no base in them and
+    takes its own default, 10,000, without a word; Qwen2.5's is 1,000,000. transformers 5 reads both and the same.
+    Scaled embeddings are left as they are.
+    """
+    rope = config.get("rope_parameters")
+    if not isinstance(rope, Mapping) or rope.get("rope_type", "default") != "default" or "rope_theta" not in rope:
+        return dict(config)
+    return {"rope_theta": rope["rope_theta"], **config}
+
+
 def _json(directory: Path, name: str, where: str) -> dict[str, Any]:
     file = directory / name
     if not file.is_file():

@@ -24,6 +24,8 @@ class License:
     """Must go along, in the card and in the file NOTICE; `{name}` is what is under this licence."""
     name_prefix: str = ""
     """Must begin the model's name."""
+    wants_text: bool = False
+    """Whether its own text must go along with what is passed on."""
     on_hub: bool = True
     """Whether the hub knows this identifier; else the card says `other` and names it."""
     limits_use: bool = False
@@ -44,10 +46,11 @@ def _llama(version: str, path: str, *, name: str, display: str, prefix: str, own
         notice=(
             f"{name} is licensed under the {name} Community License, Copyright © Meta Platforms, Inc. All Rights "
             f"Reserved. Use must comply with its Acceptable Use Policy (https://www.llama.com/{path}/use-policy/) and "
-            f"the licence (https://www.llama.com/{path}/license/), a copy of which goes with the model. Above 700 "
-            f"million monthly users Meta must be asked. Made with {{name}} (Llama {version})."
+            f"the licence (https://www.llama.com/{path}/license/). Above 700 million monthly users Meta must be asked. "
+            f"Made with {{name}} (Llama {version})."
         ),
         name_prefix=prefix,
+        wants_text=True,
         limits_use=True,
         own_models_only=own_models_only,
     )
@@ -69,8 +72,8 @@ _NO_DERIVATIVES = "nothing that was made of it may be passed on"
 LICENSES: dict[str, License] = {
     OWN: License(-1, "", on_hub=False),
     "cc0-1.0": License(0, "https://creativecommons.org/publicdomain/zero/1.0/"),
-    "mit": License(1, "https://opensource.org/license/mit"),
-    "bsd-3-clause": License(2, "https://opensource.org/license/bsd-3-clause"),
+    "mit": License(1, "https://opensource.org/license/mit", wants_text=True),
+    "bsd-3-clause": License(2, "https://opensource.org/license/bsd-3-clause", wants_text=True),
     "psf-2.0": License(2, "https://docs.python.org/3/license.html", on_hub=False),
     "odc-by": License(
         strictness=3,
@@ -79,7 +82,7 @@ LICENSES: dict[str, License] = {
         "(https://opendatacommons.org/licenses/by/1-0/).",
     ),
     "cc-by-4.0": _creative_commons("by", 4),
-    "apache-2.0": License(5, "https://www.apache.org/licenses/LICENSE-2.0"),
+    "apache-2.0": License(5, "https://www.apache.org/licenses/LICENSE-2.0", wants_text=True),
     "cc-by-sa-4.0": _creative_commons("by-sa", 6, share_alike=True),
     "qwen": License(
         strictness=7,
@@ -89,6 +92,7 @@ LICENSES: dict[str, License] = {
             "Qwen is licensed under the Qwen LICENSE AGREEMENT, Copyright (c) Alibaba Cloud. All Rights Reserved. "
             "Above 100 million monthly users Alibaba Cloud must be asked. Made with {name}."
         ),
+        wants_text=True,
         on_hub=False,
         limits_use=True,
     ),
@@ -107,6 +111,7 @@ LICENSES: dict[str, License] = {
             "Qwen is licensed under the Qwen RESEARCH LICENSE AGREEMENT, Copyright (c) Alibaba Cloud. All Rights "
             "Reserved. For research and evaluation only, not for commercial use. Made with {name}."
         ),
+        wants_text=True,
         on_hub=False,
         limits_use=True,
     ),

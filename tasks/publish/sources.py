@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal
@@ -13,6 +13,7 @@ from tasks.artifacts.errors import BadInputError
 from tasks.artifacts.frozen import Frozen
 from tasks.publish.licenses import OWN
 from tasks.publish.lineage import Made
+from tasks.publish.names import file_names, folder_name, repository, served_name
 
 Kind = Literal["models", "data"]
 Part = Literal["student", "teacher", "donor", "tokenizer", "data"]
@@ -71,6 +72,10 @@ class Source:
     """Where it is known without being told."""
     hub: str | None = None
     """Its repository on the hub."""
+    shown: str | None = None
+    """What the card calls it, where the profile's name for it is a path."""
+    has_files: bool = False
+    """Whether it is a repository or a folder, in which the licence's text may lie."""
 
 
 @dataclass(frozen=True)
@@ -78,10 +83,18 @@ class LicensedSource:
     """A source with its licence, and all that it was used for."""
 
     name: str
+    """As the profile has it, possibly a path."""
     license: str
     kind: Kind = "models"
     parts: frozenset[Part] = field(default_factory=frozenset)
     hub: str | None = None
+    shown: str | None = None
+    has_files: bool = False
+
+    @property
+    def card_name(self) -> str:
+        """What others are told it is."""
+        return self.shown or self.name
 
     @property
     def used_as(self) -> str:
@@ -115,7 +128,8 @@ def licensed_sources(lineage: Mapping[str, Made], key: str, given: Licenses) -> 
         # Of two sources of one name the one that is not known counts.
         source = next((use for use in uses if use.license is None), uses[0])
         parts = frozenset(use.part for use in uses)
-        licensed.append(LicensedSource(name, _license(source, stated[kind].get(name)), kind, parts, source.hub))
+        license = _license(source, stated[kind].get(name))
+        licensed.append(LicensedSource(name, license, kind, parts, source.hub, source.shown, source.has_files))
     return sorted(licensed, key=lambda each: (min(PARTS.index(part) for part in each.parts), each.name))
 
 
@@ -156,7 +170,7 @@ def sources(lineage: Mapping[str, Made], key: str, *, all_candidates: bool = Fal
 def _own(here: Made, part: Part) -> Iterator[Source]:
     recipe = here.recipe
     if here.stage == "models":
-        yield model_source(recipe["source"], part)
+        yield model_source(recipe["source"], part, here.label)
     elif here.stage == "corpus":
         yield from filter(None, map(_corpus_source, recipe["sources"]))
     elif here.stage == "evolve":
@@ -165,20 +179,22 @@ def _own(here: Made, part: Part) -> Iterator[Source]:
         teacher = (recipe.get("teacher") or {}).get("repo")
         name = teacher or f"teacher of {here.label}"
         yield Source(name, "models", "teacher", _fitting(name, _HUB_MODELS), teacher)
-        yield Source(", ".join(recipe["source"]["paths"]), "data", "data")
+        yield _files(recipe["source"]["paths"])
 
 
-def model_source(source: Mapping[str, Any], part: Part) -> Source:
-    """A source of the stage `models`."""
+def model_source(source: Mapping[str, Any], part: Part, label: str) -> Source:
+    """A source of the stage `models`; `label` is that of its step."""
     match source["kind"]:
         case "hub":
-            return Source(source["repo"], "models", part, _fitting(source["repo"], _HUB_MODELS), source["repo"])
+            repo = source["repo"]
+            return Source(repo, "models", part, _fitting(repo, _HUB_MODELS), repo, has_files=True)
         case "miniature":
             return Source(source["name"], "models", part, _REPOSITORY)
         case "gguf" | "tokenizer":
             hub, license = _PACKAGES.get(source["package"], (None, None))
             return Source(source["package"], "models", part, license, hub)
-    return Source(str(source["path"]), "models", part)
+    shown = folder_name(label, source.get("content_sha256"))
+    return Source(str(source["path"]), "models", part, shown=shown, has_files=True)
 
 
 def _corpus_source(source: Mapping[str, Any]) -> Source | None:
@@ -186,7 +202,7 @@ def _corpus_source(source: Mapping[str, Any]) -> Source | None:
         case "hub":
             return _data_set(source["dataset"])
         case "files":
-            return Source(", ".join(source["paths"]), "data", "data")
+            return _files(source["paths"])
         case "stdlib_docs" | "stdlib_code":
             return Source(LIBRARY, "data", "data", "psf-2.0")
     # Exercises are generated, and instructions are those of the input.
@@ -200,12 +216,17 @@ def _instructions(source: Mapping[str, Any]) -> Iterator[Source]:
     elif rows.get("origin") == "package":
         yield Source(rows["package"], "data", "data", _PACKAGED_DATA.get(rows["package"]))
     elif rows.get("origin") == "file":
-        yield Source(rows["path"], "data", "data")
+        yield _files([rows["path"]])
     # A model that writes or judges instructions teaches by them.
     for role in ("evolver", "optimiser", "answerer", "judge"):
         if sampling := source.get(role):
             name = sampling["model"]
-            yield Source(name, "models", "teacher", _fitting(name, _HUB_MODELS), name if "/" in name else None)
+            fitting = _fitting(name, _HUB_MODELS)
+            yield Source(name, "models", "teacher", fitting, repository(name), shown=served_name(name))
+
+
+def _files(paths: Sequence[str]) -> Source:
+    return Source(", ".join(paths), "data", "data", shown=file_names(paths))
 
 
 def _data_set(name: str) -> Source:

@@ -6,7 +6,7 @@ under which licence it can be published, is read off its lineage, before anythin
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence, Set
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -16,6 +16,7 @@ from tasks.artifacts.frozen import Frozen
 from tasks.publish.lineage import Made, planned
 from tasks.publish.sources import LicensedSource, Licenses, licensed_sources
 from tasks.publish.terms import Terms, check_names, derive_terms
+from tasks.publish.texts import TextFile, check_public, missing_texts
 from tasks.runtime.declare import Runtime, Stage, StageConfig, Step
 
 
@@ -29,6 +30,8 @@ class PublishRecipe(Frozen):
     language: tuple[str, ...] = Field(("en",), min_length=1)
     licenses: Licenses = Licenses()
     """Of the models and data in the lineage whose licence is not known here."""
+    license_texts: dict[str, TextFile] = Field(default_factory=dict)
+    """The text of a licence, by its name, that no model came with."""
     merge_method: str = Field(min_length=1)
     """What the card calls the fusion, such as "TIES"; its parameters follow from the lineage."""
     use_cases: tuple[str, ...] = ()
@@ -53,7 +56,25 @@ class PublishRecipe(Frozen):
         sources = licensed_sources(lineage, model, self.licenses)
         terms = derive_terms(sources)
         check_names(self.repo_name, self.title, terms)
+        under = {source.license for source in sources}
+        for license in self.license_texts:
+            if license not in under:
+                raise BadInputError(
+                    f"publish.recipe.license_texts names {license!r}, under which nothing is that the model was made "
+                    f"of; the licences are: {', '.join(sorted(under))}"
+                )
         return sources, terms
+
+    def check_texts(self, sources: Sequence[LicensedSource], there: Set[str]) -> dict[str, list[str]]:
+        """What is under a licence whose text must go along and is not `there`, by licence.
+
+        Raises:
+            BadInputError: the target is the hub, and the licence binds whoever uses the model.
+        """
+        missing = missing_texts(sources, there | self.license_texts.keys())
+        if self.target == "hub":
+            check_public(missing)
+        return missing
 
 
 class PublishRuntime(Runtime):
@@ -86,8 +107,12 @@ class PublishConfig(StageConfig):
         return self.model_copy(update={"recipe": self.recipe.model_copy(update={"expected": dict(expected)})})
 
     def check(self, model: Step) -> None:
-        """Whether this model can be published once it is made; raises as `PublishRecipe.terms_of`."""
-        self.recipe.terms_of(planned(model), model.key)
+        """Whether this model can be published once it is made; raises as `terms_of` and `check_texts` of the recipe.
+
+        That a repository or folder comes with its licence is taken for granted until it has been read.
+        """
+        sources, _ = self.recipe.terms_of(planned(model), model.key)
+        self.recipe.check_texts(sources, {source.license for source in sources if source.has_files})
 
 
-STAGE = Stage(name="publish", version=2, config=PublishConfig)
+STAGE = Stage(name="publish", version=3, config=PublishConfig)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tasks.publish.lineage import Ancestor, Made, made
+from tasks.publish.names import file_names, served_name
 from tasks.publish.sources import model_source, sources
 
 _STEPS = {
@@ -65,13 +66,14 @@ def _teacher(lineage: Mapping[str, Made], store: Made) -> str | None:
         return None
     teacher = lineage[store.inputs["teacher"]]
     if teacher.stage == "models":
-        source = model_source(teacher.recipe["source"], "teacher")
-        return source.hub or source.name
+        source = model_source(teacher.recipe["source"], "teacher", teacher.label)
+        return source.hub or source.shown or source.name
     # A teacher that was prepared: by the name that the profile gave it, and what it was made of.
     name = teacher.label
     for prefix in _PREPARING:
         name = name.removeprefix(prefix)
-    roots = [source.hub or source.name for source in sources(lineage, teacher.key) if source.part == "student"]
+    made_of = [source for source in sources(lineage, teacher.key) if source.part == "student"]
+    roots = [source.hub or source.shown or source.name for source in made_of]
     return f"{name} (made of {', '.join(dict.fromkeys(roots))})"
 
 
@@ -84,10 +86,11 @@ def instructions_text(source: Mapping[str, Any], metrics: Mapping[str, Any]) -> 
         )
     if source["kind"] == "dataset":
         return f"The instructions are {rows:,} of {offered:,} conversations of {_rows_text(source['rows'])}"
-    judged = f", judged by {source['judge']['model']}" if source.get("judge") else ""
+    named = {role: served_name(source[role]["model"]) for role in ("evolver", "answerer", "judge") if source.get(role)}
+    judged = f", judged by {named['judge']}" if "judge" in named else ""
     return (
         f"{rows:,} instructions were evolved from {offered:,} seeds of {_rows_text(source['seeds'])} by "
-        f"{source['evolver']['model']} and answered by {source['answerer']['model']}{judged}"
+        f"{named['evolver']} and answered by {named['answerer']}{judged}"
     )
 
 
@@ -96,7 +99,7 @@ def _rows_text(rows: Mapping[str, Any]) -> str:
         return "the profile"
     if rows["origin"] == "package":
         return f"the Python package {rows['package']}"
-    return str(rows["dataset"] if rows["origin"] == "hub" else rows["path"])
+    return str(rows["dataset"]) if rows["origin"] == "hub" else file_names([rows["path"]])
 
 
 def choice_text(metrics: Mapping[str, Any]) -> str:

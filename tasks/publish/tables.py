@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tasks.publish.lineage import Ancestor
+from tasks.publish.names import served_name
 
 MISSING = "–"
 _TAG = re.compile(r"<(?=[A-Za-z/!?])")
@@ -108,7 +109,8 @@ def headline(results: Mapping[str, Any], kl: Mapping[str, Mapping[str, Any]]) ->
 def served_lines(results: Mapping[str, Any]) -> list[str]:
     """Which models answered at a server, and what was said to be deployed there."""
     return [
-        f"{name} is {served['model']} at a server, said to be {served['revision']}, asked by {served['api']}"
+        f"{name} is {served_name(served['model'])} at a server, said to be {served['revision']}, "
+        f"asked by {served['api']}"
         for name in ordered_models(results)
         if (served := results["models"][name].get("served")) is not None
     ]

@@ -53,7 +53,7 @@ def derive_terms(sources: Sequence[LicensedSource]) -> Terms:
 
 
 def _notice(license: str, sources: Sequence[LicensedSource]) -> str:
-    names = dict.fromkeys(source.name for source in sources if source.license == license)
+    names = dict.fromkeys(source.card_name for source in sources if source.license == license)
     return LICENSES[license].notice.format(name=", ".join(names))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -9,9 +10,10 @@ from tasks.artifacts.errors import BadInputError
 from tasks.artifacts.fingerprint import tree_sha256
 from tasks.publish.card import Told, build_card, notice_text
 from tasks.publish.hub import push
-from tasks.publish.layout import read_layout
+from tasks.publish.layout import read_layout, with_rope_theta
 from tasks.publish.lineage import ancestors, made, making, marker
 from tasks.publish.stage import PublishRecipe, PublishRuntime
+from tasks.publish.texts import texts_lines, texts_of
 from tasks.worker.job import InputArtifact, Job, worker_main
 
 _SUFFIXES = {".safetensors", ".json", ".jinja"}
@@ -33,19 +35,25 @@ def run(job: Job) -> None:
     target = _target_directory(recipe, runtime)
     lineage = ancestors(job.store, [model.record])
     sources, terms = recipe.terms_of(made(lineage), model.record.key)
+    own_lineage = making(lineage, model.record.key)
+    texts = texts_of(job.store, own_lineage, sources, recipe.license_texts)
+    missing = recipe.check_texts(sources, {text.license for text in texts if text.is_license})
     directory = _lay_out(job, model)
+    for text in texts:
+        (directory / text.name).write_bytes(text.data)
     told = Told(
         recipe=recipe,
         layout=read_layout(directory, model.artifact.uri),
         results=results,
-        lineage=making(lineage, model.record.key),
+        lineage=own_lineage,
         compared=ancestors(job.store, [model.record, evaluation.record]),
         sources=sources,
         terms=terms,
+        texts=texts_lines(texts, missing),
         marker=marker(model.manifest),
     )
     build_card(told).save(directory / "README.md")
-    if notice := notice_text(terms):
+    if notice := notice_text(terms, told.texts):
         (directory / "NOTICE").write_text(notice, encoding="utf-8")
     job.progress(1, 2, "steps")
     # The target comes before the receipt: an upload that failed is tried again, and a repeated one changes nothing.
@@ -88,7 +96,16 @@ def _lay_out(job: Job, model: InputArtifact) -> Path:
             )
         if "/" not in entry.name and (Path(entry.name).suffix in _SUFFIXES or entry.name in _NAMES):
             (directory / entry.name).symlink_to((source / entry.name).resolve())
+    _complete_config(directory / "config.json")
     return directory
+
+
+def _complete_config(file: Path) -> None:
+    config = json.loads(file.read_bytes()) if file.is_file() else {}
+    if (complete := with_rope_theta(config)) != config:
+        # The link leads to the model's own file.
+        file.unlink()
+        file.write_text(json.dumps(complete, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _copy(directory: Path, target: Path) -> None:

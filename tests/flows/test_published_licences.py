@@ -88,6 +88,32 @@ def test_a_profile_is_refused_before_anything_runs(micro: Micro, changes: dict[s
         check_publishable(load_profile(str(micro(changes))))
 
 
+def test_the_hub_wants_the_text_of_a_llama_licence_before_anything_runs(micro: Micro, tmp_path: Path) -> None:
+    """Of a model behind a server there is no file that could come with its licence."""
+    sampling = {"model": "meta-llama/Llama-3.1-70B-Instruct", "temperature": 1, "max_tokens": 64}
+    changes: dict[str, Any] = {
+        "fine_tuning.evolve.recipe.source": {
+            "kind": "autoevol",
+            "seeds": {"origin": "inline", "instructions": ["Sort: 3 1 2"]},
+            **dict.fromkeys(("evolver", "optimiser", "answerer"), sampling),
+        },
+        "publish.recipe.repo_name": "me/Llama-Medius",
+        "publish.recipe.title": "Llama Medius",
+    }
+    check_publishable(load_profile(str(micro(changes))))
+    changes["publish.recipe.target"] = "hub"
+    with pytest.raises(
+        BadInputError, match=r"Llama-3\.1-70B-Instruct is under llama3\.1, whose text must go to the hub"
+    ):
+        check_publishable(load_profile(str(micro(changes))))
+    (tmp_path / "LICENSE").write_text("terms")
+    changes["publish.recipe.license_texts"] = {"llama3.1": {"path": str(tmp_path / "LICENSE")}}
+    check_publishable(load_profile(str(micro(changes))))
+    changes["publish.recipe.license_texts"] = {"llama3.3": {"path": str(tmp_path / "LICENSE")}}
+    with pytest.raises(BadInputError, match=r"license_texts names 'llama3\.3', under which nothing is"):
+        check_publishable(load_profile(str(micro(changes))))
+
+
 def test_run_says_it_before_a_server_boots_and_plan_does_not_mind(micro: Micro, medius: Medius) -> None:
     path = str(micro({"models.base.recipe.source": {**HUB, "repo": "lab/own"}}))
     said = medius("run", path)

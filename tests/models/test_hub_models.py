@@ -22,6 +22,7 @@ def snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(MINIATURES / "qwen-base", folder)
     (folder / "modeling_tiny.py").write_text("raise SystemExit('was run')")
     (folder / "pytorch_model.bin").write_bytes(b"\x80")
+    (folder / "LICENSE").write_text("terms")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     return folder
@@ -45,6 +46,7 @@ def test_a_reference_has_config_and_tokenizer_and_says_where_the_weights_are(
     manifest = artifact.manifest()
     folder = artifact.fetch(manifest, tmp_path / "copy")
     assert {path.name for path in folder.iterdir()} == {
+        "LICENSE",
         "chat_template.jinja",
         "config.json",
         "generation_config.json",

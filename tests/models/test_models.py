@@ -58,6 +58,18 @@ def test_a_folder_is_taken_as_it_is_and_no_code_with_it(run_stage, folder: Path,
     assert manifest.metrics["parameters"] * 2 < manifest.metrics["bytes"]
 
 
+def test_a_licence_comes_along_and_is_part_of_the_content(run_stage, folder: Path) -> None:
+    before = DirectorySource(path=str(folder)).with_identity()
+    texts = {"LICENSE": "terms", "USE_POLICY.md": "policy", "NOTICE.txt": "notice"}
+    for name, text in {**texts, "LICENSE.py": "raise SystemExit('was run')"}.items():
+        (folder / name).write_text(text)
+    source = DirectorySource(path=str(folder)).with_identity()
+    assert source.content_sha256 != before.content_sha256
+    artifact = run_stage("models", {"source": source.model_dump(mode="json")}, {})
+    names = {entry.name for entry in artifact.manifest().objects}
+    assert {name for name in names if name.partition(".")[0].isupper()} == set(texts)
+
+
 def test_changed_content_is_refused_by_the_worker(run_stage, folder: Path) -> None:
     recipe = {"source": DirectorySource(path=str(folder)).with_identity().model_dump(mode="json")}
     config = json.loads((folder / "config.json").read_text())

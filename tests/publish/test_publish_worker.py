@@ -11,6 +11,7 @@ from huggingface_hub import ModelCard
 
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.errors import BadInputError
+from tasks.publish.layout import with_rope_theta
 from tasks.publish.lineage import marker
 from tests.publish.conftest import Make
 
@@ -153,13 +154,17 @@ def test_a_directory_is_filled_whole_and_never_overwritten(
     assert (target / "README.md").read_text() == "mine"
 
 
-def test_a_permissive_model_has_no_notice(
+def test_a_permissive_model_has_no_notice_but_of_the_text(
     run_stage: RunStage, make: Make, pipeline: dict[str, Artifact], tmp_path: Path
 ) -> None:
     source = {"source": {"kind": "miniature", "name": "qwen-student"}}
     model = make("models", "alone", objects(pipeline["fuse"]), recipe=source)
     files = objects(publish(run_stage, pipeline, model, repo_name="tiny", title="tiny"))
-    assert "NOTICE" not in files
+    # Its terms ask for no notice, but for its text.
+    assert files["NOTICE"].decode() == (
+        "The text of the licence apache-2.0 (qwen-student) is not among these files. Whoever passes them on must add "
+        "it: https://www.apache.org/licenses/LICENSE-2.0\n"
+    )
     card = ModelCard(files["README.md"].decode())
     assert card.data.license == "apache-2.0"
     assert "The instructions" not in card.text
@@ -211,6 +216,84 @@ def test_how_to_run_it(run_stage: RunStage, pipeline: dict[str, Artifact]) -> No
         "python convert_hf_to_gguf.py somebody/Llama-Medius-tiny --outfile Llama-Medius-tiny.gguf --outtype f32",
     ):
         assert command in options
+
+
+def test_readers_older_than_transformers_5_find_the_rotary_base(
+    run_stage: RunStage, make: Make, pipeline: dict[str, Artifact]
+) -> None:
+    def published(rope: dict[str, Any]) -> tuple[dict[str, Any], str]:
+        files = objects(pipeline["fuse"])
+        config = {**json.loads(files["config.json"]), "rope_parameters": rope}
+        files["config.json"] = json.dumps(config).encode()
+        model = make("sft", f"tuned-{rope['rope_type']}", files, {"model": pipeline["fuse"]})
+        results = objects(pipeline["evaluate"])["results.json"]
+        evaluation = make("evaluate", f"of-{rope['rope_type']}", {"results.json": results}, {"model.final": model})
+        after = objects(run_stage("publish", RECIPE, {"model": model, "evaluation": evaluation}))
+        assert objects(model) == files, "the model itself stays as it was"
+        return json.loads(after["config.json"]), after["README.md"].decode()
+
+    plain = {"rope_type": "default", "rope_theta": 1000000.0}
+    config, card = published(plain)
+    assert (config["rope_theta"], config["rope_parameters"]) == (1000000.0, plain)
+    assert "config.json has rope_theta also where what is older than transformers 5 looks for it" in card
+    config, card = published({"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0})
+    assert "rope_theta" not in config
+    assert "what does not know its rope_parameters takes other rotary embeddings without a word" in card
+
+
+def test_transformers_reads_the_same_out_of_both(tmp_path: Path) -> None:
+    from transformers import AutoConfig, Qwen2Config
+
+    Qwen2Config(rope_parameters={"rope_type": "default", "rope_theta": 1e6}).save_pretrained(tmp_path)
+    before = AutoConfig.from_pretrained(tmp_path).to_dict()
+    file = tmp_path / "config.json"
+    complete = with_rope_theta(json.loads(file.read_bytes()))
+    assert complete["rope_theta"] == 1e6
+    file.write_text(json.dumps(complete))
+    assert AutoConfig.from_pretrained(tmp_path).to_dict() == before
+
+
+def test_no_path_of_a_machine_is_in_a_card(run_stage: RunStage, make: Make, pipeline: dict[str, Artifact]) -> None:
+    folder = {"source": {"kind": "directory", "path": "/srv/secret/qwen-14b", "content_sha256": "ab" * 32}}
+    base = make("models", "model-base", objects(pipeline["student"]), recipe=folder)
+    teacher = make("models", "model-teacher", {**objects(pipeline["student"]), "x.json": b"{}"}, recipe=folder)
+    texts = {"sources": [{"kind": "files", "paths": ["/srv/secret/a.jsonl", "~/secret/b*.jsonl"]}]}
+    corpus = make("corpus", "corpus", {"train.parquet": b"rows"}, {"tokenizer": base}, recipe=texts)
+    given = {"teacher": teacher, "corpus": corpus}
+    dump = make("dump_logits", "dump", {"logits.json": b"{}"}, given, {"tokens": 1})
+    trained = make("distill", "distill", objects(pipeline["fuse"]), {"student": base, "logits": dump})
+    source = {
+        "kind": "autoevol",
+        "seeds": {"origin": "file", "path": "/srv/secret/seeds.json"},
+        **{role: {"model": "/srv/secret/Qwen3-8B"} for role in ("evolver", "optimiser", "answerer", "judge")},
+    }
+    evolved = make("evolve", "evolve", {"i.jsonl": b""}, metrics={"seeds": 2, "answered": 1}, recipe={"source": source})
+    instructions = make("corpus", "corpus-sft", {"train.parquet": b"r"}, {"instructions": evolved},
+                        recipe={"sources": [{"kind": "instructions"}]})  # fmt: skip
+    model = make("sft", "sft", objects(pipeline["fuse"]), {"model": trained, "corpus": instructions})
+    results = json.loads(objects(pipeline["evaluate"])["results.json"])
+    results["models"]["base"]["served"] = {"model": "/srv/secret/base", "revision": "one", "api": "chat"}
+    evaluation = make("evaluate", "evaluate-own", {"results.json": json.dumps(results).encode()},
+                      {"model.final": model})  # fmt: skip
+    licenses = {
+        "models": {"/srv/secret/qwen-14b": "apache-2.0", "/srv/secret/Qwen3-8B": "apache-2.0"},
+        "data": {"/srv/secret/a.jsonl, ~/secret/b*.jsonl": "own", "/srv/secret/seeds.json": "cc-by-4.0"},
+    }
+    recipe = {**RECIPE, "licenses": licenses, "target": "hub"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tasks.publish.worker.push", lambda *_, **__: None)
+        files = objects(run_stage("publish", recipe, {"model": model, "evaluation": evaluation}))
+    for name, data in files.items():
+        assert b"secret" not in data, name
+    text = files["README.md"].decode()
+    card = ModelCard(text)
+    assert card.data.base_model is None, "only what the hub can link"
+    assert "has its weights from base (a folder, content abababababab)" in text
+    assert "distilled from the stored logits of teacher (a folder, content abababababab)" in text
+    assert "from 2 seeds of seeds.json by Qwen3-8B and answered by Qwen3-8B, judged by Qwen3-8B" in text
+    assert "| data | a.jsonl, b*.jsonl | own |" in text
+    assert "base is base at a server" in text
+    assert b"Made with seeds.json, which is under CC BY 4.0" in files["NOTICE"]
 
 
 def test_a_model_that_never_ends_is_not_published(
