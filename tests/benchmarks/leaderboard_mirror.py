@@ -22,7 +22,8 @@ GROUPS = {
     "leaderboard_musr": "acc_norm",
     "leaderboard_math_hard": "exact_match",
 }
-"""The six entries and the metric that the leaderboard shows of each."""
+"""The six entries, and the mean over items that is measured of each. Of IFEval the leaderboard shows another number:
+the mean of this one and of inst_level_strict_acc, which is over instructions."""
 ITEMS = 2
 """Of each task."""
 _BBH = {
