@@ -92,6 +92,8 @@ def test_prefect_shows_the_run(undisturbed: MicroRun) -> None:
 def test_the_published_model_loads_and_answers(undisturbed: MicroRun, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from tasks.modeling.stopping import PROMPTS
+
     published = micro_steps()[-1]
     artifact = Artifact(open_store(undisturbed.store), published.directory)
     manifest = artifact.manifest()
@@ -104,20 +106,21 @@ def test_the_published_model_loads_and_answers(undisturbed: MicroRun, tmp_path: 
     model: Any = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
     tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     assert len(tokenizer) <= model.get_input_embeddings().num_embeddings
-    prompt = tokenizer.apply_chat_template(
-        [{"role": "user", "content": "Reverse the word: abc"}],
-        add_generation_prompt=True,
-        return_tensors="pt",
-        return_dict=True,
-    )
-    length = prompt["input_ids"].shape[1]
-    answer = model.generate(**prompt, max_new_tokens=24, do_sample=False)[0, length:]
     ends = model.generation_config.eos_token_id
     ends = set(ends) if isinstance(ends, list) else {ends}
     assert tokenizer.convert_tokens_to_ids("<|im_end|>") in ends
-    stopped = int(answer[-1]) in ends
-    assert stopped or len(answer) == 24
-    assert not ends & set(answer[:-1].tolist())
+    stopped = 0
+    for asked in PROMPTS:
+        prompt = tokenizer.apply_chat_template(
+            [{"role": "user", "content": asked}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+        length = prompt["input_ids"].shape[1]
+        answer = model.generate(**prompt, max_new_tokens=64, do_sample=False)[0, length:]
+        stopped += int(answer[-1]) in ends
+        assert not ends & set(answer[:-1].tolist()), "nothing is said after the end"
+    # The gate min_stops held the chosen model to the same prompts and as many tokens.
+    judged = undisturbed.manifests()["choose"].metrics["chosen_stops"]
+    assert stopped == judged >= 1
 
 
 def test_a_second_run_reuses_every_step(undisturbed: MicroRun) -> None:
