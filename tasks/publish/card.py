@@ -12,12 +12,20 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from tasks.publish.deployment import deployment_text
+from tasks.publish.entries import (
+    entries_table,
+    entry_differences_table,
+    has_several_entries,
+    nearness_note,
+    nearness_table,
+    tasks_are_entries,
+)
 from tasks.publish.layout import Layout
 from tasks.publish.lineage import Ancestor, made
 from tasks.publish.sources import LicensedSource
 from tasks.publish.stage import PublishRecipe
 from tasks.publish.steps import instructions_text, steps_text, teachers
-from tasks.publish.tables import Table, headline, lineage_table, nearness_table, results_table, tasks_table
+from tasks.publish.tables import Table, headline, lineage_table, results_table, shown_error, tasks_table
 from tasks.publish.terms import Terms
 
 
@@ -74,7 +82,7 @@ def _metadata(told: Told) -> ModelCardData:
             metric_type=about["metric"],
             metric_name=about["metric"],
             metric_value=about["value"],
-            metric_args={"stderr": about["stderr"], "n": about["n"]},
+            metric_args={"stderr": shown_error(about), "n": about["n"]},
         )
         for entry, about in candidate["entries"].items()
     ]
@@ -137,10 +145,19 @@ def _evaluation(recipe: PublishRecipe, results: Mapping[str, Any]) -> str:
         f"Bits per byte compare across tokenizers, since the text is the same.",
         results_table(results, {}).markdown(),
         "\n".join(f"- {line}" for line in headline(results, {})),
-        tasks_table(results).markdown(),
     ]
+    if has_several_entries(results):
+        parts += [
+            "The accuracy above is over all items, so a benchmark counts by its size. Each by itself, and all with "
+            "equal weights:",
+            entries_table(results, recipe.expected).markdown(),
+            f"`{results['candidate']}` minus each other model, paired over the same items:",
+            entry_differences_table(results).markdown(),
+        ]
+    if not tasks_are_entries(results):
+        parts += ["By task:", tasks_table(results).markdown()]
     if recipe.expected:
-        parts += ["Beside the values of the published card:", nearness_table(results, recipe.expected).markdown()]
+        parts += [nearness_note(results, recipe.expected), nearness_table(results, recipe.expected).markdown()]
     return "\n\n".join(parts)
 
 

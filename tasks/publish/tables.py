@@ -27,6 +27,11 @@ class Table:
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
 
+    def transposed(self, first: str) -> Table:
+        """Rows as columns; `first` is the heading of what were the headings."""
+        (_, *names), *columns = zip(self.columns, *self.rows, strict=True)
+        return Table((first, *names), tuple(columns))
+
     def markdown(self) -> str:
         """A pipe table. Whatever is in a cell stays in it."""
         names, *rows = [[plain(cell).replace("|", "\\|") for cell in line] for line in (self.columns, *self.rows)]
@@ -46,7 +51,35 @@ def number(value: float | None, digits: int = 4) -> str:
 
 def with_error(estimate: Mapping[str, Any] | None, key: str = "value", digits: int = 4) -> str:
     """`0.8200 ± 0.0120`."""
-    return MISSING if estimate is None else f"{number(estimate[key], digits)} ± {number(estimate['stderr'], digits)}"
+    return MISSING if estimate is None else f"{number(estimate[key], digits)} ± {number(shown_error(estimate), digits)}"
+
+
+def shown_error(estimate: Mapping[str, Any]) -> float:
+    """The standard error of a single estimate, or what stands for it beside a share of exactly 0 or 1.
+
+    All n items being alike, the deviations say 0, as if nothing else were possible. What is shown then reaches to the
+    other end of the score interval at z = 1 (Wilson 1927; Brown, Cai and DasGupta 2001), which for 0 is [0, 1/(n + 1)]
+    and for 1 its mirror image. Clusters count instead of items where there are some.
+    """
+    stderr = float(estimate["stderr"])
+    if not _all_alike(estimate):
+        return stderr
+    return 1 / (estimate.get("clusters", estimate["n"]) + 1)
+
+
+def _all_alike(estimate: Mapping[str, Any]) -> bool:
+    return estimate["stderr"] == 0 and estimate.get("value") in (0, 1) and "n" in estimate
+
+
+def all_alike_note(results: Mapping[str, Any]) -> str:
+    """What ± means beside a share of 0 or 1; empty if there is none."""
+    shares = (
+        each
+        for model in results["models"].values()
+        for each in (model["accuracy"], *(share for by in ("tasks", "entries") for share in model.get(by, {}).values()))
+    )
+    told = "± beside a share of 0 or 1 is 1 / (items + 1), to where Wilson's interval at z = 1 ends."
+    return told if any(map(_all_alike, shares)) else ""
 
 
 def results_rows(results: Mapping[str, Any], kl: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
@@ -90,15 +123,16 @@ def headline(results: Mapping[str, Any], kl: Mapping[str, Mapping[str, Any]]) ->
     measured = f"{own['accuracy']['n']} items"
     if "bits_per_byte" in own:
         measured += f" and {own['bits_per_byte']['documents']} held-out texts ({own['bits_per_byte']['bytes']} bytes)"
-    lines = [f"Measured on {measured}; ± is one standard error, differences are paired."]
+    told = f"Measured on {measured}; ± is one standard error, differences are paired."
+    lines = [" ".join(filter(None, [told, all_alike_note(results)]))]
     against = results["paired"][candidate]
     for other in (name for name in ordered_models(results) if name in against):
         pair = against[other]
         z = pair["accuracy"]["z"]
-        text = f"{candidate} minus {other}: accuracy {_signed(pair['accuracy'], 3)}"
+        text = f"{candidate} minus {other}: accuracy {signed(pair['accuracy'], 3)}"
         text += f" (z {z:.1f})" if z is not None else ""
         if "bits_per_byte" in pair:
-            text += f", bits per byte {_signed(pair['bits_per_byte'], 4)}"
+            text += f", bits per byte {signed(pair['bits_per_byte'], 4)}"
         lines.append(text)
     lines += served_lines(results)
     if any(each["before_reversion"] for each in kl.values()):
@@ -132,32 +166,6 @@ def tasks_table(results: Mapping[str, Any]) -> Table:
     return Table(("task", "metric", "items", *names), tuple(rows))
 
 
-def nearness_table(results: Mapping[str, Any], expected: Mapping[str, float]) -> Table:
-    """The candidate's results beside published values: difference and its size in standard errors of the measurement.
-
-    `expected` names tasks or groups as the evaluation's recipe does; a task of a group may be named too.
-    """
-    own = results["models"][results["candidate"]]
-    tasks = {**own["tasks"], **own["entries"]}
-    rows = []
-    for task, published in expected.items():
-        if task not in tasks:
-            rows.append((task, MISSING, number(published), MISSING, MISSING))
-            continue
-        difference = tasks[task]["value"] - published
-        errors = difference / tasks[task]["stderr"] if tasks[task]["stderr"] > 0 else None
-        rows.append(
-            (
-                task,
-                with_error(tasks[task]),
-                number(published),
-                f"{difference:+.4f}",
-                MISSING if errors is None else f"{errors:+.1f}",
-            )
-        )
-    return Table(("task", "measured", "published", "difference", "in standard errors"), tuple(rows))
-
-
 def lineage_table(lineage: Sequence[Ancestor]) -> Table:
     """Every ancestor with its identity, inputs first."""
     labels = {ancestor.manifest.key: ancestor.manifest.label for ancestor in lineage}
@@ -188,5 +196,6 @@ def ordered_models(results: Mapping[str, Any]) -> list[str]:
     return [ends[0], *sorted(name for name in results["models"] if name not in ends), ends[1]]
 
 
-def _signed(estimate: Mapping[str, Any], digits: int) -> str:
+def signed(estimate: Mapping[str, Any], digits: int) -> str:
+    """`+0.0120 ± 0.0040`, of a difference."""
     return f"{estimate['difference']:+.{digits}f} ± {number(estimate['stderr'], digits)}"

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from flows.addresses import browser_address
 from flows.dag import build
 from flows.profiles import load_profile
-from flows.results import show_results_in_prefect
+from flows.results import print_results, show_results_in_prefect
 from flows.run_report import keep_page, report_line, show_page_in_prefect, write_reports
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.errors import TransientStoreError
@@ -22,7 +24,7 @@ from tasks.artifacts.verify import find_damage
 from tasks.evaluate.results import build_results
 from tasks.runtime.execute import RunContext, execute
 from tests.flows.conftest import Medius
-from tests.publish.conftest import measured
+from tests.publish.conftest import measured, second_entry
 
 
 @pytest.fixture
@@ -151,6 +153,30 @@ def test_a_finished_run_shows_its_results_whatever_becomes_of_the_report(
     assert lines[-1].startswith("report: not written: ")
     assert str(fault.args[0]) in lines[-1]
     assert "medius report micro" in lines[-1]
+
+
+def test_a_run_prints_its_benchmarks_beside_the_published_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store(str(tmp_path / "store"))
+    finish_evaluation(store)
+    evaluation = next(step for step in build(load_profile("micro")) if step.label == "evaluate")
+    results = second_entry(json.loads(store.get(f"{evaluation.directory}/data/main/results.json")))
+    pair = results["paired"]["final"]["base"]["entries"]
+    monkeypatch.setattr("flows.results.read_results", lambda *_: results)
+    expected = {"exercise_add": 0.7, "leaderboard_gpqa": 0.36}
+    profile = load_profile("micro").model_copy(update={"expected": expected})
+    said = io.StringIO()
+    print_results(build(profile), store, Console(file=said, width=150))
+    lines = said.getvalue().splitlines()
+    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if line.startswith("│")]
+    assert ["published", "0.700", "0.360", "0.530"] in cells
+    own = results["models"]["final"]["entries"]["exercise_add"]
+    (final,) = [row for row in cells if row[0] == "final" and len(row) == 4 and row[2] == "0.250 ± 0.030"]
+    assert final[1] == f"{own['value']:.3f} ± {own['stderr']:.3f}"
+    assert "final minus each other model, paired:" in lines
+    add = pair["exercise_add"]
+    difference = f"{add['difference']:+.3f} ± {add['stderr']:.3f} (z {add['z']:+.1f})"
+    assert [row[:3] for row in cells if row[0] == "base"][-1] == ["base", difference, "+0.000 ± 0.010 (z +0.0)"]
+    assert lines[-1].startswith("model: ")
 
 
 def test_the_flow_does_not_fail_by_its_dashboard(

@@ -138,6 +138,19 @@ def measured(seed: int, rate: float) -> Measured:
     )
 
 
+def second_entry(results: dict[str, Any]) -> dict[str, Any]:
+    """The results with a benchmark more, of two tasks, the same for all models."""
+    own = {"metric": "acc_norm", "value": 0.25, "stderr": 0.03, "n": 200}
+    alike = {"difference": 0.0, "stderr": 0.01, "z": 0.0, "n": 200}
+    for model in results["models"].values():
+        model["entries"]["leaderboard_gpqa"] = own
+        model["tasks"] |= {"gpqa_main": own, "gpqa_diamond": own}
+    for pairs in results["paired"].values():
+        for pair in pairs.values():
+            pair["entries"]["leaderboard_gpqa"] = alike
+    return results
+
+
 def hub_model(repository: str) -> dict[str, Any]:
     """The recipe of a model on the hub."""
     return {"source": {"kind": "hub", "repo": repository, "revision": "0" * 40, "mode": "copy"}}

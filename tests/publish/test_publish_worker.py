@@ -11,9 +11,10 @@ from huggingface_hub import ModelCard
 
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.errors import BadInputError
+from tasks.publish.entries import entries_table, entry_differences_table
 from tasks.publish.layout import with_rope_theta
 from tasks.publish.lineage import marker
-from tests.publish.conftest import Make
+from tests.publish.conftest import Make, second_entry
 
 RunStage = Callable[..., Artifact]
 RECIPE: dict[str, Any] = {
@@ -94,7 +95,7 @@ def test_the_card_is_one_and_says_what_was_measured(run_stage: RunStage, pipelin
     assert (index[0]["name"], metric["value"]) == ("Llama Medius tiny", final["accuracy"]["value"])
     row = f"| final | {final['bits_per_byte']['value']:.4f} ± {final['bits_per_byte']['stderr']:.4f} |"
     assert row in text
-    assert "| leaderboard_ifeval | – | 0.5500 | – | – |" in text
+    assert "| leaderboard_ifeval | – | – | 0.5500 | – | – |" in text
     assert "| parameters | 64 |" in text
     for label, artifact in pipeline.items():
         manifest = artifact.manifest()
@@ -102,6 +103,22 @@ def test_the_card_is_one_and_says_what_was_measured(run_stage: RunStage, pipelin
         row = f"| {label} | {manifest.stage} | {manifest.key[:16]} | {manifest.digest[:16]} |"
         # The twin of the Llama branch was not evaluated, so nothing published depends on it.
         assert (row in text) == (label != "twin-llama")
+
+
+def test_benchmarks_stand_by_themselves_and_with_their_mean(
+    run_stage: RunStage, make: Make, pipeline: dict[str, Artifact]
+) -> None:
+    results = second_entry(json.loads(objects(pipeline["evaluate"])["results.json"]))
+    data = json.dumps(results).encode()
+    evaluation = make("evaluate", "evaluate-both", {"results.json": data}, {"model.final": pipeline["fuse"]})
+    recipe = {**RECIPE, "expected": {"exercise_add": 0.7, "leaderboard_gpqa": 0.36}}
+    text = objects(run_stage("publish", recipe, {"model": pipeline["fuse"], "evaluation": evaluation}))["README.md"]
+    part = text.decode().partition("## Evaluation")[2].partition("\n## ")[0]
+    assert entries_table(results, recipe["expected"]).markdown() in part
+    assert re.search(r"^\| mean, equal weights \| – \| – \| .* \| 0\.530 \|$", part, re.MULTILINE)
+    assert "`final` minus each other model, paired over the same items:" in part
+    assert entry_differences_table(results).markdown() in part
+    assert "| gpqa_diamond | acc_norm |" in part
 
 
 @pytest.mark.parametrize("chosen", ["fused", "tuned"])

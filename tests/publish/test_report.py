@@ -5,7 +5,7 @@ from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.store import Store
 from tasks.publish.lineage import ancestors
 from tasks.publish.report import kl_by_model, read_results
-from tasks.publish.tables import Table, headline, nearness_table, results_rows
+from tasks.publish.tables import Table, headline, results_rows
 
 
 def test_a_row_a_model_with_errors_and_kl_only_where_it_is_defined(store: Store, pipeline: dict[str, Artifact]) -> None:
@@ -39,18 +39,6 @@ def test_lineage_has_every_ancestor_once_and_inputs_first(store: Store, pipeline
     assert set(labels) == set(pipeline) - {"evaluate", "twin-llama"}
     for before, after in (("student", "corpus"), ("dump-llama", "distill-llama"), ("revert-llama", "fuse")):
         assert labels.index(before) < labels.index(after)
-
-
-def test_a_group_is_beside_its_published_value_by_its_own_name() -> None:
-    part = {"metric": "acc_norm", "value": 0.75, "stderr": 0.2, "n": 4}
-    own = {"tasks": {"bbh_snarks": part}, "entries": {"leaderboard_bbh": {**part, "value": 0.5, "stderr": 0.1, "n": 8}}}
-    results = {"candidate": "final", "models": {"final": own}}
-    table = nearness_table(results, {"leaderboard_bbh": 0.25, "bbh_snarks": 0.75, "leaderboard_gpqa": 0.3})
-    assert table.rows == (
-        ("leaderboard_bbh", "0.5000 ± 0.1000", "0.2500", "+0.2500", "+2.5"),
-        ("bbh_snarks", "0.7500 ± 0.2000", "0.7500", "+0.0000", "+0.0"),
-        ("leaderboard_gpqa", "–", "0.3000", "–", "–"),
-    )
 
 
 def test_what_is_in_a_cell_stays_in_it() -> None:

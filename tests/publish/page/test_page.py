@@ -16,7 +16,7 @@ from tasks.publish.page.material import StageRecord, captured_histogram
 from tasks.publish.page.sections.results import differences_table
 from tasks.publish.report import read_results
 from tasks.publish.tables import Table
-from tests.publish.conftest import Make
+from tests.publish.conftest import Make, second_entry
 from tests.publish.page.conftest import Reading, RecordOf, html
 
 HOSTILE = (
@@ -54,6 +54,20 @@ def test_the_page_has_every_section_and_the_store_s_numbers(run: list[StageRecor
     assert drawn[start : start + 6] == [
         "exact duplicates", "10 (−2)", "decontamination", "10", "near duplicates", "9 (−1)"
     ]  # fmt: skip
+
+
+def test_benchmarks_are_told_each_and_with_their_mean(
+    make: Make, pipeline: dict[str, Artifact], record_of: RecordOf, store: Store
+) -> None:
+    results = read_results(store, pipeline["evaluate"].directory)
+    assert results is not None
+    data = json.dumps(second_entry(results)).encode()
+    record = record_of(make("evaluate", "evaluate-both", {"results.json": data}, {"model.final": pipeline["fuse"]}))
+    page = Reading(html([record], store, "tiny", {"exercise_add": 0.7, "leaderboard_gpqa": 0.36}))
+    for caption in ("By benchmark", "final minus each other model by benchmark, paired", "By task"):
+        assert caption in page.text
+    assert [data for tag, data in page.words if tag == "td" and data == "0.530"], "the mean of the published values"
+    assert "mean, equal weights" in page.text
 
 
 def test_differences_are_the_paired_ones(run: list[StageRecord], store: Store) -> None:

@@ -6,6 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tasks.artifacts.store import Store
+from tasks.publish.entries import (
+    entries_table,
+    entry_differences_table,
+    has_several_entries,
+    nearness_note,
+    nearness_table,
+    tasks_are_entries,
+)
 from tasks.publish.page.blocks import Figure, Figures, Grid, Note, Section
 from tasks.publish.page.estimates import Estimate, estimates_chart
 from tasks.publish.page.material import StageRecord, of_stage
@@ -13,11 +21,12 @@ from tasks.publish.report import kl_by_model, read_results
 from tasks.publish.tables import (
     MISSING,
     Table,
+    all_alike_note,
     headline,
-    nearness_table,
     ordered_models,
     results_table,
     served_lines,
+    shown_error,
     tasks_table,
 )
 
@@ -47,7 +56,8 @@ def results_sections(
                     Grid(differences_table(results), f"{results['candidate']} minus each other model, paired"),
                     *_footnotes(results, kl),
                     *map(Note, served_lines(results)),
-                    Grid(tasks_table(results), "By task"),
+                    *_by_entry(results, expected),
+                    *([] if tasks_are_entries(results) else [Grid(tasks_table(results), "By task")]),
                     *_nearness(results, expected),
                 ),
             )
@@ -80,11 +90,22 @@ def _difference(estimate: Mapping[str, Any] | None, digits: int) -> str:
 
 def _how(results: Mapping[str, Any]) -> str:
     measured = headline(results, {})[0].partition(";")[0]
-    return (
+    told = (
         f"{measured} under lm-evaluation-harness {results['harness']['lm_eval']}, all models on the same. Bits per "
         f"byte (lower is better) compare across tokenizers, perplexities would not. "
         f"{results['candidate']} is what the run made, {results['reference']} what it is held against."
     )
+    return " ".join(filter(None, [told, all_alike_note(results)]))
+
+
+def _by_entry(results: Mapping[str, Any], expected: Mapping[str, float] | None) -> list[Any]:
+    if not has_several_entries(results):
+        return []
+    return [
+        Note("Accuracy above is over all items, so a benchmark counts by its size; the mean below has equal weights."),
+        Grid(entries_table(results, expected), "By benchmark"),
+        Grid(entry_differences_table(results), f"{results['candidate']} minus each other model by benchmark, paired"),
+    ]
 
 
 def _footnotes(results: Mapping[str, Any], kl: Mapping[str, Mapping[str, Any]]) -> list[Note]:
@@ -101,7 +122,7 @@ def _value_figures(results: Mapping[str, Any]) -> list[Figure]:
     figures = []
     for column, (title, digits) in _COLUMNS.items():
         found = [
-            Estimate(name, model[column]["value"], model[column]["stderr"], _style(name, results))
+            Estimate(name, model[column]["value"], shown_error(model[column]), _style(name, results))
             for name in ordered_models(results)
             if (model := results["models"][name]).get(column) is not None
         ]
@@ -134,6 +155,6 @@ def _nearness(results: Mapping[str, Any], expected: Mapping[str, float] | None) 
     if not expected:
         return []
     return [
-        Note("Beside the values that the profile expects: what the published card reports."),
+        Note(nearness_note(results, expected)),
         Grid(nearness_table(results, expected), "Nearness to the published values"),
     ]
