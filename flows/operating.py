@@ -83,7 +83,7 @@ def add_commands(app: typer.Typer, console: Console) -> None:
         ] = 24,
         delete: Annotated[bool, typer.Option("--delete", help="Remove it; without this it is only listed.")] = False,
     ) -> None:
-        """List what no profile, retained run or lease needs: artifacts, lost attempts, checkpoints, scratch."""
+        """List what no profile, retained run or lease needs: artifacts, lost attempts, checkpoints, scratch, inputs."""
         from flows.collection import collect
 
         collect(open_store(store), console, profile or (), keep_days, grace_hours, delete=delete)
