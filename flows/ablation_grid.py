@@ -13,13 +13,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from tasks.artifacts.errors import BadInputError
 from tasks.artifacts.frozen import Frozen
 from tasks.benchmarks.declare import EvaluationTasks
 from tasks.compare.stage import CompareRuntime
-from tasks.fuse.stage import BASE, MERGE_METHODS, FuseRecipe, Setting
+from tasks.fuse.methods import MERGE_METHODS, check_base_is_written
+from tasks.fuse.stage import BASE, FuseRecipe, Setting
 from tasks.surgeon.stage import RevertRecipe
 
 STRATEGIES: tuple[str, ...] = get_args(RevertRecipe.model_fields["strategy"].annotation)
@@ -53,7 +54,12 @@ class MergeSweep(Frozen):
     parameters: dict[str, Setting] = Field(default_factory=dict)
     """The method's own."""
     base_model: str | None = BASE
-    """As in a fusion: `base`, a branch, or null for a method without one."""
+    """As in a fusion: `base`, a branch, or null for none."""
+
+    @model_validator(mode="after")
+    def _base_is_written(self) -> MergeSweep:
+        check_base_is_written(self.merge_method, self.model_fields_set)
+        return self
 
     def candidates(self, branches: Sequence[str]) -> dict[str, dict[str, Any]]:
         """The fields VARIED of each fusion, by a name made of what sets it apart.

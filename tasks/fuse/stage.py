@@ -28,40 +28,13 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from tasks.artifacts.frozen import Frozen
+from tasks.fuse.methods import MERGE_METHODS, check_base_is_written, check_inputs, check_parameters
 from tasks.runtime.declare import GateResult, Gates, Runtime, Stage, StageConfig
 from tasks.runtime.text_gates import judge_ratios, judge_stops
 
 BASE = "base"
 FUSED = "fused"
 """What the result is called beside the models that it was made of."""
-
-_TASK_VECTORS = ("int8_mask", "normalize", "rescale", "lambda")
-MERGE_PARAMETERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "arcee_fusion": ((), ()),
-    "breadcrumbs": (("weight", "density", "gamma"), _TASK_VECTORS),
-    "breadcrumbs_ties": (("weight", "density", "gamma"), _TASK_VECTORS),
-    "dare_linear": (("weight", "density"), _TASK_VECTORS),
-    "dare_ties": (("weight", "density"), _TASK_VECTORS),
-    "della": (("weight", "density", "epsilon"), _TASK_VECTORS),
-    "della_linear": (("weight", "density", "epsilon"), _TASK_VECTORS),
-    "karcher": ((), ("max_iter", "tol")),
-    "linear": (("weight",), ("normalize",)),
-    "model_stock": ((), ("filter_wise",)),
-    "multislerp": (("weight",), ("normalize_weights", "eps")),
-    "nearswap": ((), ("t",)),
-    "nuslerp": (("weight",), ("nuslerp_row_wise", "nuslerp_flatten")),
-    "passthrough": (("scale",), ()),
-    "ram": ((), ("epsilon",)),
-    "ramplus_tl": ((), ("r", "alpha", "epsilon")),
-    "sce": ((), ("int8_mask", "select_topk")),
-    "slerp": ((), ("t",)),
-    "task_arithmetic": (("weight", "density"), _TASK_VECTORS),
-    "ties": (("weight", "density"), _TASK_VECTORS),
-}
-"""What mergekit 0.1.5 registers, with the parameters of a branch and those of the method. Named here since a config is
-checked without importing it, and mergekit passes over a parameter that it does not know: a misspelt `density` would
-merge at the default."""
-MERGE_METHODS = tuple(MERGE_PARAMETERS)
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Scalar = bool | float | str
@@ -93,7 +66,7 @@ class FuseRecipe(Frozen):
     """By branch name; `base` may be among them. Their order means nothing and is in no key: what a method such as slerp
     starts from is its base_model."""
     base_model: str | None = BASE
-    """`base`, a branch's name, or None for a method without a base such as linear."""
+    """`base`, a branch's name, or None for no base. A method that does not need one wants it written."""
     parameters: dict[str, Setting] = Field(default_factory=dict)
     """The method's own, such as normalize and int8_mask, and defaults for all models."""
     dtype: Dtype = "float32"
@@ -119,18 +92,11 @@ class FuseRecipe(Frozen):
         return self
 
     @model_validator(mode="after")
-    def _parameters_are_known(self) -> FuseRecipe:
-        of_branch, of_method = MERGE_PARAMETERS[self.merge_method]
-        # A branch's parameter may stand with the method's, as the default of all branches.
-        places = [("parameters", self.parameters, (*of_branch, *of_method))]
-        places += [(f"models.{name}.parameters", branch.parameters, of_branch) for name, branch in self.models.items()]
-        for place, given, known in places:
-            for parameter in given:
-                if parameter not in known:
-                    raise ValueError(
-                        f"{place} has {parameter!r}, which {self.merge_method} does not read there; it reads "
-                        f"{', '.join(known) or 'nothing'}"
-                    )
+    def _mergekit_can_merge_it(self) -> FuseRecipe:
+        check_base_is_written(self.merge_method, self.model_fields_set)
+        check_inputs(self.merge_method, self.models, self.base_model)
+        of_models = {name: branch.parameters for name, branch in self.models.items()}
+        check_parameters(self.merge_method, of_models, self.parameters, self.base_model)
         return self
 
     @property

@@ -124,6 +124,8 @@ def test_nothing_of_an_ablation_is_in_a_key() -> None:
         ),
         ("fusion", ["ablations.fusion=[{merge_method: sce}, {merge_method: sce}]"], None, "would be called sce"),
         ("fusion", ["ablations.fusion=[{merge_method: slerp, base_model: x}]"], None, "slerp-base-x is no fusion"),
+        ("fusion", ["ablations.fusion=[{merge_method: slerp, parameters: {t: 0.5}}]"], None, "slerp merges 2 models"),
+        ("fusion", ["ablations.fusion=[{merge_method: karcher}]"], None, "karcher merges a base_model like any other"),
         ("reversion", [], "qwen", "reverted with --branch: llama"),
         ("reversion", ["branches.llama.surgeon=null", "branches.llama.revert=null"], None, "no branch of micro has"),
         (

@@ -18,7 +18,7 @@ from transformers import AutoTokenizer
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.errors import BadInputError
 from tasks.artifacts.manifest import Manifest
-from tasks.fuse.stage import MERGE_PARAMETERS, STAGE, FuseGates, FuseRecipe
+from tasks.fuse.stage import STAGE, FuseGates, FuseRecipe
 from tasks.modeling.model_files import load_causal_lm
 from tasks.modeling.stopping import compared_stops
 from tasks.modeling.tokenizer_files import load_tokenizer, tokenizer_digest
@@ -245,7 +245,10 @@ def test_branches_of_recipe_and_inputs_must_be_the_same(run_stage: RunStage, mak
         ({"models": {"one": {"parameters": {"wieght": 1}}}}, "models.one.parameters has 'wieght'.*it reads weight"),
         ({"models": {"one": {"parameters": {"normalize": True}}}}, "'normalize', which linear does not read there"),
         ({"parameters": {"t": 0.5}}, "parameters has 't'.*reads weight, normalize"),
-        ({"merge_method": "arcee_fusion", "parameters": {"t": 0.5}}, "it reads nothing"),
+        (
+            {"merge_method": "arcee_fusion", "base_model": "base", "models": {"one": {}}, "parameters": {"t": 0.5}},
+            "it reads nothing",
+        ),
     ],
 )
 def test_impossible_recipes_are_refused(fields: dict[str, Any], message: str) -> None:
@@ -264,15 +267,3 @@ def test_a_fusion_worse_than_its_best_branch_fails() -> None:
         "max_ratio_non_latin": False,
         "max_stops_lost": False,
     }
-
-
-def test_methods_and_their_parameters_are_those_of_mergekit() -> None:
-    from mergekit.merge_methods.registry import registered_methods
-
-    assert {
-        method.spec.name: (
-            {parameter.name for parameter in method.spec.input_parameters},
-            {parameter.name for parameter in method.spec.shared_parameters},
-        )
-        for method in registered_methods()
-    } == {name: (set(of_branch), set(of_method)) for name, (of_branch, of_method) in MERGE_PARAMETERS.items()}
