@@ -77,20 +77,27 @@ def compared_stops(before: Sequence[bool], after: Sequence[bool]) -> dict[str, A
     """The metric that gates judge, of two models' stopped_prompts.
 
     `before` and `after` are the prompts stopped at, `lost_share` is the share of those before that are not stopped at
-    after; None where that says nothing, for the reason in `not_judged`.
+    after; None where that says nothing, for the reason in `not_judged`. A chat template that the model before had and
+    the one after has not is `template_lost`, and with it every stop: nobody can ask that model.
     """
+    template_lost = bool(before) and not after
     reason = None
-    if not before or not after:
-        reason = f"the model {'after' if before else 'before'} has no chat template"
-    elif not any(before):
+    if not before:
+        reason = "the model before has no chat template"
+    elif not any(before) and not template_lost:
         reason = "the model before stopped at none of the prompts"
-    lost = sum(was and not now for was, now in zip(before, after, strict=True)) if reason is None else 0
+    share = None
+    if template_lost:
+        share = 1.0
+    elif reason is None:
+        share = sum(was and not now for was, now in zip(before, after, strict=True)) / sum(before)
     return {
         "prompts": len(PROMPTS),
         "before": sum(before),
         "after": sum(after),
-        "lost_share": lost / sum(before) if reason is None else None,
+        "lost_share": share,
         "not_judged": reason,
+        "template_lost": template_lost,
     }
 
 

@@ -32,11 +32,14 @@ def judge_ratios(ratios: Mapping[str, float | None], gates: Gates, meaning: str)
 def judge_stops(stops: Mapping[str, Any] | None, threshold: float | None, meaning: str) -> list[GateResult]:
     """Holds the `lost_share` of compared_stops (tasks/modeling/stopping.py) against `max_stops_lost`.
 
-    Passes without a value where it is `not_judged`, such as without a chat template; the sentence then says why. Stops
-    that were not measured at all fail.
+    Passes without a value where it is `not_judged`, such as without a chat template before; the sentence then says why.
+    Stops that were not measured at all fail, and so does a chat template that was lost, whatever the threshold.
     """
     if threshold is None:
         return []
+    if stops is not None and stops.get("template_lost"):
+        said = f"{meaning}; the model after has no chat template, which the one before had"
+        return [GateResult("max_stops_lost", False, stops["lost_share"], threshold, "<=", said)]
     if stops is not None and stops["not_judged"]:
         return [GateResult("max_stops_lost", True, None, threshold, "<=", f"not judged: {stops['not_judged']}")]
     return at_most("max_stops_lost", None if stops is None else stops["lost_share"], threshold, meaning)

@@ -106,7 +106,9 @@ def test_a_tokenizer_without_a_chat_template_cannot_be_asked(
         ([True, False], [True, True], 0.0, None),
         ([False, False], [True, False], None, "stopped at none"),
         ([], [True], None, "model before has no chat template"),
-        ([True], [], None, "model after has no chat template"),
+        ([], [], None, "model before has no chat template"),
+        ([True, False], [], 1.0, None),
+        ([False, False], [], 1.0, None),
     ],
 )
 def test_lost_are_the_stops_of_before(
@@ -116,3 +118,4 @@ def test_lost_are_the_stops_of_before(
     assert stops["lost_share"] == (share if share is None else pytest.approx(share))
     assert (stops["before"], stops["after"]) == (sum(before), sum(after))
     assert stops["not_judged"] is None if reason is None else reason in stops["not_judged"]
+    assert stops["template_lost"] is (before != [] and after == [])

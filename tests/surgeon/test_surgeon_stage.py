@@ -126,6 +126,8 @@ def test_a_kind_without_finite_logits_fails_and_the_verdict_says_why() -> None:
         ([True] * 8, [True] * 5 + [False] * 3, False, "share of the chat prompts"),
         ([False] * 8, [False] * 8, True, "not judged: the model before stopped at none"),
         ([], [], True, "not judged: the model before has no chat template"),
+        ([True] * 8, [], False, "the model after has no chat template, which the one before had"),
+        ([False] * 8, [], False, "the model after has no chat template, which the one before had"),
     ],
 )
 def test_a_model_that_stopped_must_stop(before: list[bool], after: list[bool], passed: bool, meaning: str) -> None:

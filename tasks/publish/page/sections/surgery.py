@@ -117,6 +117,8 @@ def _stops(stops: Any) -> str:
     """`compared_stops`: of as many prompts, how many answers ended by themselves before and after."""
     if not isinstance(stops, Mapping) or stops.get("not_judged"):
         return str(stops["not_judged"]) if isinstance(stops, Mapping) else MISSING
+    if stops.get("template_lost"):
+        return "the chat template was lost"
     return f"{stops.get('before', MISSING)} → {stops.get('after', MISSING)} of {stops.get('prompts', MISSING)}"
 
 
