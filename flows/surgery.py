@@ -51,22 +51,24 @@ def print_surgeries(steps: Sequence[Step], store: Store, console: Console) -> No
         console.print("the profile has no transplant")
         return
     with tempfile.TemporaryDirectory() as folder:
-        answers = _preview(transplants, store, Path(folder))
+        answers = _preview(transplants, steps, store, Path(folder))
     for answer in answers:
         if "record" in answer:
             print_plan(answer["label"], answer["record"], console)
+            for note in answer["notes"]:
+                _say(console, f"note: {note}")
     refused = next((answer for answer in answers if "error" in answer), None)
     if refused is not None:
         raise BadInputError(f"{refused['label']}: {refused['error']}")
 
 
-def _preview(transplants: Sequence[Step], store: Store, folder: Path) -> list[dict[str, Any]]:
+def _preview(transplants: Sequence[Step], steps: Sequence[Step], store: Store, folder: Path) -> list[dict[str, Any]]:
     """Runs the plans in a process of their own: this one loads neither transformers nor torch."""
     wanted: dict[str, Path] = {}
     missing: list[dict[str, Any]] = []
 
-    def tokenizer(step: Step) -> str:
-        origin = _origin(step, store)
+    def files_of(step: Step, *, weights: bool = False) -> str:
+        origin = _origin(step, store, weights=weights)
         target = wanted.get(origin.key)
         if target is None:
             target = wanted[origin.key] = folder / f"{origin.label}-{origin.key[:16]}"
@@ -84,8 +86,10 @@ def _preview(transplants: Sequence[Step], store: Store, folder: Path) -> list[di
     requests = [
         {
             "label": step.label,
-            "student": tokenizer(step.inputs["student"]),
-            "donor": tokenizer(step.inputs["donor"]),
+            "student": files_of(step.inputs["student"]),
+            "student_config": files_of(step.inputs["student"], weights=True),
+            "donor": files_of(step.inputs["donor"]),
+            "teachers": {name: files_of(teacher) for name, teacher in _teachers(step, steps).items()},
             "recipe": step.config.recipe.model_dump(mode="json"),
         }
         for step in transplants
@@ -98,10 +102,29 @@ def _preview(transplants: Sequence[Step], store: Store, folder: Path) -> list[di
     return answers
 
 
-def _origin(step: Step, store: Store) -> Step:
-    """The step whose tokenizer this one's result will have: itself if it is finished, else towards its models."""
+def _teachers(transplant: Step, steps: Sequence[Step]) -> dict[str, Step]:
+    """Whose logits are learnt in the vocabulary that a transplant gives, by label, but for the donor."""
+    stores = {
+        store.key: store
+        for step in steps
+        if transplant.key in {source.key for source in step.inputs.values()}
+        for role, store in step.inputs.items()
+        if role.partition(".")[0] == "logits"
+    }
+    # Imported logits have the tokenizer of the teacher that they are of.
+    teachers = [store.inputs.get("teacher") or store.inputs.get("tokenizer") for store in stores.values()]
+    donor = transplant.inputs["donor"].key
+    return {teacher.label: teacher for teacher in teachers if teacher is not None and teacher.key != donor}
+
+
+def _origin(step: Step, store: Store, *, weights: bool = False) -> Step:
+    """The step whose tokenizer this one's result will have: itself if it is finished, else towards its models.
+
+    `weights`: whose weights it will have, which a transplant does not take from its donor.
+    """
     while step.stage is not MODELS and Artifact(store, step.directory).manifest() is None:
-        roles = ("donor", *_FROM_ROLES) if isinstance(step.config.recipe, TransplantRecipe) else _FROM_ROLES
+        transplants = isinstance(step.config.recipe, TransplantRecipe) and not weights
+        roles = ("donor", *_FROM_ROLES) if transplants else _FROM_ROLES
         role = next((role for role in roles if role in step.inputs), None)
         if role is None:
             raise BadInputError(
@@ -200,6 +223,12 @@ def _say_specials(record: Mapping[str, Any], console: Console) -> None:
             console,
             f"{record['idle']['rows']:,} rows are the mean of tokens that the student has no use for: "
             f"{_some(record['idle']['tokens'])}",
+        )
+    for shadowed in record.get("shadowed_ends", ()):
+        _say(
+            console,
+            f"{shadowed['end']} ends an answer and has the row of {shadowed['taken']}, which does not: until training "
+            f"has set them apart greedy decoding takes {shadowed['taken']}, the lower id, for both",
         )
     if record["proposed"]:
         _say(console, f"consider in special_tokens too: {json.dumps(record['proposed'], ensure_ascii=False)}")

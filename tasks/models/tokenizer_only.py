@@ -1,6 +1,6 @@
-"""The tokenizers of model sources without their weights: `python -m tasks.models.tokenizer_only REQUEST`.
+"""The tokenizers and configs of model sources without their weights: `python -m tasks.models.tokenizer_only REQUEST`.
 
-REQUEST is a JSON list of {source, target}: the source block of a profile, and a folder for its tokenizer files. For
+REQUEST is a JSON list of {source, target}: the source block of a profile, and a folder for these files. For
 plans that are shown before anything ran; from the hub only these small files are fetched.
 """
 
@@ -17,9 +17,13 @@ from tasks.modeling.hub import hub_snapshot
 from tasks.modeling.tokenizer_files import TOKENIZER_FILES
 from tasks.models.stage import DirectorySource, GgufSource, HubSource, MiniatureSource, ModelSource, TokenizerSource
 
+FILES = (*TOKENIZER_FILES, "config.json", "generation_config.json")
+
 
 def write_tokenizer(source: ModelSource, target: Path) -> None:
-    """Puts the tokenizer files of `source` into `target`, as its artifact will have them.
+    """Puts the tokenizer files and configs of `source` into `target`, as its artifact will have them.
+
+    A vocabulary without a model has no configs, and of a GGUF file none are read.
 
     Raises:
         BadInputError, TransientStoreError: they cannot be had.
@@ -27,7 +31,7 @@ def write_tokenizer(source: ModelSource, target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     match source:
         case HubSource():
-            _link(hub_snapshot(source.repo, source.revision, TOKENIZER_FILES), target)
+            _link(hub_snapshot(source.repo, source.revision, FILES), target)
         case DirectorySource() | MiniatureSource():
             _link(source.directory(), target)
         case GgufSource():
@@ -39,7 +43,7 @@ def write_tokenizer(source: ModelSource, target: Path) -> None:
 
 
 def _link(directory: Path, target: Path) -> None:
-    for name in TOKENIZER_FILES:
+    for name in FILES:
         if (directory / name).is_file():
             (target / name).symlink_to((directory / name).resolve())
 

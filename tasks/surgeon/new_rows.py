@@ -15,7 +15,7 @@ from tasks.surgeon.plan import TransplantPlan
 from tasks.surgeon.pursuit import anchored_pursuit, cosines, most_used_anchors
 from tasks.surgeon.result import finite
 from tasks.surgeon.stage import TransplantRecipe
-from tasks.surgeon.stored_rows import StoredVocabulary, stored_vocabulary
+from tasks.surgeon.stored_rows import StoredVocabulary, described_vocabulary, stored_vocabulary
 
 _READS_DONOR_ROWS = ("omp_anchored", "omp", "common_interpolation")
 MATRICES = ("embedding", "head")
@@ -32,21 +32,25 @@ class Approximation:
     not finite."""
 
 
-def check_donor(recipe: TransplantRecipe, plan: TransplantPlan, donor: Path, *, student_matrices: int) -> None:
+def check_donor(
+    recipe: TransplantRecipe, plan: TransplantPlan, student: Path, donor: Path, *, from_configs: bool = False
+) -> None:
     """Refuses a donor whose weights cannot give what the method asks of them; `composed` reads none.
+
+    `student` and `donor` are folders of models; `from_configs` takes config.json's word for the donor's weights.
 
     Raises:
         BadInputError: naming what is missing.
     """
     if recipe.method not in _READS_DONOR_ROWS or not len(plan.approximated_donor_ids):
         return
-    vocabulary = stored_vocabulary(donor)
+    vocabulary = described_vocabulary(donor) if from_configs else stored_vocabulary(donor)
     if vocabulary.num_rows < plan.real_vocab_size:
         raise BadInputError(
             f"the donor has {vocabulary.num_rows} embedding rows and its tokenizer ids up to "
             f"{plan.real_vocab_size - 1}; give a donor with its own tokenizer"
         )
-    if vocabulary.tied and student_matrices == 2:
+    if vocabulary.tied and not described_vocabulary(student).tied:
         raise BadInputError(
             f"the donor's head is its embedding and the student has a head of its own, of which {recipe.method} would "
             f"learn nothing there; give an untied donor (a larger model of the family) or set recipe.method to composed"

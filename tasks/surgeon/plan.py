@@ -8,7 +8,7 @@ the same bytes), mapped (a special token, by the recipe's map), composed (of the
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 from tasks.artifacts.errors import BadInputError
 from tasks.surgeon.coverage import count_kinds, examples, kinds_of, spelled_out, text_coverage
+from tasks.surgeon.ends import check_ends, end_names, shadowed_ends
 from tasks.surgeon.kinds import KINDS
 from tasks.surgeon.pieces import student_pieces
 from tasks.surgeon.special_tokens import (
@@ -90,21 +91,28 @@ class TransplantPlan:
 
 
 def plan_transplant(
-    student: PreTrainedTokenizerFast, donor: PreTrainedTokenizerFast, recipe: TransplantRecipe, rows: int
+    student: PreTrainedTokenizerFast,
+    donor: PreTrainedTokenizerFast,
+    recipe: TransplantRecipe,
+    rows: int,
+    listed: Sequence[int] = (),
 ) -> TransplantPlan:
     """Compares the vocabularies and says what each of the donor's rows will be made of.
 
-    `rows` is the number of rows of the result, at least the donor's real size. Reads no weights.
+    `rows` is the number of rows of the result, at least the donor's real size; `listed` are the ends that the donor's
+    generation_config.json lists. Reads no weights.
 
     Raises:
         BadInputError: a tokenizer is not byte-level BPE, nothing or less than recipe.k is shared, the map names an
-            unknown token or leaves out one that a chat depends on, composed_kinds names no kind, or the rows do not
-            hold the vocabulary.
+            unknown token, leaves out one that a chat depends on or makes of an end what is none, composed_kinds names
+            no kind, or the rows do not hold the vocabulary.
     """
     ours, theirs = read_vocabulary(student, "student"), read_vocabulary(donor, "donor")
     _check_rows_and_kinds(recipe, rows, theirs)
     mapped = resolve_map(ours, theirs, recipe.special_tokens)
-    require_complete(student, donor, (ours, theirs), recipe.special_tokens)
+    ends = end_names(donor, theirs, listed)
+    require_complete(student, donor, (ours, theirs), recipe.special_tokens, ends)
+    check_ends(mapped, ours, ends, set(required_tokens(donor, theirs)) - {donor.bos_token, donor.pad_token})
     shared = shared_tokens(ours, theirs, {token.donor_id for token in mapped})
     is_text = [token not in theirs.special for token in shared]
     _check_shared(recipe, len(shared), sum(is_text))
@@ -121,6 +129,8 @@ def plan_transplant(
         kinds, dict(zip(PARTS, (shared, (t.donor_id for t in mapped), composed, approximated), strict=True))
     )
     lost = ours.spelled.keys() - set(shared.values()) - {token.student_id for token in mapped}
+    steering = {donor_id: student_id for donor_id, student_id in shared.items() if donor_id in theirs.special}
+    steering |= {token.donor_id: token.student_id for token in mapped}
     student_kinds = kinds_of(ours)
     counts["student_only"] = count_kinds(student_kinds[token] for token in lost)
     return TransplantPlan(
@@ -139,6 +149,7 @@ def plan_transplant(
             "method": recipe.method,
             "composed_kinds": list(recipe.composed_kinds),
             "unmapped_specials": [_text(theirs, token) for token in invented if token in theirs.special],
+            "shadowed_ends": shadowed_ends(steering, {token: _text(theirs, token) for token in steering}, set(ends)),
             "proposed": useful_additions(student, donor, (ours, theirs), recipe.special_tokens),
             "idle": {
                 "tokens": [spelled_out(ours, token) for token in idle],

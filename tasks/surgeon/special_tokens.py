@@ -111,10 +111,11 @@ def require_complete(
     donor: PreTrainedTokenizerFast,
     vocabularies: tuple[Vocabulary, Vocabulary],
     special_tokens: Mapping[str, str],
+    ends: Iterable[str] = (),
 ) -> None:
     """Checks that every required token of the donor is mapped, or is one of the student's by name.
 
-    `vocabularies` are the student's and the donor's.
+    `vocabularies` are the student's and the donor's; `ends` are required too.
 
     Raises:
         BadInputError: some are not; with a map that can be pasted of those whose duty is known.
@@ -122,7 +123,7 @@ def require_complete(
     ours, theirs = vocabularies
     missing = [
         token
-        for token in required_tokens(donor, theirs)
+        for token in sorted({*required_tokens(donor, theirs), *ends}, key=lambda name: theirs.by_text[name])
         if token not in special_tokens and token not in ours.special_names
     ]
     if missing:

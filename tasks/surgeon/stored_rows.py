@@ -59,7 +59,7 @@ def stored_vocabulary(directory: Path) -> StoredVocabulary:
     Raises:
         BadInputError: there is no config.json, or no safetensors that hold them.
     """
-    names = _names(directory)
+    names = described_vocabulary(directory).names
     where = referenced(directory, [_INDEX, _SINGLE])
     if (where / _INDEX).is_file():
         file_of: dict[str, str] = read_json(where / _INDEX)["weight_map"]
@@ -80,8 +80,25 @@ def stored_vocabulary(directory: Path) -> StoredVocabulary:
     return StoredVocabulary(names, files, num_rows)
 
 
-def _names(directory: Path) -> tuple[str, ...]:
-    """Of the parameters, from a model without storage."""
+@dataclass(frozen=True)
+class DescribedVocabulary:
+    """The embedding and the head as config.json promises them."""
+
+    names: tuple[str, ...]
+    """As of a StoredVocabulary."""
+    num_rows: int
+
+    @property
+    def tied(self) -> bool:
+        return len(self.names) == 1
+
+
+def described_vocabulary(directory: Path) -> DescribedVocabulary:
+    """What the config.json of the model in `directory`, or of the one that its reference.json names, says of the two.
+
+    Raises:
+        BadInputError: there is no config.json.
+    """
     source = directory if (directory / "config.json").is_file() else referenced(directory, ["config.json"])
     if not (source / "config.json").is_file():
         raise BadInputError(
@@ -91,4 +108,4 @@ def _names(directory: Path) -> tuple[str, ...]:
     model: Any = empty_causal_lm(source)
     by_weight = {id(weight): name for name, weight in model.named_parameters()}
     weights = (model.get_input_embeddings().weight, model.get_output_embeddings().weight)
-    return tuple(dict.fromkeys(by_weight[id(weight)] for weight in weights))
+    return DescribedVocabulary(tuple(dict.fromkeys(by_weight[id(weight)] for weight in weights)), len(weights[0]))

@@ -10,11 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import GenerationConfig, PreTrainedModel
 
 from tasks.modeling.bits_per_byte import bits_per_byte, bits_per_byte_of_result
 from tasks.modeling.model_files import (
-    TOKEN_ID_FIELDS,
     copy_tokenizer_files,
     load_causal_lm,
     read_json,
@@ -27,6 +26,7 @@ from tasks.modeling.model_files import (
 )
 from tasks.modeling.stopping import compared_stops, stopped_prompts
 from tasks.modeling.tokenizer_files import load_tokenizer, real_vocab_size
+from tasks.surgeon.ends import listed_ends, token_ids
 from tasks.surgeon.new_rows import Approximation, anchored_rows, check_donor, new_matrix
 from tasks.surgeon.plan import PLAN_FILE, TransplantPlan, plan_transplant
 from tasks.surgeon.result import check_tokenizer, compared, write_record
@@ -43,11 +43,12 @@ def transplant(job: Job, recipe: TransplantRecipe, runtime: SurgeonRuntime) -> N
     student_tokenizer, donor_tokenizer = load_tokenizer(student_directory), load_tokenizer(donor_directory)
     multiple = recipe.pad_rows_to_multiple_of
     rows = recipe.rows or math.ceil(real_vocab_size(donor_tokenizer) / multiple) * multiple
-    plan = plan_transplant(student_tokenizer, donor_tokenizer, recipe, rows)
+    plan = plan_transplant(student_tokenizer, donor_tokenizer, recipe, rows, listed_ends(donor_directory))
+    # Before the student is loaded, which takes minutes where it is large.
+    check_donor(recipe, plan, student_directory, donor_directory)
     device = resolve_device(runtime.device)
     model = load_causal_lm(student_directory, dtype=stored_dtype(student_directory), device=device)
     student_rows = [weight.detach() for weight in vocabulary_weights(model)]
-    check_donor(recipe, plan, donor_directory, student_matrices=len(student_rows))
 
     steps = Steps(job, 4)
     steps.next()
@@ -61,7 +62,7 @@ def transplant(job: Job, recipe: TransplantRecipe, runtime: SurgeonRuntime) -> N
 
     steps.next()
     _set_matrices(model, matrices)
-    ids = _donor_ids(donor_directory, donor_tokenizer)
+    ids = token_ids(donor_directory, donor_tokenizer)
     for name, value in ids.items():
         setattr(model.config, name, value)
     # The ids alone: a way of sampling that transformers finds odd, such as a temperature without do_sample, is refused
@@ -133,19 +134,6 @@ def _set_matrices(model: PreTrainedModel, matrices: list[Tensor]) -> None:
     with torch.no_grad():
         for weight, rows_VD in zip(vocabulary_weights(model), matrices, strict=True):
             weight.copy_(rows_VD)
-
-
-def _donor_ids(directory: Path, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
-    """Token ids of the donor's vocabulary for config.json and generation_config.json.
-
-    The donor's generation_config may list several ends of a turn; without a padding token the end stands in.
-    """
-    stored = directory / "generation_config.json"
-    listed = read_json(stored).get("eos_token_id") if stored.is_file() else None
-    eos = tokenizer.eos_token_id if listed is None else listed
-    first_eos = eos[0] if isinstance(eos, list) else eos
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else first_eos
-    return dict(zip(TOKEN_ID_FIELDS, (tokenizer.bos_token_id, eos, pad), strict=True))
 
 
 def _generation_config(student_directory: Path, ids: dict[str, Any]) -> dict[str, Any]:

@@ -86,6 +86,17 @@ def test_reversion_to_another_architecture_is_refused_before_any_weight_is_loade
         run_stage("surgeon", {"mode": "revert"}, {"trained": trained, "original": original})
 
 
+def test_a_donor_that_gives_no_rows_is_refused_before_any_weight_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, run_stage: RunStage, make_student: MakeModel, make_donor: MakeModel
+) -> None:
+    def fail(*_arguments: object, **_options: object) -> None:
+        raise AssertionError("weights were loaded")
+
+    monkeypatch.setattr("tasks.surgeon.transplant.load_causal_lm", fail)
+    with pytest.raises(BadInputError, match="donor's head is its embedding"):
+        run_stage("surgeon", TRANSPLANT, {"student": make_student(), "donor": make_donor(tied=True)})
+
+
 def test_a_worker_that_is_asked_to_stop_ends_between_two_batches(
     monkeypatch: pytest.MonkeyPatch, run_stage: RunStage, make_student: MakeModel, make_donor: MakeModel
 ) -> None:
