@@ -15,6 +15,7 @@ from flows.profile_edit import Edit
 from flows.profiles import Branch, Profile
 from tasks.artifacts.errors import BadInputError
 from tasks.compare.stage import CompareConfig, CompareRecipe
+from tasks.fuse.methods import MERGE_INPUTS
 from tasks.fuse.stage import BASE, FuseRecipe, Setting
 from tasks.runtime.declare import StageConfig
 from tasks.surgeon.stage import RevertRecipe, TransplantRecipe, unread_by
@@ -138,7 +139,10 @@ def _comparison(profile: Profile, reference: str) -> CompareConfig:
 
 
 def _edits(recipe: FuseRecipe) -> tuple[Edit, ...]:
-    """The recipe's varied fields, without those at their defaults, and what the model card says of the merge."""
+    """The recipe's varied fields, without those at their defaults, and what the model card says of the merge.
+
+    A base_model stays where the method does not need one: it wants it written.
+    """
     defaults = {name: field.default for name, field in FuseRecipe.model_fields.items()}
     dumped = recipe.model_dump(mode="json", include=set(VARIED))
     models = {
@@ -146,7 +150,10 @@ def _edits(recipe: FuseRecipe) -> tuple[Edit, ...]:
         for name, branch in recipe.models.items()
     }
     values = {name: models if name == "models" else dumped[name] for name in VARIED}
-    values = {name: value for name, value in values.items() if value != defaults[name] and value != {}}
+    written = () if MERGE_INPUTS[recipe.merge_method].base == "required" else ("base_model",)
+    values = {
+        name: value for name, value in values.items() if name in written or (value != defaults[name] and value != {})
+    }
     return (
         Edit("fusion.fuse.recipe", values, remove=[name for name in VARIED if name not in values]),
         Edit("publish.recipe", {"merge_method": _in_words(recipe)}),

@@ -1,4 +1,4 @@
-"""`medius ablate reversion` after a run of the same profile: what it reuses, prints, writes, and leaves alone."""
+"""`medius ablate` after a run of the same profile: what it reuses, prints, writes, and leaves alone."""
 
 from __future__ import annotations
 
@@ -7,13 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from flows.profiles import CONFIGS
+from flows.ablation_grid import fusion_candidates
+from flows.profiles import CONFIGS, load_profile
 from tasks.artifacts.runs import all_runs
 from tasks.artifacts.store import open_store
 from tests.e2e.micro_run import MEDIUS, MicroRun, environment
 
 # Two strategies, of which the run has made one, and few sums: a minute of CPU is enough for the command's whole way.
 GRID = "ablations: {reversion: [original_rows, shared_trained], compare: {num_arithmetic: 20}}\n"
+FUSIONS = """ablations:
+  compare: {num_arithmetic: 20}
+  fusion:
+    - {merge_method: linear, base_model: null, weights: [[0.5, 0.5]]}
+    - {merge_method: karcher, base_model: null}
+"""
 
 
 @pytest.mark.slow
@@ -50,6 +57,42 @@ def test_reversion_is_compared_on_what_the_run_has_made(undisturbed: MicroRun, t
     assert undisturbed.verdicts() == verdicts
     record = all_runs(open_store(undisturbed.store))[-1]
     assert record.profile == "micro-ablate-reversion", "an ablation is no run of the recipe"
+
+
+@pytest.mark.slow
+def test_fusions_of_the_branches_of_the_run_are_compared(undisturbed: MicroRun, tmp_path: Path) -> None:
+    profile = tmp_path / "micro.yaml"
+    text = (CONFIGS / "micro.yaml").read_text() + FUSIONS
+    profile.write_text(text)
+    loaded = load_profile(str(profile))
+    candidates = fusion_candidates(loaded.fusion.fuse.recipe, loaded.ablations.fusion)
+    assert list(candidates) == ["profile", "linear-0.5-0.5", "karcher"]
+    before, verdicts = undisturbed.digests(), undisturbed.verdicts()
+    result = subprocess.run(
+        [MEDIUS, "ablate", "fusion", str(profile), "--store", undisturbed.store],
+        cwd=undisturbed.folder,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    made = {line.split()[0] for line in result.stderr.splitlines() if " done in " in line}
+    assert made == {"fuse-linear-0.5-0.5", "fuse-karcher", "compare-fusion"}, "all else was made by the run"
+    for name in ("base", "branch-llama", "branch-qwen", *candidates):
+        assert f"│ {name} " in result.stdout
+    report = undisturbed.folder / result.stdout.splitlines()[-1]
+    assert report.name == "report.md"
+    assert {file.name for file in report.parent.iterdir()} == {"report.md", "results.png", "results.svg"}
+    chosen = next(line for line in result.stdout.splitlines() if line.startswith("Chosen: "))
+    name = next(name for name in candidates if chosen.removeprefix("Chosen: ").startswith(f"{name}."))
+    assert load_profile(str(profile)).fusion.fuse.recipe == candidates[name]
+    assert (profile.read_text() == text) is (name == "profile")
+
+    assert undisturbed.digests() == before, "the run's own artifacts are as they were"
+    assert undisturbed.verdicts() == verdicts
+    assert all_runs(open_store(undisturbed.store))[-1].profile == "micro-ablate-fusion"
 
 
 @pytest.mark.slow

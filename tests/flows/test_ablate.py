@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from rich.console import Console
 
 from flows.ablate import report_ablation
-from flows.ablation_plan import plan_ablation
+from flows.ablation_plan import Kind, plan_ablation
 from flows.ablation_steps import ablation_steps
 from flows.profiles import load_profile
 from tasks.artifacts.artifact import Artifact
@@ -31,19 +32,20 @@ BROKEN = Measured(tokenizer="x", fault="it gives logits that are not finite")
 class _Ablated:
     """A profile of which a comparison is finished."""
 
-    def __init__(self, path: Path, store: Path) -> None:
-        self.path, self.store = path, str(store)
+    def __init__(self, path: Path, store: Path, kind: Kind) -> None:
+        self.path, self.store, self.kind = path, str(store), kind
 
     def plan(self) -> tuple[Any, Any]:
         with constant_content():
             profile = load_profile(str(self.path), store=self.store)
-        return plan_ablation("reversion", profile), profile
+        return plan_ablation(self.kind, profile), profile
 
     def finish(self, models: dict[str, Measured]) -> None:
         """Commits the comparison of the profile as it is now."""
         step = ablation_steps(*self.plan()).comparison
+        reference = step.config.recipe.model_dump()["reference"]
         artifact = Artifact(open_store(self.store), step.directory)
-        data, path = json.dumps(build_results(models, "original")).encode(), "data/main/results.json"
+        data, path = json.dumps(build_results(models, reference)).encode(), "data/main/results.json"
         artifact.store.create(artifact.path(path), data)
         objects = (ObjectRecord(name="results.json", path=path, size=len(data), sha256=sha256_hex(data)),)
         nothing: dict[str, Any] = {"recipe": {}, "inputs": {}, "metrics": {}}
@@ -60,18 +62,39 @@ class _Ablated:
         return said.getvalue()
 
 
+GRID = [
+    {"merge_method": "karcher", "base_model": None},
+    {"merge_method": "multislerp", "base_model": "base", "weights": [[0.5, 0.5]]},
+]
+NAMES: dict[Kind, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "reversion": (
+        ("original", "trained"),
+        ("original_rows", "shared_trained", "delta_transplant", "back_transplant"),
+    ),
+    "fusion": (("base", "branch-llama", "branch-qwen"), ("profile", "karcher", "multislerp-0.5-0.5")),
+}
+"""By kind: what is measured beside the candidates, and they."""
+KINDS = pytest.mark.parametrize("kind", list(NAMES))
+
+
 @pytest.fixture
-def ablated(tmp_path: Path, micro: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> _Ablated:
+def kind() -> Kind:
+    return "reversion"
+
+
+@pytest.fixture
+def ablated(tmp_path: Path, micro: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, kind: Kind) -> _Ablated:
     monkeypatch.chdir(tmp_path)
-    return _Ablated(micro({"assessment.evaluate.recipe.max_documents": 4}), tmp_path / "store")
+    changes = {"assessment.evaluate.recipe.max_documents": 4, "ablations": {"fusion": GRID}}
+    return _Ablated(micro(changes), tmp_path / "store", kind)
 
 
-def models(**candidates: Measured) -> dict[str, Measured]:
-    names = ("original_rows", "shared_trained", "delta_transplant", "back_transplant")
+def models(kind: Kind = "reversion", **candidates: Measured) -> dict[str, Measured]:
+    others, names = NAMES[kind]
     return {
-        "original": measured(2.0, 200), "trained": measured(2.1, 200),
+        **{name: measured(2.0 + at / 10, 200) for at, name in enumerate(others)},
         **{name: candidates.get(name, measured(2.5, 200)) for name in names},
-    }  # fmt: skip
+    }
 
 
 def test_the_choice_is_written_and_the_report_is_named_last(ablated: _Ablated) -> None:
@@ -95,8 +118,57 @@ def test_the_choice_is_written_and_the_report_is_named_last(ablated: _Ablated) -
     assert "has it already" in ablated.report(), "the plan is made of the file as it is now"
 
 
-def test_a_profile_that_changed_while_the_ablation_ran_takes_no_choice(ablated: _Ablated) -> None:
-    ablated.finish(models())
+@pytest.mark.parametrize("kind", ["fusion"])
+@pytest.mark.parametrize(
+    ("taken", "fields"),
+    [
+        ("karcher", {"merge_method": "karcher", "base_model": None, "models": {"llama": {}, "qwen": {}}}),
+        (
+            "multislerp-0.5-0.5",
+            {
+                "merge_method": "multislerp",
+                # The default, which this method wants written.
+                "base_model": "base",
+                "models": {name: {"parameters": {"weight": 0.5}} for name in ("llama", "qwen")},
+            },
+        ),
+    ],
+)
+def test_the_fusion_that_is_chosen_is_written_so_that_it_is_read_again(
+    ablated: _Ablated, taken: str, fields: dict[str, Any]
+) -> None:
+    ablated.finish(models("fusion", **{taken: measured(1.9, 200)}))
+    before = yaml.safe_load(ablated.path.read_text())
+    said = ablated.report()
+    assert f"Chosen: {taken}." in said
+    after = yaml.safe_load(ablated.path.read_text())
+    kept = {name: before["fusion"]["fuse"]["recipe"][name] for name in ("chat_from", "dtype", "out_dtype")}
+    assert after["fusion"]["fuse"]["recipe"] == {**kept, **fields}
+    assert after["publish"]["recipe"].pop("merge_method").startswith(fields["merge_method"])
+    for document in (before, after):
+        document["publish"]["recipe"].pop("merge_method", None)
+        del document["fusion"]["fuse"]["recipe"]
+    assert after == before
+    # What was measured as the candidate is now the profile's own, and is not tried a second time.
+    plan, profile = ablated.plan()
+    assert taken not in plan.candidates
+    assert plan.candidates["profile"].recipe == profile.fusion.fuse.recipe
+    report = Path(said.splitlines()[-1]).read_text()
+    assert report.startswith("# Fusion of micro")
+    assert all(name in report for names in NAMES["fusion"] for name in names)
+
+
+@pytest.mark.parametrize("kind", ["fusion"])
+def test_the_fusion_that_the_profile_has_stays(ablated: _Ablated) -> None:
+    ablated.finish(models("fusion", profile=measured(1.9, 200)))
+    before = ablated.path.read_text()
+    assert "has it already" in ablated.report()
+    assert ablated.path.read_text() == before
+
+
+@KINDS
+def test_a_profile_that_changed_while_the_ablation_ran_takes_no_choice(ablated: _Ablated, kind: Kind) -> None:
+    ablated.finish(models(kind))
     changed = ablated.path.read_text().replace("learning_rate: 0.002", "learning_rate: 0.003")
     ablated.path.write_text(changed)
     with pytest.raises(BadInputError, match=r"edited\.yaml was changed while this ran.*run the same command again"):
@@ -104,9 +176,11 @@ def test_a_profile_that_changed_while_the_ablation_ran_takes_no_choice(ablated: 
     assert ablated.path.read_text() == changed
 
 
-def test_models_without_numbers_are_told_in_one_sentence(ablated: _Ablated) -> None:
-    ablated.finish(dict.fromkeys(models(), BROKEN))
-    with pytest.raises(GateFailedError, match=r"no model gives usable numbers.*trained: it gives logits"):
+@KINDS
+def test_models_without_numbers_are_told_in_one_sentence(ablated: _Ablated, kind: Kind) -> None:
+    ablated.finish(dict.fromkeys(models(kind), BROKEN))
+    second = NAMES[kind][0][1]
+    with pytest.raises(GateFailedError, match=rf"no model gives usable numbers.*{second}: it gives logits"):
         ablated.report()
 
 
