@@ -48,7 +48,7 @@ class Composition(Frozen):
 
 
 class TransplantRecipe(Frozen):
-    """How the student comes into the donor's vocabulary. A setting that the method does not read is refused."""
+    """How the student comes into the donor's vocabulary. A setting that the recipe does not read is refused."""
 
     mode: Literal["transplant"] = "transplant"
     method: Literal["omp_anchored", "composed", "omp", "common_interpolation", "mean", "zero"] = "omp_anchored"
@@ -73,12 +73,13 @@ class TransplantRecipe(Frozen):
     """How the pieces of composed tokens are weighed."""
     special_tokens: dict[str, str]
     """Donor token → student token whose rows it takes, such as "<|eot_id|>": "<|im_end|>". Needed for the donor's bos,
-    eos, pad and every special token of its chat template, unless the student has a token of the same name. The student
-    token is a token's name or a text that is one token, such as "\\n"."""
+    eos, pad, the ends that its generation_config.json lists and every special token of its chat template, unless the
+    student has a token of the same name; an end takes a special token. The student token is a token's name or a text
+    that is one token, such as "\\n"."""
     rows: int | None = Field(None, ge=1)
-    """Rows of the result; None takes the smallest that fits."""
+    """Rows of the result; None takes the smallest multiple of `pad_rows_to_multiple_of` that fits."""
     pad_rows_to_multiple_of: int = Field(64, ge=1, le=4096)
-    """Added rows are zero: whoever computes a loss must leave them out."""
+    """Where `rows` is left out. Added rows are zero: whoever computes a loss must leave them out."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> TransplantRecipe:
@@ -90,10 +91,9 @@ class TransplantRecipe(Frozen):
             )
         if self.method == "omp_anchored" and self.k > self.num_anchors:
             raise ValueError(f"k is {self.k}, more than num_anchors={self.num_anchors}; lower k or raise num_anchors")
-        if self.rows is not None and self.rows % self.pad_rows_to_multiple_of:
+        if self.rows is not None and self.pad_rows_to_multiple_of != _default(self, "pad_rows_to_multiple_of"):
             raise ValueError(
-                f"rows is {self.rows}, not a multiple of pad_rows_to_multiple_of={self.pad_rows_to_multiple_of}; "
-                f"change one of them"
+                "pad_rows_to_multiple_of is given, but with rows there is nothing for it to decide; remove one of them"
             )
         return self
 

@@ -32,7 +32,7 @@ def test_mode_chooses_the_recipe() -> None:
     [
         ({"k": 0}, "greater than or equal to 1"),
         ({"method": "stb"}, "omp"),
-        ({"rows": 100, "pad_rows_to_multiple_of": 64}, "not a multiple"),
+        ({"rows": 128, "pad_rows_to_multiple_of": 32}, "with rows there is nothing for it to decide"),
         ({"method": "mean", "new_row_scale": 0.5}, "method mean"),
         ({"method": "composed", "k": 8}, "k is given, but method composed does not read it.*omp_anchored or omp"),
         ({"method": "composed", "num_anchors": 100}, "num_anchors is given"),
@@ -53,6 +53,7 @@ def test_a_setting_at_its_default_says_nothing() -> None:
     for method in ("composed", "omp", "omp_anchored", "common_interpolation", "mean", "zero"):
         recipe = TransplantRecipe.model_validate(_transplant(method=method))
         assert TransplantRecipe.model_validate(recipe.model_dump()) == recipe
+    assert TransplantRecipe.model_validate(_transplant(rows=100, pad_rows_to_multiple_of=64)).rows == 100
     kinds = _transplant(method="mean", composed_kinds=["digits"], composition={"scale": 0.5})
     assert TransplantRecipe.model_validate(kinds).composition.scale == 0.5
 
