@@ -85,14 +85,22 @@ _BITS = [
     _row(
         "default_over_best",
         "",
-        "Bits per byte after the warm-up, mean of the kinds: the recipe's default over the best of the other methods.",
+        "Bits per byte after the warm-up, mean of the kinds: the recipe's default over the best of the other methods, "
+        "than which it must not be significantly worse.",
         goal=1.0,
         within_errors=2,
     ),
 ]
 
 _DIGITS = [
-    _row("digits.accuracy_before", "", "Of sums, differences and products answered by the original."),
+    _row(
+        "digits.accuracy_before",
+        "",
+        "Of sums, differences and products answered by the original.",
+        # Of a model that does not calculate no reversion could lose anything.
+        goal=0.2,
+        comparator=">=",
+    ),
     *(
         row
         for way, says in (
@@ -115,8 +123,18 @@ _DIGITS = [
     ),
 ]
 
+_REVERSION_BITS = [
+    _row(f"reversion_bits.{state}.{kind}", "bit", says)
+    for state, says in (
+        ("before", "Of the original."),
+        ("trained", "Of the model that was trained in Llama's vocabulary, there."),
+        *((strategy, f"Of the same model back in its own vocabulary: {strategy}.") for strategy in STRATEGIES),
+    )
+    for kind in KINDS
+]
+
 _BAD_PAIRS = [
     _row("bad_pairs_accepted", "pairs", f"Of {BAD_PAIRS} that cannot work, not refused with a sentence.", goal=0),
 ]
 
-SURGERY = (*_PLAN, *_ROUND_TRIP, *_PURSUIT, *_BITS, *_DIGITS, *_BAD_PAIRS)
+SURGERY = (*_PLAN, *_ROUND_TRIP, *_PURSUIT, *_BITS, *_DIGITS, *_REVERSION_BITS, *_BAD_PAIRS)

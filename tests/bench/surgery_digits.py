@@ -85,8 +85,8 @@ def _digits() -> Iterator[Measured]:
 
 def ways() -> dict[str, Step]:
     """SmolLM2 back in its own vocabulary, by how it came there."""
-    reverted = {strategy: _reverted(strategy) for strategy in STRATEGIES}
-    return {**reverted, "omp_anchored": moved(BACK, "omp_anchored")}
+    back = {strategy: reverted(strategy) for strategy in STRATEGIES}
+    return {**back, "omp_anchored": moved(BACK, "omp_anchored")}
 
 
 def trained_in_llama() -> Step:
@@ -95,7 +95,8 @@ def trained_in_llama() -> Step:
     return warmed(transplant("smollm2-to-llama", smollm2(), tokenizer("llama"), recipe))
 
 
-def _reverted(strategy: str) -> Step:
+def reverted(strategy: str) -> Step:
+    """SmolLM2 as it was trained in Llama's vocabulary, back in its own."""
     # The one that brings no trained rows back has no use for the map.
     brings = {} if strategy == "original_rows" else {"special_tokens": SPECIAL_TOKENS["smollm2", "llama"]}
     label = f"smollm2-from-llama-{strategy.replace('_', '-')}"

@@ -18,12 +18,13 @@ from tasks.compare.arithmetic import pages
 from tasks.modeling.document_bits import DocumentBits
 from tasks.modeling.tokenizer_files import PROBE_TEXTS, load_tokenizer
 from tasks.models.stage import MINIATURES
-from tests.bench import swap_folder, swap_steps
+from tasks.runtime.declare import Step
+from tests.bench import surgery_reversion_bits, swap_folder, swap_steps
 from tests.bench.harness import machine
 from tests.bench.paths import ROOT
-from tests.bench.records import judged
+from tests.bench.records import Measured, judged
 from tests.bench.rows import ROWS
-from tests.bench.rows_surgery import BACK, KINDS, METHODS
+from tests.bench.rows_surgery import BACK, KINDS, METHODS, STRATEGIES
 from tests.bench.surgery_bad_pairs import is_refused
 from tests.bench.surgery_digits import by_operation
 from tests.bench.surgery_plan import num_differing, num_unexplained, plan_of, recounted
@@ -230,3 +231,29 @@ def test_what_is_measured_is_not_trained_on() -> None:
 )
 def test_a_refusal_names_what_is_wrong_and_what_to_do(said: str | None, expected: bool) -> None:
     assert is_refused(said, "asks for 64") is expected
+
+
+def test_every_strategy_of_the_reversion_is_measured_on_every_kind_of_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the models that calculate: nothing is trained for these rows alone."""
+    asked = []
+
+    def bits(step: Step) -> Bits:
+        asked.append(step)
+        return {kind: [DocumentBits("0", 150.0, 100)] for kind in KINDS}
+
+    for step, label in (("smollm2", "original"), ("trained_in_llama", "trained")):
+        monkeypatch.setattr(surgery_reversion_bits, step, lambda label=label: label)
+    monkeypatch.setattr(surgery_reversion_bits, "reverted", lambda strategy: strategy)
+    monkeypatch.setattr(surgery_reversion_bits, "bits_of", bits)
+    [measurement] = surgery_reversion_bits.MEASUREMENTS
+    measured = {row.name: row for row in measurement.function()}
+    assert asked == ["original", "trained", *STRATEGIES]
+    assert set(measured) == {row.name for row in ROWS if row.name.startswith("surgery.reversion_bits.")}
+    assert {row.value for row in measured.values()} == {1.5}
+    assert "original_rows, the default" in measured["surgery.reversion_bits.original_rows.code"].conditions
+
+
+def test_a_model_that_does_not_calculate_shows_nothing_of_digits() -> None:
+    (declared,) = (row for row in ROWS if row.name == "surgery.digits.accuracy_before")
+    for value, ok in ((0.25, True), (0.1, False)):
+        assert judged(declared, Measured(declared.name, value, "300 sums"), "machine").ok is ok
