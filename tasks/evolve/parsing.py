@@ -27,6 +27,7 @@ class Rejection:
 
 
 _REASONING = re.compile(r"<think>.*?</think>", re.DOTALL)
+_OPENED, _CLOSED = "<think>", "</think>"
 
 
 def whole_text(completion: Completion) -> str | Rejection:
@@ -37,8 +38,19 @@ def whole_text(completion: Completion) -> str | Rejection:
         return Rejection("refused")
     if completion.finish == "length":
         return Rejection("truncated")
-    text = _REASONING.sub("", completion.text).strip()
+    text = _without_reasoning(completion.text)
     return text or Rejection("unparsed")
+
+
+def _without_reasoning(text: str) -> str:
+    """What follows the reasoning; nothing where it cannot be told where that ends.
+
+    A template that puts <think> into the prompt leaves a reply with the closing tag alone: all before it is reasoning.
+    """
+    text = _REASONING.sub("", text)
+    before, closed, after = text.partition(_CLOSED)
+    text = after if closed else before
+    return "" if _OPENED in text or _CLOSED in text else text.strip()
 
 
 def tagged(completion: Completion, tag: str) -> str | Rejection:

@@ -26,6 +26,30 @@ def test_reasoning_before_the_reply_is_no_part_of_it() -> None:
     assert evolved(f"<think>perhaps <{TAG}>no</{TAG}></think><{TAG}>{HARDER}</{TAG}>") == HARDER
 
 
+def test_reasoning_that_began_in_the_prompt_is_no_part_of_the_reply() -> None:
+    steps = f"The user wants rivers. Perhaps <{TAG}>no</{TAG}>?"
+    assert evolved(f"{steps}\n</think>\n\n<{TAG}>{HARDER}</{TAG}>") == HARDER
+    reply = Completion(text=f"{steps}\n</think>\n\nThe Danube, the Rhine, the Elbe.", finish="stop")
+    assert parsing.answer(reply) == "The Danube, the Rhine, the Elbe."
+    # Of a block in a block the outer end is left over.
+    nested = Completion(text="<think>a <think>b</think> c</think>The Danube.", finish="stop")
+    assert parsing.answer(nested) == "The Danube."
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<think>The Danube reaches",
+        "The Danube. <think>Or does it",
+        "First the Danube </think> The Rhine </think> The Elbe.",
+        "First the Danube </think> The Rhine <think> and more",
+        "First the Danube </think>  ",
+    ],
+)
+def test_reasoning_without_a_clear_end_is_unparsed(text: str) -> None:
+    assert parsing.answer(Completion(text=text, finish="stop")) == Rejection("unparsed")
+
+
 @pytest.mark.parametrize(
     "text",
     [
