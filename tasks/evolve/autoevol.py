@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,22 +24,26 @@ _TICK_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Evolved:
-    """The rows, the method that made them, and figures that depend on the launch."""
+    """The rows, the method that made them, each seed's way, and figures that depend on the launch."""
 
     result: Result
     method: str
+    trajectories: Sequence[Mapping[str, Any]]
+    """One a seed, also of those that became no row: see `_trajectory`."""
     launch_metrics: dict[str, Any]
 
 
-def run(job: Job, source: AutoEvolSource, settings: Endpoint, texts: Sequence[str]) -> Evolved:
-    """Evolves and answers the seeds. A stop asked for by SIGTERM ends the launch as preempted."""
-    seeds = seeds_of(texts)
+def run(
+    job: Job, source: AutoEvolSource, settings: Endpoint, offered: Sequence[tuple[str, Mapping[str, Any]]]
+) -> Evolved:
+    """Evolves and answers seeds, (text, origin) each. A stop asked for by SIGTERM ends the launch as preempted."""
+    seeds = seeds_of(offered)
     if not seeds:
         raise BadInputError("autoevol has no seed instruction; give at least one in evolve.recipe.source.seeds")
     ledger = CallLedger(job.artifact)
     if ledger.num_found:
         job.log(f"evolve goes on from {ledger.num_found} finished calls")
-    return asyncio.run(_run(job, source, settings, ledger, seeds, len(texts) - len(seeds)))
+    return asyncio.run(_run(job, source, settings, ledger, seeds, len(offered) - len(seeds)))
 
 
 async def _run(
@@ -60,6 +64,7 @@ async def _run(
     return Evolved(
         _result(source, search, outcomes, completions, num_duplicates),
         search.method,
+        [_trajectory(outcome) for outcome in outcomes],
         {
             "retries": endpoint.num_retries,
             "calls_of_earlier_launches": ledger.num_found,
@@ -123,7 +128,7 @@ def _result(
         "method": digest,
         "method_history": [entry.model_dump(mode="json") for entry in search.history],
         "turns": sum(row.lineage["turns"] for row in rows),
-        "served_models": sorted({completion.served_model for completion in completions}),
+        "served_models": sorted({each.served_model for each in completions if each.served_model}),
     }
     return Result(rows, len(outcomes) + num_duplicates, counts, details)
 
@@ -132,10 +137,28 @@ def _row(source: AutoEvolSource, digest: str, outcome: Outcome, conversation: Co
     lineage = {
         "source": "autoevol",
         "seed_id": outcome.seed.id,
+        "seed_origin": dict(outcome.seed.origin),
         "round": outcome.trajectory.rounds,
         "turns": conversation.turns,
         "method": digest,
         "evolver": source.evolver.model,
         "answerer": source.answerer.model,
     }
-    return InstructionRow(f"{outcome.seed.id}-{outcome.trajectory.rounds}", conversation.messages, lineage)
+    return InstructionRow(_row_id(outcome), conversation.messages, lineage)
+
+
+def _row_id(outcome: Outcome) -> str:
+    return f"{outcome.seed.id}-{outcome.trajectory.rounds}"
+
+
+def _trajectory(outcome: Outcome) -> dict[str, Any]:
+    """A line of trajectories.jsonl: the seed, all its forms, why it went no further, and the row that it became."""
+    conversation = outcome.conversation
+    return {
+        "seed_id": outcome.seed.id,
+        "seed_origin": dict(outcome.seed.origin),
+        "forms": list(outcome.trajectory.forms),
+        "evolution_rejected": outcome.trajectory.rejected,
+        "conversation_rejected": conversation.rejected if conversation is not None else None,
+        "row": _row_id(outcome) if conversation is not None and conversation.turns else None,
+    }

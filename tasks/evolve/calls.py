@@ -2,8 +2,8 @@
 
 A call's identity is the sha256 of its request. The ledger keeps one small object a call in the artifact's folder,
 `calls/<2 hex>/<sha256>.json`, written before the answer is used: a launch that is killed loses the calls in flight and
-no other. What a reply cost that was no answer lies beside them, as `unanswered/<32 hex>.json`. Neither is part of the
-finished artifact's digest.
+no other. What a reply cost that answered no call lies beside them, as `unanswered/<32 hex>.json`. Neither is part of
+the finished artifact's digest.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ class Request(Frozen):
 
 class Completion(Frozen):
     """An answer. `error` stands for a call that brought none; of it nothing but its tokens is ever recorded, and it
-    never becomes data."""
+    never becomes data. `content_filter` without a text is a request that the endpoint will not answer: recorded, so
+    that it is not asked again, and no data either."""
 
     text: str
     finish: Literal["stop", "length", "content_filter", "error"]

@@ -47,7 +47,7 @@ class NoAnswerError(CallFailedError):
 
 
 class RefusedError(Exception):
-    """The endpoint will not answer this very request."""
+    """The endpoint will not answer this request, now or later: because of its text, or of what all requests have."""
 
 
 class _ReplyMessage(BaseModel):

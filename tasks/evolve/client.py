@@ -7,11 +7,14 @@ import random
 from collections.abc import Iterable
 from typing import ClassVar
 
-from tasks.artifacts.errors import MediusError
+from tasks.artifacts.errors import BadInputError, MediusError
 from tasks.evolve.budget import Spending
-from tasks.evolve.calls import CallLedger, Completion, Request
+from tasks.evolve.calls import CallLedger, Completion, Message, Request
 from tasks.evolve.chat_call import CallFailedError, ChatCall, NoAnswerError, RefusedError
 from tasks.evolve.endpoint import Endpoint
+
+_PLAIN = (Message(role="user", content="Say yes."),)
+"""A question that nobody has a reason to refuse."""
 
 
 class EndpointError(MediusError):
@@ -65,7 +68,7 @@ class RecordedEndpoint:
         """The answer to a request; equal requests share one call.
 
         Raises:
-            BadInputError: the key or the model is wrong, or the budget is spent.
+            BadInputError: the key, the model or its sampling is wrong, or the budget is spent.
             EndpointError: the endpoint stayed out of order through all retries.
             StoppingError: `stop` was called.
         """
@@ -94,13 +97,45 @@ class RecordedEndpoint:
         return completion
 
     async def _ask(self, request: Request) -> Completion:
+        try:
+            return await self._tried(request)
+        except RefusedError as error:
+            return await self._refused(request, str(error))
+
+    async def _refused(self, request: Request, what: str) -> Completion:
+        """What is recorded of a request that the endpoint will not answer: it would refuse it again at each launch.
+
+        A filter, a prompt beyond the context and a parameter that no call may have end with the same statuses, and
+        each server words them in its own way. So the same model is asked a plain question under the same sampling.
+
+        Raises:
+            BadInputError: that is refused, too, so that the request's text is not the reason.
+        """
+        plain = Request(sampling=request.sampling, messages=_PLAIN, seed=request.seed, send_seed=request.send_seed)
+        try:
+            answered = await self._tried(plain)
+        except RefusedError:
+            raise self._stopped_by(
+                BadInputError(
+                    f"{self.settings.base_url} refuses whatever {request.sampling.model} is asked ({what}); correct "
+                    f"the name of the model or its sampling in evolve.recipe.source, or send_seed; finished calls are "
+                    f"kept"
+                )
+            ) from None
+        if answered.finish == "error":
+            return answered
+        spent = answered.model_copy(update={"text": "", "finish": "error"})
+        await self.ledger.record_unanswered(spent)
+        self.spending.add_unanswered(spent)
+        return Completion(text="", finish="content_filter", model=request.sampling.model)
+
+    async def _tried(self, request: Request) -> Completion:
+        """The answer, after as many tries as are allowed. Raises RefusedError beside what `complete` raises."""
         settings = self.settings
         for attempt in range(settings.max_retries + 1):
             self._check_may_call()
             try:
                 return await self._call(request)
-            except RefusedError as error:
-                return self._failed(str(error))
             except MediusError as error:
                 raise self._stopped_by(error) from None
             except CallFailedError as error:
@@ -138,9 +173,9 @@ class RecordedEndpoint:
         if self.num_failed > self.settings.max_failed_calls:
             raise self._stopped_by(
                 EndpointError(
-                    f"{self.settings.base_url} refused {self.num_failed} calls or answered them with an error text, "
-                    f"the last one with: {what}; finished calls are kept: mend the endpoint or the recipe's sampling "
-                    f"and run again, or raise runtime.endpoint.max_failed_calls"
+                    f"{self.settings.base_url} answered {self.num_failed} calls with an error text or with no chat "
+                    f"completion, the last one with: {what}; finished calls are kept: mend the endpoint and run "
+                    f"again, or raise runtime.endpoint.max_failed_calls"
                 )
             ) from None
         return Completion(text="", finish="error")

@@ -37,5 +37,5 @@ class Endpoint(Frozen):
     cost_budget: float | None = Field(None, gt=0)
     """US dollars over all launches at `prices`, kept as `token_budget` is."""
     max_failed_calls: int = Field(10, ge=0)
-    """Calls that the endpoint may refuse (400, 413, 422) or answer with an error text or with what is no
-    chat completion at every try; each costs its row. One more ends the launch."""
+    """Calls that the endpoint may answer with an error text or with what is no chat completion at every try; each
+    costs its row. One more ends the launch. Refusals (400, 413, 422) are not among them."""

@@ -7,8 +7,8 @@ recorded answers asks for exactly the same calls.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from tasks.artifacts.fingerprint import canonical_json, sha256_hex
@@ -23,10 +23,11 @@ Complete = Callable[[Request], Awaitable[Completion]]
 
 @dataclass(frozen=True)
 class Seed:
-    """A seed instruction. `id` is made of its text."""
+    """A seed instruction. `id` is made of its text; `origin` says where that stands, with the index of its row."""
 
     id: str
     text: str
+    origin: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -127,11 +128,13 @@ class Evolver:
         return Outcome(seed, trajectory, conversation)
 
 
-def seeds_of(texts: Iterable[str]) -> list[Seed]:
-    """Seeds with their ids; a repeated text counts once."""
-    return [
-        Seed(sha256_hex(text.encode())[:16], text) for text in dict.fromkeys(text.strip() for text in texts) if text
-    ]
+def seeds_of(offered: Iterable[tuple[str, Mapping[str, Any]]]) -> list[Seed]:
+    """Seeds of (text, origin) with their ids; a repeated text counts once, where it stands first."""
+    origins: dict[str, Mapping[str, Any]] = {}
+    for text, origin in offered:
+        if text.strip():
+            origins.setdefault(text.strip(), origin)
+    return [Seed(sha256_hex(text.encode())[:16], text, origin) for text, origin in origins.items()]
 
 
 async def in_order(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:

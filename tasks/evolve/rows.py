@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,17 +44,25 @@ class Result:
         }
 
 
+def write_lines(records: Iterable[Mapping[str, Any]], path: Path) -> None:
+    """Writes a JSONL file, the same bytes for the same records."""
+    with path.open("w", encoding="utf-8") as file:
+        for record in records:
+            file.write(json.dumps(record, ensure_ascii=False, sort_keys=True) + "\n")
+
+
 def write_result(result: Result, kind: str, directory: Path) -> dict[str, Any]:
     """Writes instructions.jsonl and evolve.json; returns the numbers of the latter."""
     summary = result.summary(kind)
-    with (directory / "instructions.jsonl").open("w", encoding="utf-8") as file:
-        for row in result.rows:
-            record = {
-                "id": row.id,
-                "messages": [message.model_dump() for message in row.messages],
-                "lineage": dict(row.lineage),
-            }
-            file.write(json.dumps(record, ensure_ascii=False, sort_keys=True) + "\n")
+    records = (
+        {
+            "id": row.id,
+            "messages": [message.model_dump() for message in row.messages],
+            "lineage": dict(row.lineage),
+        }
+        for row in result.rows
+    )
+    write_lines(records, directory / "instructions.jsonl")
     report = json.dumps({**summary, **result.details}, ensure_ascii=False, indent=1, sort_keys=True)
     (directory / "evolve.json").write_text(report + "\n", encoding="utf-8")
     return summary

@@ -70,17 +70,26 @@ def _content(rows: FileRows | PackageRows) -> dict[str, Any]:
     return {**package, "content_sha256": rows.content_sha256}
 
 
-def seed_texts(source: AutoEvolSource, cache: Path) -> list[str]:
-    """The instructions that evolution starts from.
+def offered_seeds(source: AutoEvolSource, cache: Path) -> list[tuple[str, dict[str, Any]]]:
+    """The instructions that evolution starts from, each with its origin: the data at one version, and its row's index.
 
     Raises:
         BadInputError: a row has none.
     """
-    if isinstance(source.seeds, InlineRows):
-        values: Sequence[Any] = source.seeds.instructions
+    rows = source.seeds
+    origin: dict[str, Any]
+    if isinstance(rows, InlineRows):
+        values: Sequence[Any] = rows.instructions
+        origin = {"profile": "seeds.instructions"}
     else:
-        values = _column(source.seeds, cache)
-    return [_instruction(value, index) for index, value in _sampled(values, source.max_seeds, source.seed)]
+        values = _column(rows, cache)
+        origin = (
+            {"dataset": rows.dataset, "subset": rows.subset, "split": rows.split, "revision": rows.revision}
+            if isinstance(rows, HubRows)
+            else {"path": rows.path, **_content(rows)}
+        )
+    sampled = _sampled(values, source.max_seeds, source.seed)
+    return [(_instruction(value, index), {**origin, "row": index}) for index, value in sampled]
 
 
 def conversation(value: Any) -> tuple[Message, ...] | None:

@@ -60,6 +60,9 @@ class AutoEvolSource(Frozen):
     """Seeds rewritten by a method that is itself improved by a model (Auto Evol-Instruct, Zeng et al. 2024)."""
 
     kind: Literal["autoevol"]
+    reading: Literal[2] = 2
+    """How replies become rows, and what is kept of them; raised when that changes. It stands here and not in the
+    stage's version, which would give ready data sets and exercises new keys too, with all that was trained on them."""
     seeds: Seeds
     """The first user turn of a conversation is its instruction; a field with plain text is one as it stands."""
     max_seeds: int | None = Field(None, ge=1)

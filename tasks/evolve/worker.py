@@ -7,13 +7,13 @@ from typing import Any
 from tasks.artifacts.errors import BadInputError
 from tasks.evolve import sources
 from tasks.evolve.method_file import METHOD_FILE
-from tasks.evolve.rows import Result, write_result
+from tasks.evolve.rows import Result, write_lines, write_result
 from tasks.evolve.stage import AutoEvolSource, DatasetSource, EvolveRecipe, EvolveRuntime
 from tasks.worker.job import Job, worker_main
 
 
 def run(job: Job) -> None:
-    """Writes instructions.jsonl, evolve.json and, for `autoevol`, method.txt."""
+    """Writes instructions.jsonl, evolve.json and, for `autoevol`, method.txt and trajectories.jsonl."""
     source = EvolveRecipe.model_validate(job.recipe).source
     runtime = EvolveRuntime.model_validate(job.runtime)
     output = job.new_directory("output")
@@ -23,10 +23,11 @@ def run(job: Job) -> None:
 
         if runtime.endpoint is None:
             raise BadInputError("the source autoevol needs an endpoint; set evolve.runtime.endpoint.base_url")
-        texts = sources.seed_texts(source, job.scratch / "datasets")
-        evolved = autoevol.run(job, source, runtime.endpoint, texts)
+        offered = sources.offered_seeds(source, job.scratch / "datasets")
+        evolved = autoevol.run(job, source, runtime.endpoint, offered)
         result: Result = evolved.result
         (output / METHOD_FILE).write_text(evolved.method, encoding="utf-8")
+        write_lines(evolved.trajectories, output / "trajectories.jsonl")
         launch_metrics = evolved.launch_metrics
     elif isinstance(source, DatasetSource):
         result = sources.from_dataset(source, job.scratch / "datasets")

@@ -57,6 +57,7 @@ def test_every_seed_becomes_a_row_with_its_lineage(run_stage: RunStage, endpoint
         assert row["lineage"] == {
             "source": "autoevol",
             "seed_id": row["id"].split("-")[0],
+            "seed_origin": {"profile": "seeds.instructions", "row": rows.index(row)},
             "round": 2,
             "turns": 1,
             "method": counts["method"],
@@ -307,7 +308,8 @@ def test_replies_that_are_no_evolution_are_counted_and_dropped(
         return good
 
     endpoint.respond = respond
-    artifact = run_stage("evolve", autoevol_recipe(num_seeds=7, method_rounds=0), {}, endpoint.settings())
+    recipe = autoevol_recipe(num_seeds=7, method_rounds=0)
+    artifact = run_stage("evolve", recipe, {}, endpoint.settings())
     counts, rows = counts_of(artifact), rows_of(artifact)
     names = ("seeds", "evolved", "evolutions", "unchanged", "refused", "truncated", "unparsed", "failed", "answered")
     assert [counts[name] for name in names] == [7, 4, 7, 1, 1, 2, 1, 1, 2]
@@ -316,6 +318,17 @@ def test_replies_that_are_no_evolution_are_counted_and_dropped(
         (1, True),
         (2, False),
     ]
+    # Every seed's way is kept, with all of its forms.
+    ways = [json.loads(line) for line in read(artifact, "trajectories.jsonl").splitlines()]
+    instructions = recipe["source"]["seeds"]["instructions"]
+    assert [way["forms"][0] for way in ways] == [instructions[way["seed_origin"]["row"]] for way in ways]
+    assert len(ways) == 7
+    by_row = {way["row"]: way for way in ways if way["row"] is not None}
+    assert set(by_row) == {row["id"] for row in rows}
+    assert all(by_row[row["id"]]["forms"][-1] == row["messages"][0]["content"] for row in rows)
+    lost = sorted((str(w["evolution_rejected"]), str(w["conversation_rejected"])) for w in ways if w["row"] is None)
+    assert len(lost) == 5
+    assert all(reason != ("None", "None") for reason in lost)
     manifest = artifact.manifest()
     assert manifest is not None
     assert manifest.metrics["rejected_fraction"] == pytest.approx(5 / 7)
@@ -325,7 +338,6 @@ def test_replies_that_are_no_evolution_are_counted_and_dropped(
     "sick",
     [
         {"content": "502 Bad Gateway"},
-        {"status": 400, "raw": '{"error": {"message": "context length exceeded"}}'},
         {"raw": '{"choices": [{"message": {"content": "502 Bad Gateway'},
         {"raw": '{"choices": []}'},
     ],
@@ -347,7 +359,70 @@ def test_an_error_in_place_of_one_answer_costs_that_row_only(
     for entry in store.list("artifacts"):
         data = store.get(entry.path)
         assert b"Bad Gateway" not in data
-        assert b"context length" not in data
+
+
+@pytest.mark.parametrize(
+    ("status", "raw"),
+    [
+        (400, '{"error": {"code": "content_filter", "message": "The response was filtered"}}'),
+        (400, '{"error": {"message": "This model\'s maximum context length is 4096 tokens"}}'),
+        (413, "<html>Request Entity Too Large</html>"),
+        (422, '{"error": "Input validation error"}'),
+    ],
+)
+def test_a_refused_text_costs_its_row_once_and_for_all(
+    run_stage: RunStage, endpoint: Any, autoevol_recipe: Recipe, store: Store, status: int, raw: str
+) -> None:
+    """Five of six seeds, with no failed call allowed: a refusal is an end of its call, in this launch and the next."""
+
+    def refuses(body: dict[str, Any]) -> bool:
+        return (
+            endpoint.purpose_of(body) == "answer"
+            and "number" in endpoint.prompt_of(body)
+            and ("number 2" not in endpoint.prompt_of(body))
+        )
+
+    def respond(body: dict[str, Any]) -> Any:
+        if refuses(body):
+            return endpoint.Reply(status=status, raw=raw)
+        if endpoint.purpose_of(body) == "answer" and "number 2" in endpoint.prompt_of(body) and sick:
+            return endpoint.Reply(status=404, raw="{}", delay=0.5)
+        return endpoint.scripted(body)
+
+    endpoint.respond = respond
+    recipe, settings = autoevol_recipe(method_rounds=0), endpoint.settings(max_failed_calls=0)
+    sick = True
+    with pytest.raises(BadInputError, match="status 404"):
+        run_stage("evolve", recipe, {}, settings)
+    refused = sum(map(refuses, endpoint.bodies))
+    assert refused == 5
+    sick = False
+    artifact = run_stage("evolve", recipe, {}, settings)
+    assert sum(map(refuses, endpoint.bodies)) == refused, "no refused call is made again"
+    counts = counts_of(artifact)
+    assert (counts["answered"], counts["refused"], counts["errored"]) == (1, 5, 0)
+    assert counts["served_models"] == ["served-writer"]
+    for entry in store.list(artifact.directory):
+        assert b"maximum context" not in store.get(entry.path)
+        assert b"filtered" not in store.get(entry.path)
+
+
+def test_a_parameter_that_no_call_may_have_ends_the_launch_at_once(
+    run_stage: RunStage, endpoint: Any, autoevol_recipe: Recipe, store: Store
+) -> None:
+    """Of one model of two: the other one's calls say nothing of it, and nothing is recorded as refused."""
+    endpoint.respond = lambda body: (
+        endpoint.Reply(status=400, raw='{"error": {"message": "top_p must be 1"}}')
+        if body["model"] == "critic"
+        else endpoint.scripted(body)
+    )
+    with pytest.raises(
+        BadInputError, match=r"refuses whatever critic is asked \(status 400: .*top_p must be 1"
+    ) as caught:
+        run_stage("evolve", autoevol_recipe(), {}, endpoint.settings())
+    assert not caught.value.retryable
+    assert sum(body["model"] == "critic" for body in endpoint.bodies) == 2
+    assert not [entry for entry in store.list("artifacts") if b"content_filter" in store.get(entry.path)]
 
 
 def test_faults_by_the_dozen_lose_nothing_and_pollute_nothing(
@@ -390,7 +465,7 @@ def test_an_endpoint_that_only_sends_error_texts_makes_no_artifact(
     run_stage: RunStage, endpoint: Any, autoevol_recipe: Recipe, store: Store
 ) -> None:
     endpoint.respond = lambda _body: endpoint.Reply("Internal server error. Please retry.")
-    with pytest.raises(EndpointError, match=r"refused 3 calls or answered them with an error text.*run again"):
+    with pytest.raises(EndpointError, match=r"answered 3 calls with an error text.*run again"):
         run_stage("evolve", autoevol_recipe(), {}, endpoint.settings(max_retries=1, max_failed_calls=2))
     # What was paid for is counted, without its text.
     written = [entry.path for entry in store.list("artifacts")]
@@ -458,7 +533,7 @@ def test_the_key_is_in_no_written_byte(
     # Endpoints repeat the key in their complaints, as a status, as a body and even as content.
     complaints = [
         (endpoint.Reply(status=401, raw='{"error": {"message": "bad key {authorization}"}}'), BadInputError),
-        (endpoint.Reply(status=400, raw='{"error": {"message": "bad key {authorization}"}}'), EndpointError),
+        (endpoint.Reply(status=400, raw='{"error": {"message": "bad key {authorization}"}}'), BadInputError),
         (endpoint.Reply(status=500, raw="{authorization}"), EndpointError),
         (endpoint.Reply(raw='{"who": "{authorization}"}'), EndpointError),
         (endpoint.Reply(f"<evolved_instruction>Guess what {key} opens.</evolved_instruction>"), EndpointError),

@@ -231,7 +231,7 @@ def test_a_method_that_was_chosen_stays_when_an_error_has_gone(
     the two would be equal, and the old method would stay."""
     recipe = autoevol_recipe()
     texts = recipe["source"]["seeds"]["instructions"]
-    order = seeds_of(texts)
+    order = seeds_of((text, {}) for text in texts)
     random.Random(AutoEvolSource.model_validate(recipe["source"]).seed).shuffle(order)
     first, second, last = order[0].text, order[1].text, order[-1].text
     unusable = endpoint.Reply("no tags at all")

@@ -204,6 +204,8 @@ def test_seeds_come_from_first_user_turns_or_plain_text(
         (row,) = rows_of(run_stage("evolve", recipe, {}, endpoint.settings()))
         seed = "Name a sea." if field == "text" else "Name a river."
         assert row["messages"][0]["content"].startswith(seed)
+        origin = {"path": str(path), "content_sha256": file_sha256(path), "row": 0}
+        assert row["lineage"]["seed_origin"] == origin
     path.write_text(json.dumps([{"text": ""}]))
     recipe["source"]["seeds"]["content_sha256"] = file_sha256(path)
     with pytest.raises(BadInputError, match="seed row 0 has no instruction"):
