@@ -18,7 +18,8 @@ from flows.fine_tuning import documents_of
 from flows.profiles import Branch, Profile
 from tasks.artifacts.errors import BadInputError
 from tasks.benchmarks.declare import EvaluationTasks, ExerciseTasks, HarnessTasks
-from tasks.clean.stage import CleanConfig, set_name
+from tasks.benchmarks.evaluation_sets import HarnessSet, set_name
+from tasks.corpus.stage import DecontaminatedCorpusRecipe
 from tasks.distill.stage import STAGE as DISTILL
 from tasks.distill.stage import DistillConfig, DistillGates, LossRecipe
 from tasks.evaluate.stage import STAGE as EVALUATE
@@ -139,7 +140,7 @@ def _measured(profile: Profile) -> EvaluateConfig:
     for task in tasks:
         _check_not_reported(task, reported.recipe.tasks)
         if isinstance(task, HarnessTasks):
-            _check_not_learnt(task.name, profile.fine_tuning.clean)
+            _check_not_learnt(task.name, profile)
     changed: dict[str, Any] = {
         "tasks": tasks,
         "candidate": FULL,
@@ -179,15 +180,22 @@ def _check_not_reported(task: ExerciseTasks | HarnessTasks, reported: Sequence[E
             )
 
 
-def _check_not_learnt(name: str, clean: CleanConfig | None) -> None:
-    """Raises BadInputError for a benchmark that instructions are not cleaned of, where they are of those reported."""
-    if clean is None or clean.recipe.decontamination is None:
-        return
-    if name not in [set_name(each) for each in clean.recipe.evaluations]:
-        raise BadInputError(
-            f"ablations.recipe.tasks has {name}, whose items may stand among the instructions; add "
-            f"{{type: lm_eval, name: {name}}} to fine_tuning.clean.recipe.evaluations"
-        )
+def _check_not_learnt(name: str, profile: Profile) -> None:
+    """Raises BadInputError for a benchmark that is not looked for where those are that the profile reports."""
+    compared: dict[str, Sequence[ExerciseTasks | HarnessSet]] = {}
+    clean = profile.fine_tuning.clean
+    if clean is not None and clean.recipe.decontamination is not None:
+        compared["fine_tuning.clean.recipe"] = clean.recipe.evaluations
+    for branch, block in profile.branches.items():
+        if isinstance(block.corpus.recipe, DecontaminatedCorpusRecipe):
+            where = f"branches.{branch}.corpus.recipe.decontamination"
+            compared[where] = block.corpus.recipe.decontamination.evaluations
+    for where, evaluations in compared.items():
+        if name not in map(set_name, evaluations):
+            raise BadInputError(
+                f"ablations.recipe.tasks has {name}, whose items may stand in what the arms learn from; add "
+                f"{{type: lm_eval, name: {name}}} to {where}.evaluations"
+            )
 
 
 def _on_dev(recipe: EvaluateRecipe) -> tuple[EvaluationTasks, ...]:

@@ -22,6 +22,7 @@ from tasks.artifacts.errors import BadInputError
 from tasks.choose.stage import STAGE as CHOOSE
 from tasks.clean.stage import STAGE as CLEAN
 from tasks.corpus.stage import STAGE as CORPUS
+from tasks.corpus.stage import CorpusConfig
 from tasks.distill.stage import STAGE as DISTILL
 from tasks.dump_logits.stage import STAGE as DUMP_LOGITS
 from tasks.evaluate.stage import STAGE as EVALUATE
@@ -55,9 +56,9 @@ def build(profile: Profile, until: str | None = None) -> list[Step]:
     replayed: dict[tuple[str, str], Step] = {}
     for name, branch in profile.branches.items():
         teacher, student = models[branch.teacher], models[branch.student]
-        corpus = Step(CORPUS, f"corpus-{name}", branch.corpus, {"tokenizer": teacher})
+        corpus = _corpus(profile, name, branch.corpus, {"tokenizer": teacher})
         corpora.append(corpus)
-        logits = _stores(name, branch, models, corpus)
+        logits = _stores(profile, name, branch, models, corpus)
         replayed |= {(name, "corpus"): corpus, (name, "logits"): logits.get(f"logits.{name}") or logits["logits"]}
         start = student
         if branch.surgeon is not None:
@@ -79,7 +80,7 @@ def build(profile: Profile, until: str | None = None) -> list[Step]:
     if profile.fine_tuning.clean is not None:
         cleaning = profile.fine_tuning.clean.against(profile.assessment.evaluate.recipe.tasks)
         evolved = Step(CLEAN, "clean", cleaning, {"instructions": evolved})
-    instructions = Step(CORPUS, "corpus-sft", profile.fine_tuning.corpus, {"tokenizer": chat, "instructions": evolved})
+    instructions = _corpus(profile, "sft", profile.fine_tuning.corpus, {"tokenizer": chat, "instructions": evolved})
     learnt = {"model": fused, "corpus": instructions}
     if profile.fine_tuning.replay is not None:
         learnt["replay"] = replayed[profile.fine_tuning.replay.branch, profile.fine_tuning.replay.rows]
@@ -125,20 +126,25 @@ def _models(profile: Profile) -> dict[str, Step]:
         if block.surgeon is not None and block.donor is not None:
             made = Step(SURGEON, f"surgeon-{name}", block.surgeon, {"student": made, "donor": models[block.donor]})
         if block.train is not None and block.corpus is not None:
-            corpus = Step(CORPUS, f"corpus-{name}", block.corpus, {"tokenizer": made})
+            corpus = _corpus(profile, name, block.corpus, {"tokenizer": made})
             made = Step(SFT, f"train-{name}", block.train, {"model": made, "corpus": corpus})
         models[name] = made
     return models
 
 
-def _stores(name: str, branch: Branch, models: Mapping[str, Step], corpus: Step) -> dict[str, Step]:
+def _corpus(profile: Profile, name: str, config: CorpusConfig, inputs: Mapping[str, Step]) -> Step:
+    """A corpus, compared with what the profile evaluates if its recipe says so."""
+    return Step(CORPUS, f"corpus-{name}", config.against(profile.assessment.evaluate.recipe.tasks), inputs)
+
+
+def _stores(profile: Profile, name: str, branch: Branch, models: Mapping[str, Step], corpus: Step) -> dict[str, Step]:
     """What a branch's student learns from, by role: the branch's own logits, and those of `more_logits`."""
     teacher = models[branch.teacher]
     stores = {name: _logits(name, branch, teacher, corpus)}
     for other, more in branch.more_logits.items():
         label = f"{name}-{other}"
         who = models[more.teacher] if more.teacher is not None else teacher
-        what = corpus if more.corpus is None else Step(CORPUS, f"corpus-{label}", more.corpus, {"tokenizer": who})
+        what = corpus if more.corpus is None else _corpus(profile, label, more.corpus, {"tokenizer": who})
         stores[other] = _logits(label, more, who, what)
     return (
         {f"logits.{store}": step for store, step in stores.items()} if branch.more_logits else {"logits": stores[name]}

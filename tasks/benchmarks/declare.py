@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from tasks.artifacts.frozen import Frozen
 
@@ -61,4 +62,34 @@ class HarnessTasks(Frozen):
         return (self.name,)
 
 
-EvaluationTasks = Annotated[ExerciseTasks | HarnessTasks, Field(discriminator="type")]
+Revision = Annotated[str, Field(pattern="^[0-9a-f]{40}$")]
+"""A commit of a data set's repository on the hub; a branch or a tag may move."""
+
+
+class PinnedHarnessTasks(HarnessTasks):
+    """One whose data are of a commit. A class of its own: without one the keys are those of HarnessTasks."""
+
+    revision: Revision
+    """Of the repository that the task reads, or all tasks of the group. A copy in a mirror is taken to be of it;
+    `data_sha256` says whether it is."""
+
+
+def revision_of(tasks: HarnessTasks) -> str | None:
+    """The commit that the data are of, None where none is stated."""
+    return tasks.revision if isinstance(tasks, PinnedHarnessTasks) else None
+
+
+def kind_of_tasks(value: Any) -> str | None:
+    """The tag in a union of exercises, harness tasks and pinned ones; None for what is none of them."""
+    given = isinstance(value, Mapping)
+    kind = value.get("type") if given else getattr(value, "type", None)
+    pinned = "revision" in value if given else hasattr(value, "revision")
+    return f"{kind}_pinned" if kind == "lm_eval" and pinned else kind
+
+
+EvaluationTasks = Annotated[
+    Annotated[ExerciseTasks, Tag("exercises")]
+    | Annotated[PinnedHarnessTasks, Tag("lm_eval_pinned")]
+    | Annotated[HarnessTasks, Tag("lm_eval")],
+    Discriminator(kind_of_tasks),
+]

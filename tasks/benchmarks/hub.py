@@ -38,8 +38,9 @@ def confine_hub(scratch: Path, *, offline: bool, mirror: str | None = None) -> N
 
 
 @contextmanager
-def data_sets_from(mirror: str | None) -> Iterator[None]:
-    """In this block a data set OWNER/NAME is read from `mirror`/OWNER/NAME, where there is such a folder.
+def data_sets_from(mirror: str | None, revision: str | None = None) -> Iterator[None]:
+    """In this block a data set OWNER/NAME is read from `mirror`/OWNER/NAME, where there is such a folder, and else
+    from the hub at the commit `revision`, where one is given.
 
     The folder is laid out as the data set's repository: its data files, and README.md with the configurations.
     From then on NLTK reads `mirror`/nltk_data first.
@@ -47,9 +48,30 @@ def data_sets_from(mirror: str | None) -> Iterator[None]:
     Raises:
         BadInputError: there is no folder `mirror`.
     """
-    if mirror is None:
+    if mirror is None and revision is None:
         yield
         return
+    folder = None if mirror is None else _folder(mirror)
+    import datasets
+
+    # The harness knows no folder of mirrors and few commits, and calls this function of the module.
+    real = datasets.load_dataset
+
+    def load_dataset(path: str, *args: Any, **kwargs: Any) -> Any:
+        if folder is not None and (copy := folder / path).is_dir():
+            return real(str(copy), *args, **kwargs)
+        # Names without an owner are file formats.
+        at = {"revision": revision} if revision is not None and "/" in path else {}
+        return real(path, *args, **{**kwargs, **at})
+
+    datasets.load_dataset = load_dataset
+    try:
+        yield
+    finally:
+        datasets.load_dataset = real
+
+
+def _folder(mirror: str) -> Path:
     folder = Path(mirror).expanduser().absolute()
     if not folder.is_dir():
         raise BadInputError(
@@ -57,20 +79,7 @@ def data_sets_from(mirror: str | None) -> Iterator[None]:
             f"leave it out to read from the hub"
         )
     _read_nltk_data_from(str(folder / NLTK_DATA))
-    import datasets
-
-    # The harness knows no folder of mirrors, and calls this function of the module.
-    real = datasets.load_dataset
-
-    def load_dataset(path: str, *args: Any, **kwargs: Any) -> Any:
-        copy = folder / path
-        return real(str(copy), *args, **kwargs) if copy.is_dir() else real(path, *args, **kwargs)
-
-    datasets.load_dataset = load_dataset
-    try:
-        yield
-    finally:
-        datasets.load_dataset = real
+    return folder
 
 
 def _read_nltk_data_from(folder: str) -> None:

@@ -21,7 +21,7 @@ from tasks.benchmarks.checks import (
     check_version,
     documents_sha256,
 )
-from tasks.benchmarks.declare import ExerciseTasks, HarnessTasks, exercise_entry
+from tasks.benchmarks.declare import ExerciseTasks, HarnessTasks, exercise_entry, revision_of
 from tasks.benchmarks.exercise_tasks import METRIC, exercise_tasks
 from tasks.benchmarks.hub import data_sets_from
 from tasks.benchmarks.random_state import fixed_random_state
@@ -76,7 +76,7 @@ def load_tasks(
 
 
 def _load_entry(entry: HarnessTasks, mirror: str | None) -> LoadedTasks:
-    tasks = harness_tasks(entry.name, mirror)
+    tasks = harness_tasks(entry.name, mirror, revision_of(entry))
     for name, task in tasks.items():
         check_version(name, task, entry)
         check_metric(name, task, entry.metric)
@@ -102,8 +102,12 @@ def _manager() -> TaskManager:
     return TaskManager()
 
 
-def harness_tasks(name: str, mirror: str | None = None) -> dict[str, ConfigurableTask]:
+def harness_tasks(name: str, mirror: str | None = None, revision: str | None = None) -> dict[str, ConfigurableTask]:
     """The tasks of a task, group or tag of the harness by name, with their data: the same documents at each launch.
+
+    Args:
+        mirror: a folder with copies of the hub's data sets.
+        revision: the commit of their data set on the hub; where None, the harness decides.
 
     Raises:
         BadInputError: there is no such task, or its data cannot be read.
@@ -112,7 +116,7 @@ def harness_tasks(name: str, mirror: str | None = None) -> dict[str, Configurabl
     if name not in manager.all_tasks:
         raise BadInputError(f"the harness has no task or group {name!r}; list the names with: lm-eval ls tasks")
     try:
-        with data_sets_from(mirror), fixed_random_state():
+        with data_sets_from(mirror, revision), fixed_random_state():
             tasks: dict[str, ConfigurableTask] = manager.load(name)["tasks"]
             for task in tasks.values():
                 _keep_documents(task)

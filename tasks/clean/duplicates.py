@@ -6,10 +6,10 @@ import numpy as np
 from datasketch import MinHash, MinHashLSH
 
 from tasks.artifacts.fingerprint import canonical_json, sha256_hex
+from tasks.benchmarks.words import Hashes, plain, run_hashes, tokens
 from tasks.clean.filters import Judge, Why
 from tasks.clean.rows import Row
 from tasks.clean.stage import NearDuplicates
-from tasks.clean.words import Hashes, plain, run_hashes, tokens
 
 RECALL = 0.99
 """Of the pairs just at the threshold, the share that the bands bring together; of pairs above it, more."""

@@ -8,13 +8,13 @@ anyway never stands in the way of its better neighbour.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field
 
-from tasks.artifacts.errors import BadInputError
 from tasks.artifacts.frozen import Frozen
 from tasks.benchmarks.declare import ExerciseTasks, HarnessTasks
+from tasks.benchmarks.evaluation_sets import Decontamination, EvaluationSet, Reasons, evaluation_sets
 from tasks.runtime.declare import GateResult, Gates, Runtime, Stage, StageConfig, at_least, at_most
 
 STEPS = (
@@ -27,8 +27,6 @@ STEPS = (
     "near_duplicates",
 )
 """Fields of the recipe, in the order in which rows pass them."""
-EXERCISES = "exercises"
-"""The name of all generated exercises among evaluation sets."""
 
 
 class Length(Frozen):
@@ -62,30 +60,6 @@ class NearDuplicates(Frozen):
     """Of the permutations, which decide only which pairs are compared: see duplicates.py."""
 
 
-class Decontamination(Frozen):
-    """Rows that share text with an item of an evaluation."""
-
-    ngram_words: int = Field(13, ge=2)
-    """A row goes if so many words in a row stand in an item's prompt or answer. 13 as for GPT-3 and The Pile."""
-    min_whole_words: int = Field(8, ge=1)
-    """Texts of items from here up to `ngram_words` are looked for whole; shorter prompts only as a whole user turn."""
-
-
-class HarnessSet(Frozen):
-    """All documents of a task or group of the harness, whatever number of them is evaluated."""
-
-    type: Literal["lm_eval"] = "lm_eval"
-    name: str = Field(min_length=1)
-
-
-EvaluationSet = Annotated[ExerciseTasks | HarnessSet, Field(discriminator="type")]
-
-
-def set_name(evaluation: ExerciseTasks | HarnessSet) -> str:
-    """What `not_decontaminated`, the funnel and the card call a set."""
-    return evaluation.name if isinstance(evaluation, HarnessSet) else EXERCISES
-
-
 class CleanRecipe(Frozen):
     """Which rows are removed."""
 
@@ -101,7 +75,7 @@ class CleanRecipe(Frozen):
     near_duplicates: NearDuplicates | None = NearDuplicates()
     evaluations: tuple[EvaluationSet, ...] = ()
     """Sets besides those of the profile's `assessment`, which are put in front of them: see `CleanConfig.against`."""
-    not_decontaminated: dict[str, Annotated[str, Field(min_length=1)]] = Field(default_factory=dict)
+    not_decontaminated: Reasons = Field(default_factory=dict)
     """Evaluation set → why it is not read. The card repeats it."""
 
 
@@ -130,22 +104,13 @@ class CleanConfig(StageConfig):
     def against(self, tasks: Iterable[ExerciseTasks | HarnessTasks]) -> Self:
         """Itself with the sets that an evaluation reads, so that another list of them is another key.
 
-        Of a harness task only the name counts: its documents are the same whatever is measured on them.
-
         Raises:
             BadInputError: `not_decontaminated` names no such set.
         """
         recipe = self.recipe
-        sets = [HarnessSet(name=task.name) if isinstance(task, HarnessTasks) else task for task in tasks]
-        sets += [extra for extra in recipe.evaluations if extra not in sets]
-        names = [set_name(each) for each in sets]
-        for name in recipe.not_decontaminated:
-            if name not in names:
-                raise BadInputError(
-                    f"fine_tuning.clean.recipe.not_decontaminated names {name!r}, which is no evaluation set of the "
-                    f"profile; it has {', '.join(dict.fromkeys(names))}"
-                )
-        kept = tuple(sets) if recipe.decontamination is not None else ()
+        where = "fine_tuning.clean.recipe.not_decontaminated"
+        sets = evaluation_sets(tasks, recipe.evaluations, recipe.not_decontaminated, where)
+        kept = sets if recipe.decontamination is not None else ()
         return self.model_copy(update={"recipe": recipe.model_copy(update={"evaluations": kept})})
 
 

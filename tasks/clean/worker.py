@@ -9,14 +9,13 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from tasks.artifacts.errors import BadInputError
+from tasks.benchmarks.decontamination import EvaluationIndex, read_index
+from tasks.benchmarks.evaluation_sets import HarnessSet
 from tasks.benchmarks.hub import confine_hub
-from tasks.clean.decontamination import EvaluationIndex
 from tasks.clean.duplicates import ExactDuplicates, near_judge
-from tasks.clean.evaluation_texts import items_of
 from tasks.clean.filters import Judge, cut_off, language_judge, length_judge, refused
 from tasks.clean.rows import Row, read_rows
-from tasks.clean.stage import STEPS, CleanRecipe, CleanRuntime, HarnessSet, set_name
+from tasks.clean.stage import STEPS, CleanRecipe, CleanRuntime
 from tasks.worker.job import Job, worker_main
 
 FILE = "instructions.jsonl"
@@ -69,7 +68,7 @@ def _judges(recipe: CleanRecipe, index: EvaluationIndex | None, exact: ExactDupl
         "refusals": refused if recipe.refusals is not None else None,
         "truncated": cut_off if recipe.truncated is not None else None,
         "language": language_judge(recipe.language) if recipe.language is not None else None,
-        "decontamination": index.judge if index is not None else None,
+        "decontamination": (lambda row: index.judge(row.spoken)) if index is not None else None,
         "exact_duplicates": exact.judge if recipe.exact_duplicates is not None else None,
         "near_duplicates": near_judge(recipe.near_duplicates) if recipe.near_duplicates is not None else None,
     }
@@ -80,24 +79,14 @@ def _index(job: Job, recipe: CleanRecipe, mirror: str | None) -> EvaluationIndex
     """The items of all sets that are read, None where there is no decontamination."""
     if recipe.decontamination is None:
         return None
-    index = EvaluationIndex(recipe.decontamination)
-    for evaluation in recipe.evaluations:
-        name = set_name(evaluation)
-        if name in recipe.not_decontaminated:
-            job.log(f"rows are not compared with {name}: {recipe.not_decontaminated[name]}")
-            continue
-        try:
-            index.add(name, items_of(evaluation, mirror))
-        except BadInputError as error:
-            raise BadInputError(
-                f"{error}; or say under {name!r} in clean.recipe.not_decontaminated why the rows are not compared "
-                f"with it"
-            ) from error
-        job.log(f"read {index.counts[name].items} items of {name}")
+
+    def log(text: str) -> None:
+        job.log(text)
         if job.stop_requested:
             job.preempted()
-    index.close()
-    return index
+
+    where = "clean.recipe.not_decontaminated"
+    return read_index(recipe.decontamination, recipe.evaluations, recipe.not_decontaminated, mirror, log, where)
 
 
 def _with_progress(job: Job, rows: Iterator[Row]) -> Iterator[Row]:

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import datasets
-
 from tasks.artifacts.errors import BadInputError, TransientStoreError
 from tasks.artifacts.fingerprint import sha256_hex
 from tasks.corpus.stage import (
@@ -171,6 +169,9 @@ def _hub_records(source: HubSource) -> Iterator[Mapping[str, Any]]:
 
 def _stream(where: str, builder: str, **options: Any) -> Iterator[Mapping[str, Any]]:
     """Records as they are read; nothing is kept in the data sets' cache."""
+    # It reads where its caches are when it is imported, which a decontamination decides.
+    import datasets
+
     try:
         yield from datasets.load_dataset(builder, streaming=True, **options)
     except ConnectionError as error:

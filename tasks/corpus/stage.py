@@ -1,5 +1,7 @@
 """Text and conversations as token rows: rendered once, tokenised once, split into training and held-out documents.
 
+With `decontamination` no document goes in, trained on or held out, that shares text with an item of an evaluation.
+
 Inputs: "tokenizer" (a model artifact) and, if a source is `instructions`, "instructions" (of evolve or clean).
 A data set is identified by its commit, files and the library's text by their content (`with_identity`).
 """
@@ -7,21 +9,23 @@ A data set is identified by its commit, files and the library's text by their co
 from __future__ import annotations
 
 import glob
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
 from tasks.artifacts.errors import BadInputError
 from tasks.artifacts.fingerprint import content_digest, file_sha256
 from tasks.artifacts.frozen import Frozen
 from tasks.artifacts.pinned import Pinned
+from tasks.benchmarks.declare import ExerciseTasks, HarnessTasks
+from tasks.benchmarks.evaluation_sets import Decontamination, EvaluationSet, Reasons, evaluation_sets
 from tasks.exercises import KINDS
 from tasks.exercises.library_code import library_code
 from tasks.exercises.library_text import documents_sha256, library_documents
-from tasks.runtime.declare import GateResult, Gates, Stage, StageConfig, at_least
+from tasks.runtime.declare import GateResult, Gates, Runtime, Stage, StageConfig, at_least
 
 _SETTING = "this corpus source"
 
@@ -212,6 +216,36 @@ class CorpusRecipe(Frozen):
         return date.fromisoformat(text).isoformat()
 
 
+class CorpusDecontamination(Decontamination):
+    """Which documents are left out, and what they are compared with: the rule is that of `clean`."""
+
+    evaluations: tuple[EvaluationSet, ...] = ()
+    """Sets besides those of the profile's `assessment`, which are put in front of them: see `CorpusConfig.against`."""
+    not_decontaminated: Reasons = Field(default_factory=dict)
+    """Evaluation set → why it is not read. The card repeats it."""
+
+
+class DecontaminatedCorpusRecipe(CorpusRecipe):
+    """A corpus without items of evaluations. A class of its own: others keep the keys of CorpusRecipe."""
+
+    decontamination: CorpusDecontamination
+
+
+def recipe_of(values: Mapping[str, Any]) -> CorpusRecipe:
+    """The recipe that these fields are of; a decontamination of null is none."""
+    if values.get("decontamination") is not None:
+        return DecontaminatedCorpusRecipe.model_validate(values)
+    return CorpusRecipe.model_validate({name: each for name, each in values.items() if name != "decontamination"})
+
+
+class CorpusRuntime(Runtime):
+    """Where evaluation sets are read, if there is a decontamination."""
+
+    mirror: str | None = None
+    """A folder with copies of the hub's data sets, each at OWNER/NAME in its repository's layout. The hub is asked only
+    for what is not in it, and if no source is on the hub, for no data."""
+
+
 class CorpusGates(Gates):
     """When a corpus is good enough to be read by a teacher."""
 
@@ -222,8 +256,35 @@ class CorpusGates(Gates):
 class CorpusConfig(StageConfig):
     """The config block of `corpus`."""
 
-    recipe: CorpusRecipe
+    recipe: SerializeAsAny[CorpusRecipe]
+    runtime: CorpusRuntime = CorpusRuntime()
     gates: CorpusGates = CorpusGates()
+
+    @field_validator("recipe", mode="before")
+    @classmethod
+    def _decontaminated(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping) or "decontamination" not in values:
+            return values
+        try:
+            return recipe_of(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+
+    def against(self, tasks: Iterable[ExerciseTasks | HarnessTasks]) -> Self:
+        """Itself with the sets that an evaluation reads, if it is decontaminated: another list of them is another key.
+
+        Raises:
+            BadInputError: `not_decontaminated` names no such set.
+        """
+        recipe = self.recipe
+        if not isinstance(recipe, DecontaminatedCorpusRecipe):
+            return self
+        told = recipe.decontamination
+        where = "corpus.recipe.decontamination.not_decontaminated"
+        sets = evaluation_sets(tasks, told.evaluations, told.not_decontaminated, where)
+        compared = recipe.model_copy(update={"decontamination": told.model_copy(update={"evaluations": sets})})
+        return self.model_copy(update={"recipe": compared})
 
 
 def judge(metrics: Mapping[str, Any], gates: CorpusGates) -> list[GateResult]:

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from tasks.artifacts.errors import BadInputError
+from tasks.corpus.decontamination import CONTAMINATED, Contamination
 from tasks.corpus.documents import Document, load_documents
 from tasks.corpus.rendering import Renderer
-from tasks.corpus.stage import CorpusRecipe
+from tasks.corpus.stage import CorpusRecipe, DecontaminatedCorpusRecipe, recipe_of
 from tasks.exercises.holdout import is_heldout
 from tasks.logits.enough_to_choose import HELDOUT_CONVERSATIONS, HELDOUT_TEXTS
 from tasks.logits.rows import Row, write_rows
@@ -27,7 +28,8 @@ _PROGRESS_SECONDS = 1.0
 
 def run(job: Job) -> None:
     """Collects the documents, splits them, renders them and completes the artifact."""
-    recipe = CorpusRecipe.model_validate(job.recipe)
+    recipe = recipe_of(job.recipe)
+    compared = Contamination(job, recipe) if isinstance(recipe, DecontaminatedCorpusRecipe) else None
     folder = _tokenizer_folder(job.input("tokenizer"), job.new_directory("tokenizer"))
     tokenizer = load_tokenizer(folder)
     renderer = Renderer(
@@ -39,7 +41,7 @@ def run(job: Job) -> None:
         overlong_chat=recipe.overlong_chat,
     )
     dropped: Counter[str] = renderer.dropped
-    train, heldout = _split(job, recipe, dropped)
+    train, heldout = _split(job, recipe, compared, dropped)
     started = time.monotonic()
     seen: set[str] = set()
     # Held-out rows first: a piece of text that is in both splits is then missing from training.
@@ -57,13 +59,16 @@ def run(job: Job) -> None:
     for name, rows in splits.items():
         write_rows(target / f"{name}.parquet", rows)
     totals = {name: _totals(rows) for name, rows in splits.items()}
-    summary = {
+    summary: dict[str, Any] = {
         "max_tokens": recipe.max_tokens,
         "splits": totals,
         "template_date": recipe.template_date,
         "template_sha256": renderer.template_sha256,
         "tokenizer_digest": tokenizer_digest(tokenizer),
     }
+    told = {"decontamination": compared.summary()} if compared is not None else {}
+    if compared is not None:
+        summary["decontamination"] = {**compared.summary(), "examples": compared.examples()}
     (target / "corpus.json").write_text(json.dumps(summary, indent=2, sort_keys=True) + "\n")
     num_tokens = sum(total["num_tokens"] for total in totals.values())
     metrics: dict[str, Any] = {
@@ -75,6 +80,7 @@ def run(job: Job) -> None:
         target,
         {
             **metrics,
+            **told,
             "rows_by_source": {
                 name: dict(sorted(Counter(row.source for row in rows).items())) for name, rows in splits.items()
             },
@@ -102,7 +108,9 @@ def _end_ids(folder: Path, eos: int | None) -> frozenset[int]:
     return frozenset(int(token) for token in (*listed, eos) if token is not None)
 
 
-def _split(job: Job, recipe: CorpusRecipe, dropped: Counter[str]) -> tuple[list[Document], list[Document]]:
+def _split(
+    job: Job, recipe: CorpusRecipe, compared: Contamination | None, dropped: Counter[str]
+) -> tuple[list[Document], list[Document]]:
     """Training and held-out documents, each once, in an order that depends on their text and the seed."""
     instructions = None
     if "instructions" in job.spec.inputs:
@@ -114,10 +122,12 @@ def _split(job: Job, recipe: CorpusRecipe, dropped: Counter[str]) -> tuple[list[
             if document.content in documents:
                 dropped["duplicate"] += 1
             documents.setdefault(document.content, document)
-    job.progress(0, len(documents), "documents")
-    ordered = sorted(
-        documents.values(), key=lambda document: hashlib.sha256(f"{recipe.seed}/{document.content}".encode()).digest()
-    )
+    kept = list(documents.values())
+    if compared is not None:
+        kept = compared.clean(kept)
+        dropped[CONTAMINATED] += compared.num_removed
+    job.progress(0, len(kept), "documents")
+    ordered = sorted(kept, key=lambda document: hashlib.sha256(f"{recipe.seed}/{document.content}".encode()).digest())
     train: list[Document] = []
     heldout: list[Document] = []
     for document in ordered:

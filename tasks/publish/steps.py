@@ -14,7 +14,8 @@ _STEPS = {
     "corpus": "Documents were tokenised once and split into training and held-out ones by their content",
     "dump_logits": "The next-token distributions of {teacher} were stored: some entries of each, and the mass of the "
     "others",
-    "import_logits": "Next-token distributions of {teacher} were taken from a set that existed",
+    "import_logits": "Next-token distributions of {teacher} were taken from a set that existed; the documents that "
+    "they were made on were compared with no evaluation here",
     "reshape": "A model was written as another architecture, or with some of its layers",
     "transplant": "A model was moved into another vocabulary",
     "distill": "The student was trained on the stored distributions",
@@ -49,6 +50,8 @@ def steps_text(lineage: Sequence[Ancestor], merge_method: str) -> str:
             sentence += f" ({merge_method}; {merge_text(manifest.recipe)})"
         if manifest.stage == "clean":
             sentence += f": {cleaning_text(manifest.metrics)}"
+        if manifest.stage == "corpus":
+            sentence += compared_text(known, known[manifest.key], manifest.metrics)
         lines.append(f"{len(lines) + 1}. {sentence} (`{manifest.label}`).")
     return "\n".join(lines)
 
@@ -115,9 +118,32 @@ def cleaning_text(metrics: Mapping[str, Any]) -> str:
     text += f" (removed: {taken})" if taken else " (no step was on)"
     if "decontamination" not in metrics["removed"]:
         return f"{text}; they were compared with no evaluation"
-    read = ", ".join(f"{name} ({about['items']:,} items)" for name, about in metrics["evaluations"].items())
-    text += f"; compared with the evaluations {read}" if read else "; compared with no evaluation"
-    left_out = "; ".join(f"{name}: {reason}" for name, reason in metrics["not_decontaminated"].items())
+    return f"{text}; {_read_text(metrics)}"
+
+
+def compared_text(lineage: Mapping[str, Made], corpus: Made, metrics: Mapping[str, Any]) -> str:
+    """With which evaluations the documents of a corpus were compared, as the end of a sentence; nothing for
+    instructions alone that were cleaned, of which the step before tells it."""
+    told = metrics.get("decontamination")
+    if told is not None:
+        removed = sum(told["removed"].values())
+        return (
+            f"; of {told['documents']:,} documents {removed:,} share text with an evaluation and were left out; "
+            f"{_read_text(told)}"
+        )
+    cleaned = "instructions" in corpus.inputs and lineage[corpus.inputs["instructions"]].stage == "clean"
+    instructions = [source["kind"] == "instructions" for source in corpus.recipe["sources"]]
+    if cleaned and all(instructions):
+        return ""
+    whose = "all but the instructions" if cleaned and any(instructions) else "they"
+    return f"; {whose} were compared with no evaluation"
+
+
+def _read_text(told: Mapping[str, Any]) -> str:
+    """What `evaluations` and `not_decontaminated` of a comparison say."""
+    read = ", ".join(f"{name} ({about['items']:,} items)" for name, about in told["evaluations"].items())
+    text = f"compared with the evaluations {read}" if read else "compared with no evaluation"
+    left_out = "; ".join(f"{name}: {reason}" for name, reason in told["not_decontaminated"].items())
     return f"{text}; not compared with {left_out}" if left_out else text
 
 

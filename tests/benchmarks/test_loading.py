@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tasks.artifacts.errors import BadInputError
-from tasks.benchmarks.declare import HarnessTasks
+from tasks.benchmarks.declare import HarnessTasks, PinnedHarnessTasks
 from tasks.benchmarks.hub import confine_hub
 from tests.benchmarks.leaderboard_mirror import GROUPS, write_gpqa, write_leaderboard, write_punkt
 
@@ -27,7 +27,8 @@ def mirror(tmp_path: Path) -> Path:
 
 def entry(name: str = "leaderboard_gpqa", **fields: Any) -> HarnessTasks:
     metric = fields.pop("metric", GROUPS.get(name, "acc_norm"))
-    return HarnessTasks.model_validate({"type": "lm_eval", "name": name, "metric": metric, **fields})
+    kind = PinnedHarnessTasks if "revision" in fields else HarnessTasks
+    return kind.model_validate({"type": "lm_eval", "name": name, "metric": metric, **fields})
 
 
 def load(mirror: Path, *entries: HarnessTasks) -> Any:
@@ -60,8 +61,8 @@ def test_shuffled_choices_are_in_one_order_in_every_launch(mirror: Path, launch:
 
 
 def test_cleaning_reads_the_questions_in_the_order_in_which_they_are_asked(mirror: Path, launch: Launch) -> None:
-    from tasks.clean.evaluation_texts import items_of
-    from tasks.clean.stage import HarnessSet
+    from tasks.benchmarks.evaluation_sets import HarnessSet
+    from tasks.benchmarks.evaluation_texts import items_of
 
     (loaded,) = load(mirror, entry())
     launch()
@@ -138,3 +139,51 @@ def test_with_a_mirror_no_data_are_asked_of_the_hub(tmp_path: Path, monkeypatch:
             monkeypatch.delenv(name, raising=False)
         confine_hub(tmp_path, offline=offline, mirror=mirror)
         assert [os.environ.get(name) for name in names] == expected
+
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def test_a_revision_is_where_the_hub_is_read(mirror: Path, launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    from tasks.benchmarks.evaluation_sets import PinnedHarnessSet
+    from tasks.benchmarks.evaluation_texts import items_of
+    from tasks.benchmarks.loading import load_tasks
+
+    real, asked = datasets.load_dataset, []
+
+    def hub(path: str, *args: Any, **kwargs: Any) -> Any:
+        asked.append((path, kwargs.pop("revision", None)))
+        return real(str(mirror / path), *args, **kwargs)
+
+    monkeypatch.setattr(datasets, "load_dataset", hub)
+    load_tasks([entry(revision=COMMIT)], 8)
+    assert list(items_of(PinnedHarnessSet(name="leaderboard_gpqa", revision=COMMIT)))
+    assert set(asked) == {("Idavidrein/gpqa", COMMIT)}
+    asked.clear()
+    load_tasks([entry()], 8)
+    assert set(asked) == {("Idavidrein/gpqa", None)}
+    asked.clear()
+    # A copy is read as it is.
+    load_tasks([entry(revision=COMMIT)], 8, str(mirror))
+    assert {(Path(path).name, revision) for path, revision in asked} == {("gpqa", None)}
+
+
+def test_a_revision_is_part_of_the_keys_of_all_that_reads_the_set() -> None:
+    from flows.dag import build
+    from flows.profiles import load_profile
+    from tests.golden.keys import constant_content, golden
+
+    with constant_content():
+        pinned = load_profile("medius", [f"assessment.evaluate.recipe.tasks.1.revision={COMMIT}"])
+        steps = {step.label: step for step in build(pinned)}
+        assert {label: step.key for label, step in steps.items()}.keys() == golden()["medius"].keys()
+        for label in ("evaluate", "clean", "corpus-llama", "corpus-qwen"):
+            assert steps[label].key != golden()["medius"][label]
+            text = steps[label].config.recipe.model_dump_json()
+            assert text.count(COMMIT) == 1, "it is dumped for the worker as well"
+        with pytest.raises(BadInputError, match=r"tasks\.1\.lm_eval_pinned\.revision: String should match"):
+            load_profile("medius", ["assessment.evaluate.recipe.tasks.1.revision=main"])
+        with pytest.raises(BadInputError, match=r"tasks\.1: Input tag 'lm-eval'"):
+            load_profile("medius", ["assessment.evaluate.recipe.tasks.1.type=lm-eval"])

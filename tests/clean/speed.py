@@ -5,12 +5,13 @@ from __future__ import annotations
 import random
 import time
 
-from tasks.clean.decontamination import EvaluationIndex
+from tasks.benchmarks.decontamination import EvaluationIndex
+from tasks.benchmarks.evaluation_sets import Decontamination
+from tasks.benchmarks.evaluation_texts import Item
 from tasks.clean.duplicates import ExactDuplicates, near_judge
-from tasks.clean.evaluation_texts import Item
 from tasks.clean.filters import cut_off, length_judge, refused
 from tasks.clean.rows import Row
-from tasks.clean.stage import Decontamination, Length, NearDuplicates
+from tasks.clean.stage import Length, NearDuplicates
 from tasks.modeling.conversation import Turn
 
 NUM_ROWS, WORDS = 1000, 400
@@ -32,7 +33,8 @@ def main() -> None:
     index.add("set", (Item(str(at), (text(120),), (text(20),)) for at in range(2000)))
     index.close()
     exact = ExactDuplicates()
-    judges = [length_judge(Length()), refused, cut_off, index.judge, exact.judge, near_judge(NearDuplicates())]
+    alone = [length_judge(Length()), refused, cut_off, lambda row: index.judge(row.spoken)]
+    judges = [*alone, exact.judge, near_judge(NearDuplicates())]
     started = time.process_time()
     kept = 0
     for row in rows:

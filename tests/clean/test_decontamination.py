@@ -11,10 +11,9 @@ import pytest
 
 from tasks.artifacts.errors import BadInputError
 from tasks.benchmarks.declare import ExerciseTasks, HarnessTasks
-from tasks.clean.decontamination import EvaluationIndex
-from tasks.clean.evaluation_texts import Item, items_of
-from tasks.clean.rows import Row
-from tasks.clean.stage import Decontamination, HarnessSet
+from tasks.benchmarks.decontamination import EvaluationIndex
+from tasks.benchmarks.evaluation_sets import Decontamination, HarnessSet
+from tasks.benchmarks.evaluation_texts import Item, items_of
 from tasks.exercises import generate
 from tasks.modeling.conversation import Turn
 
@@ -25,8 +24,8 @@ TEN = "alpha beta gamma delta epsilon zeta eta theta iota kappa"
 OF_MMLU = {"evaluations": [{"type": "lm_eval", "name": "mmlu_anatomy"}]}
 
 
-def row(question: str, answer: str = "Yes.") -> Row:
-    return Row("x", (Turn("user", question), Turn("assistant", answer)), b"")
+def row(question: str, answer: str = "Yes.") -> tuple[Turn, ...]:
+    return (Turn("user", question), Turn("assistant", answer))
 
 
 def index(*items: Item) -> EvaluationIndex:

@@ -8,11 +8,11 @@ from itertools import combinations
 import numpy as np
 import pytest
 
+from tasks.benchmarks.words import run_hashes, tokens, words
 from tasks.clean.duplicates import RECALL, ExactDuplicates, bands_of, jaccard, near_judge, shingles_of
 from tasks.clean.filters import Judge, Why
 from tasks.clean.rows import Row
 from tasks.clean.stage import NearDuplicates
-from tasks.clean.words import run_hashes, tokens, words
 from tasks.exercises import KINDS, generate
 from tasks.modeling.conversation import Turn
 

@@ -124,6 +124,8 @@ def tasks_of(name: str) -> str:
         ("medius", [tasks_of("leaderboard_musr_team_allocation")], "evaluation reports leaderboard_musr, which by th"),
         ("medius", [tasks_of("leaderboard")], "has leaderboard, and the evaluation reports leaderboard_ifeval"),
         ("medius", [tasks_of("arc_easy")], r"name: arc_easy\} to fine_tuning\.clean\.recipe\.evaluations"),
+        ("medius", [tasks_of("arc_easy"), "fine_tuning.clean=null"],
+         r"to branches\.llama\.corpus\.recipe\.decontamination\.evaluations"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_measured_is_refused(profile: str, sets: list[str], message: str) -> None:
@@ -132,13 +134,17 @@ def test_what_cannot_be_measured_is_refused(profile: str, sets: list[str], messa
 
 
 CLEANED_OF = "fine_tuning.clean.recipe.evaluations=[{type: lm_eval, name: arc_easy}]"
+BRANCHES_OF = [
+    f"branches.{name}.corpus.recipe.decontamination.evaluations=[{{type: lm_eval, name: arc_easy}}]"
+    for name in ("llama", "qwen")
+]
 
 
 @pytest.mark.parametrize(
     "cleaning", [CLEANED_OF, "fine_tuning.clean=null", "fine_tuning.clean.recipe.decontamination=null"]
 )
 def test_benchmarks_of_their_own_take_the_place_of_exercises(cleaning: str) -> None:
-    arms, _ = planned("medius", tasks_of("arc_easy"), cleaning)
+    arms, _ = planned("medius", tasks_of("arc_easy"), cleaning, *BRANCHES_OF)
     recipe = arms.evaluation.config.recipe
     assert isinstance(recipe, EvaluateRecipe)
     assert recipe.entries == ["arc_easy"]

@@ -32,7 +32,9 @@ def data_sections(records: Sequence[StageRecord], store: Store) -> list[Section]
             blocks.append(Grid(rejected, "Seeds and exercises that became no instruction, and why", links=True))
     if cleaned:
         blocks.append(Grid(_cleaning_table(steps), "Cleaning, in the order of its steps", links=True))
-        blocks.append(Grid(_overlap_table(cleaned), "Instructions against each evaluation set", links=True))
+    overlap = _overlap_table([*cleaned, *corpora])
+    if cleaned or overlap.rows:
+        blocks.append(Grid(overlap, "Instructions and documents against each evaluation set", links=True))
     if corpora:
         blocks.append(Grid(_corpus_table(corpora), "Corpora by split", links=True))
         sources = _sources_table(corpora)
@@ -128,16 +130,23 @@ def _cleaning_table(steps: Mapping[str, Sequence[CleanStep]]) -> Table:
     return Table(("stage", "step", "removed", "left"), tuple(rows))
 
 
-def _overlap_table(cleaned: Sequence[StageRecord]) -> Table:
+def _overlap_table(compared: Sequence[StageRecord]) -> Table:
     """The numbers of `evaluations`: what was compared, and what was found."""
     told = [
         (record.label, name, {column: value for column, value in counts.items() if isinstance(value, int)})
-        for record in cleaned
-        for name, counts in ((record.manifest.metrics if record.manifest else {}).get("evaluations") or {}).items()
+        for record in compared
+        for name, counts in _evaluations(record).items()
     ]
     columns = tuple(dict.fromkeys(column for _, _, counts in told for column in counts))
     rows = tuple((label, name, *(_count(counts.get(column)) for column in columns)) for label, name, counts in told)
     return Table(("stage", "evaluation set", *(column.replace("_", " ") for column in columns)), rows)
+
+
+def _evaluations(record: StageRecord) -> Mapping[str, Any]:
+    """Of each evaluation set what a cleaning or a corpus counted; empty where nothing was compared."""
+    metrics = record.manifest.metrics if record.manifest else {}
+    evaluations: Mapping[str, Any] = (metrics.get("decontamination") or metrics).get("evaluations") or {}
+    return evaluations
 
 
 def _corpus_table(corpora: Sequence[StageRecord]) -> Table:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tasks.benchmarks.declare import ExerciseTasks
-from tasks.clean.stage import HarnessSet
+from tasks.benchmarks.evaluation_sets import HarnessSet, set_revision
 from tasks.exercises import generate
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def items_of(evaluation: ExerciseTasks | HarnessSet, mirror: str | None = None) 
     # The harness takes seconds to import, and its libraries read their environment then.
     from tasks.benchmarks.loading import harness_tasks
 
-    for name, task in harness_tasks(evaluation.name, mirror).items():
+    for name, task in harness_tasks(evaluation.name, mirror, set_revision(evaluation)).items():
         for number, document in enumerate(task.eval_docs):
             yield _item(f"{name}/{number}", task, document)
 

@@ -1,4 +1,4 @@
-"""Rows that hold text of an evaluation: runs of 13 words, and shorter items whole.
+"""Conversations and texts that hold text of an evaluation: runs of 13 words, and shorter items whole.
 
 The rule is that of GPT-3 (Brown et al. 2020, appendix C): words without case and punctuation, runs of 13, and for
 shorter texts no fewer than 8, because fewer coincide by chance. Under 8 words only a prompt counts, and only where it
@@ -8,17 +8,17 @@ is a whole user turn: "Sort: 4 1 3" asked word for word is the item itself, an a
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from tasks.clean.evaluation_texts import Item
-from tasks.clean.filters import Why
-from tasks.clean.rows import Row
-from tasks.clean.stage import Decontamination
-from tasks.clean.words import Hashes, run_hashes, words
+from tasks.artifacts.errors import BadInputError
+from tasks.benchmarks.declare import ExerciseTasks
+from tasks.benchmarks.evaluation_sets import Decontamination, HarnessSet, set_name
+from tasks.benchmarks.evaluation_texts import Item, items_of
+from tasks.benchmarks.words import Hashes, run_hashes, words
 
 
 @dataclass
@@ -29,6 +29,16 @@ class SetCount:
     rows_removed: int = 0
     sha256: str = ""
     """Of all words of its texts: another release of the data has another."""
+
+
+class Spoken(Protocol):
+    """A turn of a conversation."""
+
+    @property
+    def role(self) -> str | None: ...
+
+    @property
+    def content(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -60,7 +70,7 @@ class _Runs:
 
 @dataclass
 class EvaluationIndex:
-    """The items of all sets. `add` each, then `close`, then look rows up."""
+    """The items of all sets. `add` each, then `close`, then look conversations up."""
 
     settings: Decontamination
     counts: dict[str, SetCount] = field(default_factory=dict)
@@ -111,9 +121,9 @@ class EvaluationIndex:
             places = np.concatenate([np.arange(len(part)) for part in parts])
             self._runs[length] = _Runs(hashes, texts[first], places[first])
 
-    def judge(self, row: Row) -> Why | None:
-        """The first item that a turn of the row shares text with."""
-        for turn in row.spoken:
+    def judge(self, turns: Iterable[Spoken]) -> dict[str, str] | None:
+        """The first item that a turn shares text with; {evaluation, item, words}, the words that are shared."""
+        for turn in turns:
             found = words(turn.content)
             question = self._questions.get(tuple(found)) if turn.role == "user" else None
             match = (question, list(question.words)) if question is not None else self._shared(found)
@@ -136,3 +146,37 @@ class EvaluationIndex:
                 if tuple(shared) == text.words[start : start + length]:
                     return text, shared
         return None
+
+
+def read_index(
+    settings: Decontamination,
+    evaluations: Iterable[ExerciseTasks | HarnessSet],
+    left_out: Mapping[str, str],
+    mirror: str | None,
+    log: Callable[[str], None],
+    where: str,
+) -> EvaluationIndex:
+    """The items of all sets but those that are left out, closed.
+
+    Args:
+        left_out: set → why it is not read.
+        mirror: a folder with copies of the hub's data sets.
+        log: called after each set; may raise to stop.
+        where: the place of `left_out` in a profile, for errors.
+
+    Raises:
+        BadInputError: a set cannot be read.
+    """
+    index = EvaluationIndex(settings)
+    for evaluation in evaluations:
+        name = set_name(evaluation)
+        if name in left_out:
+            log(f"nothing is compared with {name}: {left_out[name]}")
+            continue
+        try:
+            index.add(name, items_of(evaluation, mirror))
+        except BadInputError as error:
+            raise BadInputError(f"{error}; or say under {name!r} in {where} why nothing is compared with it") from error
+        log(f"read {index.counts[name].items} items of {name}")
+    index.close()
+    return index
