@@ -21,7 +21,7 @@ from rich.table import Table as RichTable
 from flows.ablation_choice import RULE, choose
 from flows.ablation_plan import AblationPlan, Kind, plan_ablation
 from flows.ablation_recipe import RecipeArms, plan_recipe
-from flows.ablation_recipe_report import arms_table, budget_of, made_of
+from flows.ablation_recipe_report import arms_table, budget_of, made_of, pairs_of, pairs_table
 from flows.ablation_recipe_report import measured_on as arms_measured_on
 from flows.ablation_recipe_report import write_report as write_arms
 from flows.ablation_report import lost_stops, measured_on, results_table, write_report
@@ -119,7 +119,7 @@ def _run(
 
 
 def report_recipe(arms: RecipeArms, profile: Profile, console: Console) -> None:
-    """Prints the table of the finished arms, and the report's path last; the profile stays as it is.
+    """Prints the tables of the finished arms, and the report's path last; the profile stays as it is.
 
     Raises:
         BadInputError: the profile was changed meanwhile, so that nothing was measured of it.
@@ -132,12 +132,14 @@ def report_recipe(arms: RecipeArms, profile: Profile, console: Console) -> None:
             f"command again: what did not change is reused"
         )
     budgets = {name: budget_of(arms, name, store) for name in arms.arms}
+    against = {name: arms.compared_with(name) for name in arms.arms}
+    differences = pairs_table(budgets, against, pairs_of(arms, store))
     console.print(_shown(arms_table(results, budgets)))
+    console.print(_shown(differences))
     for line in [arms_measured_on(results), *made_of(budgets)]:
         console.print(line, soft_wrap=True, markup=False)
-    report = write_arms(
-        FOLDER / f"{profile.name}-{RECIPE}", f"The recipe of {profile.name}, arm by arm", results, budgets
-    )
+    title = f"The recipe of {profile.name}, arm by arm"
+    report = write_arms(FOLDER / f"{profile.name}-{RECIPE}", title, results, budgets, differences)
     console.print(str(report), soft_wrap=True, markup=False)
 
 
@@ -183,7 +185,7 @@ def report_ablation(plan: AblationPlan, profile: Profile, path: Path, console: C
 def _shown(content: Table) -> RichTable:
     table = RichTable()
     for column in content.columns:
-        table.add_column(column, no_wrap=column == "bits per byte", overflow="fold")
+        table.add_column(column, no_wrap=column in {"arm", "bits per byte"}, overflow="fold")
     for row in content.rows:
         # A template's own message may have brackets.
         table.add_row(*(escape(cell) for cell in row))

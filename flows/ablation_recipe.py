@@ -2,9 +2,10 @@
 
 An arm is a model that the recipe makes, or would make without some of its parts. Each training is that of the recipe,
 its tokens and steps included, but an arm with fewer trainings saw less; the table says how much. The arms are without
-any teacher (the twins, fused and fine-tuned like the branches), with one teacher alone, without the fine-tuning. All
-but the parts that only an arm has are the profile's own steps, under their own labels and keys. Imports no Prefect, so
-that it is checked before one is started.
+any teacher (the twins, fused like the branches), with one teacher alone, and with all; each as it is and fine-tuned. An
+arm is compared with the one of all teachers that is fine-tuned like itself. All but the parts that only an arm has are
+the profile's own steps, under their own labels and keys. Imports no Prefect, so that it is checked before one is
+started.
 """
 
 from __future__ import annotations
@@ -57,6 +58,12 @@ class RecipeArms:
         arms = {step.key for step in self.arms.values()}
         return [step for step in self.all if step.key in self.own | arms]
 
+    def compared_with(self, arm: str) -> str | None:
+        """The arm of all teachers, fine-tuned if this one is; for that arm and the reference, the full recipe."""
+        if arm == FULL:
+            return None
+        return FULL if arm in {ALL, self.reference} or arm.endswith(f"-{TUNED}") else ALL
+
     def trainings(self, arm: str) -> list[Step]:
         """The trainings of the recipe that made an arm, without those of prepared models."""
         prepared = {step.key for step in closure([self.arms[self.reference]])}
@@ -82,12 +89,18 @@ def plan_recipe(profile: Profile) -> RecipeArms:
     reference = profile.assessment.evaluate.recipe.reference
     arms = {reference: reported.inputs[f"model.{reference}"]}
     twins = {f"branch.{name}": _twin(name, branch, steps) for name, branch in profile.branches.items()}
+    # A fine-tuning that replays a branch's logits learns from that teacher once more, which only its own arms may.
+    taught, replay = profile.fine_tuning.sft, profile.fine_tuning.replay
+    untaught = _without_replayed_teacher(taught)
     arms[CE_ONLY] = Step(FUSE, "fuse-twins", fused.config, {**fused.inputs, **twins})
-    untaught = _without_replayed_teacher(profile.fine_tuning.sft)
     arms[f"{CE_ONLY}-{TUNED}"] = Step(SFT, "sft-twins", untaught, {**tuned.inputs, "model": arms[CE_ONLY]})
-    arms |= {f"{name}-alone": fused.inputs[f"branch.{name}"] for name in profile.branches}
+    for name in profile.branches:
+        alone = fused.inputs[f"branch.{name}"]
+        training = untaught if replay is not None and replay.branch != name else taught
+        arms[f"{name}-alone"] = alone
+        arms[f"{name}-alone-{TUNED}"] = Step(SFT, f"sft-{name}-alone", training, {**tuned.inputs, "model": alone})
     arms |= {ALL: fused, FULL: tuned}
-    if len(arms) != len(profile.branches) + 5:
+    if len(arms) != 2 * len(profile.branches) + 5:
         raise BadInputError(
             f"the model {reference!r} is called like an arm of the ablation; rename it, or name another one in "
             f"assessment.evaluate.recipe.reference"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -36,34 +37,80 @@ def budget_of(arms: RecipeArms, arm: str, store: Store) -> Budget:
     return Budget(tuple(step.label for step in trainings), steps, tokens, targets)
 
 
+def pairs_of(arms: RecipeArms, store: Store) -> dict[str, dict[str, Any]]:
+    """Of each arm but the full recipe, itself minus the one that it is compared with: {accuracy, bits_per_byte}.
+
+    Made of the items and documents that the evaluation keeps of each model: what it pairs itself is only its candidate
+    with all, and all with its reference.
+    """
+    # Needs numpy, as the picture does.
+    from tasks.evaluate.results import Measured, pair
+
+    artifact = Artifact(store, arms.evaluation.directory)
+    manifest = artifact.manifest()
+    assert manifest is not None, "results were read of it"
+
+    def lines(name: str) -> list[dict[str, Any]]:
+        entry = manifest.object(name)
+        data = store.get(artifact.path(entry.path)) if entry is not None else b""
+        return [json.loads(line) for line in data.split(b"\n") if line]
+
+    measured = {
+        name: Measured(lines(f"samples/{name}.jsonl"), lines(f"documents/{name}.jsonl"), {}) for name in arms.arms
+    }
+    against = {name: other for name in arms.arms if (other := arms.compared_with(name)) is not None}
+    return {name: pair((name, other), measured[name], measured[other]) for name, other in against.items()}
+
+
 def arms_table(results: Mapping[str, Any], budgets: Mapping[str, Budget]) -> Table:
-    """One row an arm: its budget, what was measured, and the paired difference to the full recipe."""
-    rows = []
-    for name, budget in budgets.items():
-        model, pair = results["models"][name], results["paired"][FULL].get(name)
-        rows.append(
-            (
-                name,
-                f"{budget.steps:,}",
-                f"{budget.tokens:,}",
-                f"{budget.targets:,}",
-                with_error(model.get("bits_per_byte")),
-                with_error(model["accuracy"], digits=3),
-                _minus_full(pair, "bits_per_byte", 4),
-                _minus_full(pair, "accuracy", 3),
-            )
+    """One row an arm: its budget, and what was measured."""
+    rows = [
+        (
+            name,
+            f"{budget.steps:,}",
+            f"{budget.tokens:,}",
+            f"{budget.targets:,}",
+            with_error(results["models"][name].get("bits_per_byte")),
+            with_error(results["models"][name]["accuracy"], digits=3),
         )
-    columns = ("arm", "steps", "tokens", "targets", "bits per byte", "accuracy")
-    return Table((*columns, f"bits per byte minus {FULL}", f"accuracy minus {FULL}"), tuple(rows))
+        for name, budget in budgets.items()
+    ]
+    return Table(("arm", "steps", "tokens", "targets", "bits per byte", "accuracy"), tuple(rows))
 
 
-def _minus_full(pair: Mapping[str, Any] | None, key: str, digits: int) -> str:
-    """The evaluation has the full recipe minus the arm."""
-    if pair is None or key not in pair:
+def pairs_table(
+    budgets: Mapping[str, Budget], against: Mapping[str, str | None], pairs: Mapping[str, Mapping[str, Any]]
+) -> Table:
+    """One row an arm but the full recipe: its paired difference to the arm that it is compared with.
+
+    Args:
+        against: of each arm, the one that it is compared with, None for the full recipe.
+        pairs: as `pairs_of` makes them.
+    """
+    rows = [
+        (
+            name,
+            other,
+            _share(budgets[name], budgets[other]),
+            _difference(pairs[name], "bits_per_byte", 4),
+            _difference(pairs[name], "accuracy", 3),
+        )
+        for name, other in against.items()
+        if other is not None
+    ]
+    return Table(("arm", "minus", "of its tokens", "bits per byte", "accuracy"), tuple(rows))
+
+
+def _share(budget: Budget, other: Budget) -> str:
+    return f"{100 * budget.tokens / other.tokens:.0f} %" if other.tokens else MISSING
+
+
+def _difference(pair: Mapping[str, Any], key: str, digits: int) -> str:
+    if key not in pair:
         return MISSING
     z = pair[key]["z"]
-    told = f"{0 - pair[key]['difference']:+.{digits}f} ± {pair[key]['stderr']:.{digits}f}"
-    return told if z is None else f"{told} (z {0 - z:+.1f})"
+    told = f"{pair[key]['difference']:+.{digits}f} ± {pair[key]['stderr']:.{digits}f}"
+    return told if z is None else f"{told} (z {z:+.1f})"
 
 
 def made_of(budgets: Mapping[str, Budget]) -> list[str]:
@@ -76,12 +123,16 @@ def measured_on(results: Mapping[str, Any]) -> str:
     return (
         f"{headline(results, {})[0]} The profile's own evaluation reports none of it. `medius ablate` and the stage "
         f"choose read the same texts: where one of them chose the fusion or a reversion, {ALL} and {FULL} are partly "
-        f"lucky in bits per byte, and accuracy is the fairer column. An arm with fewer trainings read fewer tokens."
+        f"lucky in bits per byte, and accuracy is the fairer column. An arm is compared with the one of all teachers "
+        f"that is fine-tuned like itself, and {ALL} with {FULL}. A teacher alone is one branch, which read a part of "
+        f"what those read that are fused; the column says which, and the difference is of teachers and tokens together."
     )
 
 
-def write_report(folder: Path, title: str, results: Mapping[str, Any], budgets: Mapping[str, Budget]) -> Path:
-    """Writes report.md, results.png and results.svg; returns the path of the first."""
+def write_report(
+    folder: Path, title: str, results: Mapping[str, Any], budgets: Mapping[str, Budget], differences: Table
+) -> Path:
+    """Writes report.md with both tables, results.png and results.svg; returns the path of the first."""
     # Its font cache otherwise goes to the home directory.
     os.environ.setdefault("MPLCONFIGDIR", str(Path(".medius/matplotlib").resolve()))
     from tasks.compare.plots import plot_arms
@@ -92,6 +143,7 @@ def write_report(folder: Path, title: str, results: Mapping[str, Any], budgets: 
     parts = [
         f"# {title}",
         arms_table(results, budgets).markdown(),
+        differences.markdown(),
         measured_on(results),
         _listed(made_of(budgets)),
         "![results](results.png)",

@@ -35,7 +35,7 @@ def build_results(measured: Mapping[str, Measured], recipe: EvaluateRecipe) -> d
     paired: dict[str, dict[str, Any]] = {}
     for name in measured:
         against = [other for other in measured if other != name] if name == recipe.candidate else [recipe.reference]
-        pairs = {other: _pair((name, other), measured[name], measured[other]) for other in against if other != name}
+        pairs = {other: pair((name, other), measured[name], measured[other]) for other in against if other != name}
         if pairs:
             paired[name] = pairs
     return {
@@ -57,11 +57,11 @@ def gate_metrics(results: Mapping[str, Any]) -> dict[str, Any]:
         for parent in results["parents"]
         if "bits_per_byte" in own
     ]
-    pair = results["paired"][candidate][results["reference"]]["accuracy"]
+    gain = results["paired"][candidate][results["reference"]]["accuracy"]
     return {
-        "candidate_over_reference": pair["difference"],
-        "candidate_over_reference_stderr": pair["stderr"],
-        "candidate_over_reference_z": pair["z"],
+        "candidate_over_reference": gain["difference"],
+        "candidate_over_reference_stderr": gain["stderr"],
+        "candidate_over_reference_z": gain["z"],
         "worst_parent_excess": max(excesses, default=None),
         "num_items": own["accuracy"]["n"],
         "num_documents": own["bits_per_byte"]["documents"] if "bits_per_byte" in own else 0,
@@ -115,8 +115,8 @@ def _clusters(items: Sequence[Mapping[str, Any]]) -> list[Hashable] | None:
     return [item["cluster"] if item.get("cluster") is not None else (item["task"], item["item"]) for item in items]
 
 
-def _pair(names: tuple[str, str], one: Measured, other: Measured) -> dict[str, Any]:
-    """Differences over all items, over those of each entry, and in bits per byte.
+def pair(names: tuple[str, str], one: Measured, other: Measured) -> dict[str, Any]:
+    """The first minus the second over all items, over those of each entry, and in bits per byte.
 
     Raises:
         BadInputError: an item was made of different documents.
@@ -133,14 +133,14 @@ def _pair(names: tuple[str, str], one: Measured, other: Measured) -> dict[str, A
                 f"shards/model-*-{item['entry']}.json of this evaluation and run again"
             )
     against_by_entry = _by_entry(other.items)
-    pair = {
+    found = {
         "accuracy": _paired(one.items, other.items),
         "entries": {entry: _paired(own, against_by_entry[entry]) for entry, own in _by_entry(one.items).items()},
     }
     if rows[0] and rows[1]:
         bits, sizes = _bits_and_bytes(one)
-        pair["bits_per_byte"] = paired_ratio(bits, _bits_and_bytes(other)[0], sizes)
-    return pair
+        found["bits_per_byte"] = paired_ratio(bits, _bits_and_bytes(other)[0], sizes)
+    return found
 
 
 def _paired(one: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -111,14 +111,17 @@ def test_the_arms_of_the_recipe_share_what_the_run_has_made(undisturbed: MicroRu
         )
         assert result.returncode == 0, result.stderr
         said.append((result.stdout, {line.split()[0] for line in result.stderr.splitlines() if " done in " in line}))
-    own = {"twin-llama", "twin-qwen", "revert-twin-llama", "fuse-twins", "sft-twins", "evaluate-arms"}
+    tuned = {"sft-twins", "sft-llama-alone", "sft-qwen-alone"}
+    own = {"twin-llama", "twin-qwen", "revert-twin-llama", "fuse-twins", *tuned, "evaluate-arms"}
     assert [made for _, made in said] == [own, set()], "all else was made by the run, and nothing is made twice"
     assert said[0][0] == said[1][0]
     lines = said[0][0].splitlines()
     cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if line.startswith("│")]
-    assert [row[0] for row in cells if row[0]] == [
-        "base", "ce-only", "ce-only-sft", "llama-alone", "qwen-alone", "all", "all-sft"
+    arms = [
+        "base", "ce-only", "ce-only-sft", "llama-alone", "llama-alone-sft", "qwen-alone", "qwen-alone-sft", "all",
+        "all-sft",
     ]  # fmt: skip
+    assert [row[0] for row in cells if row[0]] == [*arms, *arms[:-1]], "a table of the arms, and one of differences"
     assert any(line.startswith("ce-only-sft: twin-llama + twin-qwen + sft-twins") for line in lines)
     report = undisturbed.folder / lines[-1]
     assert report.parent.name == "micro-recipe"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,16 +10,23 @@ from typing import Any
 import pytest
 
 from flows.ablation_recipe import CE_ONLY, FULL, RecipeArms, plan_recipe
-from flows.ablation_recipe_report import Budget, arms_table, made_of, write_report
+from flows.ablation_recipe_report import Budget, arms_table, made_of, pairs_of, pairs_table, write_report
 from flows.dag import build
 from flows.profiles import load_profile
+from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.errors import BadInputError
+from tasks.artifacts.fingerprint import sha256_hex
+from tasks.artifacts.manifest import Manifest, ObjectRecord, Provenance, digest_of
+from tasks.artifacts.store import Store
 from tasks.distill.stage import DistillRecipe
+from tasks.evaluate.results import Measured, build_results
 from tasks.evaluate.stage import EvaluateRecipe
 from tasks.runtime.declare import Step
+from tasks.sft.stage import ReplayingSftRecipe
 from tests.golden.keys import constant_content
 
-ARMS = ["base", "ce-only", "ce-only-sft", "llama-alone", "qwen-alone", "all", "all-sft"]
+ARMS = ["base", "ce-only", "ce-only-sft", "llama-alone", "llama-alone-sft", "qwen-alone", "qwen-alone-sft", "all",
+        "all-sft"]  # fmt: skip
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -44,7 +52,8 @@ def test_what_the_profile_makes_is_no_arm_s_own() -> None:
         name: own[label].directory for name, label in shared.items()
     }
     new = {step.label for step in arms.all if step.key in arms.own}
-    assert new == {"revert-twin-llama", "fuse-twins", "sft-twins", "evaluate-arms"}, "tiny's run trains the twins"
+    tuned = {"sft-twins", "sft-llama-alone", "sft-qwen-alone"}
+    assert new == {"revert-twin-llama", "fuse-twins", *tuned, "evaluate-arms"}, "tiny's run trains the twins"
     assert {step.directory for step in arms.all if step.key not in arms.own} <= {
         step.directory for step in own.values()
     }
@@ -54,7 +63,8 @@ def test_a_profile_without_twins_gets_them_on_the_same_tokens_and_steps() -> Non
     arms, own = planned("micro")
     steps = {step.label: step for step in arms.all}
     assert {label for label, step in steps.items() if step.key in arms.own} == {
-        "twin-llama", "twin-qwen", "revert-twin-llama", "fuse-twins", "sft-twins", "evaluate-arms"
+        "twin-llama", "twin-qwen", "revert-twin-llama", "fuse-twins", "sft-twins", "sft-llama-alone", "sft-qwen-alone",
+        "evaluate-arms",
     }  # fmt: skip
     for name in ("llama", "qwen"):
         twin, distilled = steps[f"twin-{name}"], own[f"distill-{name}"]
@@ -70,7 +80,11 @@ def test_a_profile_without_twins_gets_them_on_the_same_tokens_and_steps() -> Non
     assert fused.config == own["fuse"].config
     assert fused.inputs["branch.llama"].inputs["trained"].key == steps["twin-llama"].key
     assert fused.inputs["base"].key == own["fuse"].inputs["base"].key
-    assert arms.arms["ce-only-sft"].inputs["corpus"].key == own["corpus-sft"].key
+    for name in ("ce-only", "llama-alone", "qwen-alone"):
+        tuned = arms.arms[f"{name}-sft"]
+        assert tuned.inputs["corpus"].key == own["corpus-sft"].key
+        assert tuned.inputs["model"] is arms.arms[name]
+        assert tuned.config.recipe == own["sft"].config.recipe
     # What a gate says of an arm does not keep it from being measured.
     assert {"fuse", "sft", "sft-twins", "twin-qwen"} <= {step.label for step in arms.unjudged}
     assert "surgeon-llama" not in {step.label for step in arms.unjudged}
@@ -96,7 +110,9 @@ def test_the_budget_is_that_of_the_recipe_s_own_trainings() -> None:
         "ce-only": ["twin-llama", "twin-qwen"],
         "ce-only-sft": ["twin-llama", "twin-qwen", "sft-twins"],
         "llama-alone": ["distill-llama"],
+        "llama-alone-sft": ["distill-llama", "sft-llama-alone"],
         "qwen-alone": ["distill-qwen"],
+        "qwen-alone-sft": ["distill-qwen", "sft-qwen-alone"],
         "all": ["distill-llama", "distill-qwen"],
         "all-sft": ["distill-llama", "distill-qwen", "sft"],
     }, "base and qwen-teacher were trained before the recipe"
@@ -152,52 +168,109 @@ def test_benchmarks_of_their_own_take_the_place_of_exercises(cleaning: str) -> N
     assert CE_ONLY in arms.arms
 
 
-def test_the_table_states_budgets_and_differences_to_the_full_recipe(tmp_path: Path) -> None:
-    def model(bits: float, right: float) -> dict[str, Any]:
-        return {
-            "bits_per_byte": {"value": bits, "stderr": 0.01, "documents": 13, "bytes": 900},
-            "accuracy": {"value": right, "stderr": 0.02, "n": 300},
-        }
+def test_like_is_compared_with_like() -> None:
+    arms, _ = planned("tiny")
+    assert {name: arms.compared_with(name) for name in arms.arms} == {
+        "base": "all-sft",
+        "ce-only": "all",
+        "ce-only-sft": "all-sft",
+        "llama-alone": "all",
+        "llama-alone-sft": "all-sft",
+        "qwen-alone": "all",
+        "qwen-alone-sft": "all-sft",
+        "all": "all-sft",
+        "all-sft": None,
+    }
 
-    results = {
-        "reference": "base",
-        "candidate": FULL,
-        "models": {"base": model(2.5, 0.1), "all": model(2.2, 0.2), FULL: model(2.1, 0.6)},
-        "paired": {
-            FULL: {
-                "base": {
-                    "bits_per_byte": {"difference": -0.4, "stderr": 0.02, "z": -20.0},
-                    "accuracy": {"difference": 0.5, "stderr": 0.03, "z": 16.7},
-                },
-                "all": {
-                    "bits_per_byte": {"difference": -0.1, "stderr": 0.02, "z": -5.0},
-                    "accuracy": {"difference": 0.0, "stderr": 0.0, "z": None},
-                },
-            }
-        },
-    }
+
+def test_an_arm_replays_no_teacher_but_its_own() -> None:
+    replayed = ["fine_tuning.replay={branch: qwen}", "fine_tuning.sft.recipe.replay={weight: 0.2, forward_kl: 1.0}"]
+    arms, _ = planned("micro", *replayed)
+    weights = {}
+    for name, step in arms.arms.items():
+        recipe = step.config.recipe
+        if isinstance(recipe, ReplayingSftRecipe):
+            weights[name] = recipe.replay.forward_kl
+    assert weights == {"ce-only-sft": 0, "llama-alone-sft": 0, "qwen-alone-sft": 1, "all-sft": 1}
+
+
+BITS = {"base": 24.0, "ce-only": 23.0, "ce-only-sft": 20.0, "llama-alone": 21.0, "llama-alone-sft": 18.5,
+        "qwen-alone": 20.5, "qwen-alone-sft": 18.0, "all": 20.0, "all-sft": 17.0}  # fmt: skip
+
+
+def finished(arms: RecipeArms, store: Store) -> dict[str, Any]:
+    """Writes what an evaluation of the arms keeps: four documents of 10 bytes, and four items of one task."""
+    recipe = arms.evaluation.config.recipe
+    assert isinstance(recipe, EvaluateRecipe)
+    measured, files = {}, {}
+    harness = {"tasks": {"exercise_add": {"metric": "exact_match"}}, "version": "0"}
+    about = {"harness": harness, "start_token": True, "window_tokens": 64}
+    for number, (name, bits) in enumerate(BITS.items()):
+        items = [
+            {"entry": "exercise_add", "task": "exercise_add", "item": at, "outcome": float(at * 2 < number - 1)}
+            for at in range(4)
+        ]
+        documents = [
+            {"document": f"{at}", "bits": bits + (at * number) % 3, "num_bytes": 10, "tokens": 4} for at in range(4)
+        ]
+        measured[name] = Measured(items, documents, about)
+        for folder, records in (("samples", items), ("documents", documents)):
+            files[f"{folder}/{name}.jsonl"] = "".join(json.dumps(each) + "\n" for each in records).encode()
+    results = build_results(measured, recipe)
+    step, objects = arms.evaluation, []
+    for name, data in {**files, "results.json": json.dumps(results).encode()}.items():
+        store.create(f"{step.directory}/data/{name}", data)
+        objects.append(ObjectRecord(name=name, path=f"data/{name}", size=len(data), sha256=sha256_hex(data)))
+    nothing: dict[str, Any] = {"recipe": {}, "inputs": {}, "metrics": {}}
+    unknown: dict[str, Any] = {"flow_run": None, "git_sha": None, "git_dirty": None}
+    provenance = Provenance(
+        write_id="one", created="", seconds=0, attempts=1, hardware={}, versions={}, runtime={}, **unknown
+    )
+    told: dict[str, Any] = {"stage": "evaluate", "version": 4, "label": step.label, "key": step.key}
+    manifest = Manifest(digest=digest_of(objects), objects=tuple(objects), provenance=provenance, **told, **nothing)
+    Artifact(store, step.directory).commit(manifest)
+    return results
+
+
+def test_the_table_pairs_like_with_like_and_states_budgets(tmp_path: Path, store: Store) -> None:
+    arms, _ = planned("tiny")
+    results = finished(arms, store)
+    pairs = pairs_of(arms, store)
+    assert set(pairs) == set(ARMS) - {"all-sft"}
+    half, whole = Budget(("distill-a",), 20, 10_000, 4_500), Budget(("distill-a", "distill-b"), 40, 20_000, 9_000)
+    tuned = Budget((*whole.trainings, "sft"), 60, 30_000, 12_000)
+    half_tuned = Budget(("distill-a", "sft"), 40, 20_000, 7_500)
     budgets = {
-        "base": Budget(()),
-        "all": Budget(("distill-a", "distill-b"), 40, 20_000, 9_000),
-        FULL: Budget(("distill-a", "distill-b", "sft"), 60, 30_000, 12_000),
-    }
+        name: Budget(()) if name == "base" else (half_tuned if name.endswith("-sft") else half)
+        if "-alone" in name else tuned if name.endswith("-sft") else whole
+        for name in ARMS
+    }  # fmt: skip
     table = arms_table(results, budgets)
-    rows = {row[0]: dict(zip(table.columns, row, strict=True)) for row in table.rows}
-    assert (rows["all"]["steps"], rows["all"]["tokens"], rows["all"]["targets"]) == ("40", "20,000", "9,000")
-    assert rows["base"]["bits per byte minus all-sft"] == "+0.4000 ± 0.0200 (z +20.0)"
-    assert rows["base"]["accuracy minus all-sft"] == "-0.500 ± 0.030 (z -16.7)"
-    assert rows["all"]["accuracy minus all-sft"] == "+0.000 ± 0.000"
-    assert rows[FULL]["accuracy minus all-sft"] == "–"
-    assert made_of(budgets) == [
-        "base: no training",
-        "all: distill-a + distill-b",
-        f"{FULL}: distill-a + distill-b + sft",
-    ]
-    report = write_report(tmp_path / "x", "A title", results, budgets)
+    differences = pairs_table(budgets, {name: arms.compared_with(name) for name in ARMS}, pairs)
+    assert next(row for row in table.rows if row[0] == "all")[1:4] == ("40", "20,000", "9,000")
+    rows = {row[0]: dict(zip(differences.columns, row, strict=True)) for row in differences.rows}
+    # The evaluation's own pairs have the full recipe minus the others.
+    own = results["paired"]["all-sft"]["llama-alone-sft"]["bits_per_byte"]
+    assert pairs["llama-alone-sft"]["bits_per_byte"]["difference"] == pytest.approx(-own["difference"])
+    assert pairs["llama-alone-sft"]["bits_per_byte"]["z"] == pytest.approx(-own["z"])
+    difference = pairs["llama-alone"]["bits_per_byte"]["difference"]
+    found = {name: results["models"][name]["bits_per_byte"]["value"] for name in ("llama-alone", "all")}
+    assert difference == pytest.approx(found["llama-alone"] - found["all"])
+    row = rows["llama-alone"]
+    assert (row["minus"], row["of its tokens"]) == ("all", "50 %")
+    assert row["bits per byte"].startswith(f"{difference:+.4f} ± ")
+    assert "(z " in row["bits per byte"]
+    assert (rows["qwen-alone-sft"]["minus"], rows["qwen-alone-sft"]["of its tokens"]) == ("all-sft", "67 %")
+    assert (rows["all"]["minus"], rows["base"]["of its tokens"]) == ("all-sft", "0 %")
+    assert set(rows) == set(ARMS) - {"all-sft"}
+    assert made_of(budgets)[0] == "base: no training"
+    assert made_of(budgets)[-1] == "all-sft: distill-a + distill-b + sft"
+    report = write_report(tmp_path / "x", "A title", results, budgets, differences)
     text = report.read_text()
     assert table.markdown() in text
-    assert "Measured on 300 items and 13 held-out texts (900 bytes)" in text
+    assert differences.markdown() in text
+    assert "Measured on 4 items and 4 held-out texts (40 bytes)" in text
     assert "read the same texts" in text
-    assert "fewer trainings read fewer tokens" in text
+    assert "of teachers and tokens together" in text
     assert "test split" not in text, "what the evaluation reports is not known here"
     assert (tmp_path / "x" / "results.png").read_bytes().startswith(b"\x89PNG")
