@@ -45,6 +45,8 @@ class StageRecord:
     inputs: Mapping[str, str]
     manifest: Manifest | None = None
     gates: tuple[JudgedGate, ...] = ()
+    launches_seen: int = 0
+    """Launches that left objects, a log or a checkpoint; a killed one may leave none, and `medius gc` removes logs."""
 
     @property
     def num_bytes(self) -> int:
@@ -55,6 +57,14 @@ class StageRecord:
     def seconds(self) -> float | None:
         """Of the launch that finished the stage; earlier launches of a resumed one are not in it."""
         return self.manifest.provenance.seconds if self.manifest else None
+
+    @property
+    def launches(self) -> int:
+        """How many launches are known to have worked on a finished stage: by what they left, or by its calls."""
+        if self.manifest is None:
+            return 0
+        resumed = bool(self.manifest.metrics.get("calls_of_earlier_launches"))
+        return max(self.manifest.provenance.attempts, self.launches_seen, 1 + resumed)
 
 
 def stage_records(states: Iterable[StepState], store: Store) -> list[StageRecord]:
@@ -70,9 +80,21 @@ def stage_records(states: Iterable[StepState], store: Store) -> list[StageRecord
             inputs={role: source.label for role, source in state.step.inputs.items()},
             manifest=state.manifest,
             gates=judged_gates(store, state.step.directory),
+            launches_seen=_launches_seen(store, state.step.directory, state.manifest) if state.manifest else 0,
         )
         for state in states
     ]
+
+
+def _launches_seen(store: Store, directory: str, manifest: Manifest) -> int:
+    """By the attempts in data/<shard>-<attempt>/…, logs/worker-<attempt>.log and checkpoints/step-<N>-<attempt>/…"""
+    seen = {entry.path.split("/")[1].rpartition("-")[2] for entry in manifest.objects}
+    for folder, begin in (("logs", "worker-"), ("checkpoints", "step-")):
+        for entry in store.list(f"{directory}/{folder}"):
+            name = entry.path.removeprefix(f"{directory}/{folder}/").split("/")[0]
+            if name.startswith(begin):
+                seen.add(name.rpartition("-")[2].split(".")[0])
+    return len(seen)
 
 
 def judged_gates(store: Store, directory: str) -> tuple[JudgedGate, ...]:

@@ -14,10 +14,11 @@ from tasks.artifacts.store import Store
 from tasks.publish.page.blocks import Details, Grid, Listing, Note
 from tasks.publish.page.contents import Report, read_report
 from tasks.publish.page.markdown import render_markdown
-from tasks.publish.page.material import StageRecord, judged_gates
+from tasks.publish.page.material import StageRecord, judged_gates, stage_records
 from tasks.publish.tables import plain
 from tasks.runtime.declare import GateResult, Gates, Stage, StageConfig, Step
 from tasks.runtime.gates import accept, judge
+from tasks.runtime.state import StepState
 from tests.publish.conftest import Make
 from tests.publish.page.conftest import Reading, RecordOf, html
 
@@ -105,6 +106,74 @@ def test_a_cost_where_the_hardware_has_a_price(make: Make, store: Store, record_
     assert cost({"accelerators": []}, device="cuda") == unknown
     assert cost({"accelerators": []}, num_nodes=2) == unknown
     assert cost({"cpus": 2}) == unknown, "written before accelerators were"
+
+
+def test_the_sum_has_what_endpoints_were_paid_and_says_what_it_lacks(
+    make: Make, store: Store, record_of: RecordOf
+) -> None:
+    def stage(name: str, metrics: Mapping[str, object] | None = None, **changes: object) -> StageRecord:
+        record = record_of(make(name, name, {"x": name.encode()}, metrics=metrics, recipe={"tried": str(metrics)}))
+        assert record.manifest is not None
+        h100 = {"hardware": {"accelerators": ["NVIDIA H100 80GB HBM3"]}, "runtime": {"device": "auto"}}
+        provenance = record.manifest.provenance.model_copy(update={"seconds": 7200.0, **h100, **changes})
+        return replace(record, manifest=record.manifest.model_copy(update={"provenance": provenance}))
+
+    def sums(*records: StageRecord) -> list[tuple[str, ...]]:
+        report = read_report(records, store, "tiny")
+        table = next(b.table for b in blocks(report) if isinstance(b, Grid) and "not in it" in b.table.columns)
+        text = Reading(html(list(records), store, "tiny")).text
+        assert all(cell in text for row in table.rows for cell in row)
+        return list(table.rows)
+
+    trained = stage("sft")
+    assert sums(trained) == [("devices of 1 of 1 stages", "5.00", "–")]
+    evolved = stage("evolve", {"calls": 90, "cost_usd": 21.5})
+    paid = ("endpoints, all launches", "22", "–")
+    assert sums(trained, evolved) == [("devices of 2 of 2 stages", "10", "–"), paid, ("together", "32", "–")]
+    # Objects of two launches, two logs, or calls of an earlier one.
+    for resumed in (
+        stage("sft", attempts=2),
+        replace(stage("sft"), launches_seen=2),
+        stage("sft", {"calls_of_earlier_launches": 3}),
+    ):
+        lacks = "other launches of sft"
+        devices = ("devices of 2 of 2 stages", "at least 10", lacks)
+        assert sums(resumed, evolved) == [devices, paid, ("together", "at least 32", lacks)]
+        text = render_markdown(read_report([resumed, evolved], store, "tiny"))
+        assert "The stages took at least 4" in text
+        assert "sft took longer" in text
+    partly = stage("evolve", {"calls": 90, "cost_usd": 4.0})
+    assert partly.manifest is not None
+    models = {"source": {"evolver": {"model": "a"}, "answerer": {"model": "b"}, "judge": None}}
+    partly = replace(partly, manifest=partly.manifest.model_copy(update={"recipe": models}))
+    assert sums(partly)[1] == ("endpoints, all launches", "at least 4.00", "no price given for calls of evolve")
+    unpriced = stage("evolve", {"calls": 90}, hardware={"accelerators": ["NVIDIA H900"]})
+    assert sums(trained, unpriced)[1:] == [
+        ("endpoints, all launches", "unknown", "no price given for calls of evolve"),
+        (
+            "together",
+            "at least 5.00",
+            "no price known for the hardware of evolve; no price given for calls of evolve",
+        ),
+    ]
+
+
+def test_launches_are_counted_by_what_they_left(make: Make, store: Store) -> None:
+    manifest = make("sft", "sft", {"x": b"1"}).manifest()
+    assert manifest is not None
+    attempt = manifest.objects[0].path.split("/")[1].rpartition("-")[2]
+    step = Step(Stage("sft", 1, StageConfig), "sft", StageConfig(recipe=Gates()), {})
+
+    def launches(*left: str) -> int:
+        for name in left:
+            store.create(f"{step.directory}/{name}", b"")
+        (record,) = stage_records([StepState(step, "finished", "", manifest=manifest)], store)
+        return record.launches
+
+    assert launches() == 1
+    assert launches(f"logs/worker-{attempt}.log", f"logs/{attempt}/performance.jsonl") == 1
+    assert launches(f"checkpoints/step-8-{attempt}.json", "checkpoints/step-4-0badcafe/state.pt") == 2
+    assert launches("checkpoints/step-4-0badcafe.json", "logs/worker-deadbeef.log") == 3
 
 
 def test_what_is_hostile_is_only_text(run: list[StageRecord], store: Store) -> None:

@@ -11,7 +11,7 @@ from tasks.artifacts.store import Store
 from tasks.planning.quantities import byte_size, money, span
 from tasks.publish.page.bars import Bar, bar_chart
 from tasks.publish.page.blocks import Details, Figure, Figures, Grid, Listing, Note, Section
-from tasks.publish.page.costs import UNKNOWN, cost_usd
+from tasks.publish.page.costs import UNKNOWN, cost_usd, endpoint_usd, total_table
 from tasks.publish.page.dag import MARKS, anchor
 from tasks.publish.page.material import StageRecord
 from tasks.publish.tables import MISSING, Table, metrics_rows
@@ -26,22 +26,34 @@ def effort_section(records: Sequence[StageRecord]) -> Section:
     sizes = [Bar(r.label, [(r.num_bytes, "s3", "")], byte_size(r.num_bytes)) for r in finished]
     total, stored = sum(r.seconds or 0 for r in finished), sum(r.num_bytes for r in finished)
     rows = tuple(_effort_row(record) for record in finished)
-    columns = ("stage", "time", "launches", "processes", "threads each", "cost", "objects", "size", "finished")
-    note = (
-        f"The stages took {span(total)} one after another and made {byte_size(stored)}. A time is that of the launch "
-        f"that finished the stage; a stage that was resumed took longer."
+    columns = (
+        "stage",
+        "time",
+        "launches",
+        "processes",
+        "threads each",
+        "cost",
+        "endpoint",
+        "objects",
+        "size",
+        "finished",
     )
-    costs = [cost for r in finished if r.manifest and (cost := cost_usd(r.manifest.provenance)) is not None]
-    if costs:
-        note += f" {len(costs)} of {len(finished)} stages cost USD {money(sum(costs))}"
-        note += ": time × devices × price of tasks/planning/hardware.yaml, an assumption to edit."
-    else:
-        note += f" Cost: {UNKNOWN}."
+    resumed = ", ".join(record.label for record in finished if record.launches > 1)
+    note = (
+        f"The stages took {'at least ' if resumed else ''}{span(total)} one after another and made "
+        f"{byte_size(stored)}. A time is that of the launch that finished the stage"
+    )
+    note += f"; {resumed} took longer, of which other launches are known." if resumed else "."
+    note += (
+        " Devices cost time × devices × price of tasks/planning/hardware.yaml, an assumption to edit, and endpoints "
+        "what their tokens cost at the prices of the stage's runtime."
+    )
     return Section(
         "effort",
         "Time, size and cost",
         (
             Note(note),
+            Grid(total_table(finished), "What the finished stages cost together, in USD"),
             Figures(
                 (
                     Figure(bar_chart(seconds, "Time of each stage"), "", "Time"),
@@ -56,15 +68,16 @@ def effort_section(records: Sequence[StageRecord]) -> Section:
 def _effort_row(record: StageRecord) -> tuple[str, ...]:
     assert record.manifest is not None
     provenance = record.manifest.provenance
-    cost = cost_usd(provenance)
+    cost, paid = cost_usd(provenance), endpoint_usd(record.manifest.metrics)
     processes = int(provenance.runtime.get("num_processes", 1)) * int(provenance.runtime.get("num_nodes", 1))
     return (
         record.label,
         span(provenance.seconds),
-        str(provenance.attempts),
+        str(record.launches),
         str(processes),
         str(provenance.runtime.get("threads", MISSING)),
         UNKNOWN if cost is None else f"USD {money(cost)}",
+        MISSING if paid is None else f"USD {money(paid)}",
         f"{len(record.manifest.objects):,}",
         byte_size(record.num_bytes),
         provenance.created.replace("T", " ").removesuffix("Z"),
