@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,9 +12,12 @@ from pydantic import ValidationError
 
 from flows.dag import build
 from flows.profiles import load_profile
+from tasks.artifacts.artifact import Artifact
+from tasks.artifacts.errors import BadInputError
 from tasks.corpus.stage import CorpusConfig, CorpusRecipe, DecontaminatedCorpusRecipe
 from tasks.exercises import generate
 from tasks.runtime.declare import Step
+from tests.benchmarks.leaderboard_mirror import write_gpqa
 from tests.golden.keys import constant_content
 
 SETS = [{"type": "exercises", "kinds": ["add", "swap"], "items_per_kind": 6}]
@@ -66,6 +70,28 @@ def test_a_set_that_is_left_out_is_named_with_its_reason(write_corpus, text_file
     summary = made["manifest"].metrics["decontamination"]
     assert summary["not_decontaminated"] == {"exercises": "of another split"}
     assert (summary["evaluations"], summary["removed"]) == ({}, {})
+
+
+def test_sets_of_the_harness_are_read_from_a_mirror(
+    run_stage: Callable[..., Artifact], tokenizers: dict[str, Path], text_files: Any, tmp_path: Path
+) -> None:
+    from tasks.benchmarks.evaluation_sets import HarnessSet
+    from tasks.benchmarks.evaluation_texts import items_of
+
+    mirror = write_gpqa(tmp_path / "mirror", items=4)
+    item = next(items_of(HarnessSet(name="leaderboard_gpqa_main"), str(mirror)))
+    texts = [*TEXTS, f"A quiz. {item.prompts[0]}"]
+    sets = [{"type": "lm_eval", "name": "leaderboard_gpqa_main"}]
+    recipe = {"sources": [text_files(texts)], "max_tokens": 512, "template_date": "2024-07-26", "heldout_fraction": 0.2}
+    inputs = {"tokenizer": tokenizers["qwen"]}
+    compared = {**recipe, "decontamination": {"evaluations": sets}}
+    manifest = run_stage("corpus", compared, inputs, {"mirror": str(mirror)}).manifest()
+    assert manifest is not None
+    told = manifest.metrics["decontamination"]
+    assert (told["documents"], told["removed"]) == (len(texts), {"files": 1})
+    assert told["evaluations"]["leaderboard_gpqa_main"]["items"] == 4
+    with pytest.raises(BadInputError, match=r"does not exist.*corpus\.recipe\.decontamination\.not_decontaminated"):
+        run_stage("corpus", {**compared, "seed": 1}, inputs, {"mirror": str(tmp_path / "nowhere")})
 
 
 def steps_of(profile: str, *sets: str) -> dict[str, Step]:
