@@ -95,14 +95,17 @@ class Pipeline(Generic[Result]):
 
     def drain(self) -> None:
         """Waits until all shards that were ended are committed."""
-        for held in range(MAX_SHARDS):
-            try:
-                while not self._slots.acquire(timeout=_POLL_SECONDS):
+        held = 0
+        try:
+            while held < MAX_SHARDS:
+                if self._slots.acquire(timeout=_POLL_SECONDS):
+                    held += 1
+                else:
                     self._look()
-            except BaseException:
+        finally:
+            # A semaphore refuses to give back none, which would hide why the wait ended.
+            if held:
                 self._slots.release(held)
-                raise
-        self._slots.release(MAX_SHARDS)
         self._look()
 
     def _queue(self, work: Callable[[], None]) -> None:

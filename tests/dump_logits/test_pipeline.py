@@ -164,6 +164,30 @@ def test_a_wait_ends_when_it_is_told_to() -> None:
     assert "commit 0" in log
 
 
+def test_the_last_wait_tells_why_it_ended_where_every_shard_is_still_under_way() -> None:
+    log: list[str] = []
+    gate = threading.Event()
+    draining = False
+
+    def waiting() -> None:
+        # As with a store that refuses the first shard while both are held.
+        if draining:
+            gate.set()
+            raise InterruptedError("stop")
+
+    def work() -> None:
+        nonlocal draining
+        with Pipeline[int](waiting) as pipeline:
+            for index in range(MAX_SHARDS):
+                run(pipeline, Sink(str(index), log, lambda what: gate.wait(30) and None if what == "commit" else None))
+            draining = True
+            pipeline.drain()
+
+    with pytest.raises(InterruptedError, match="stop"):
+        work()
+    assert [line for line in log if line.startswith("commit")] == [f"commit {index}" for index in range(MAX_SHARDS)]
+
+
 def test_an_abandoned_shard_is_dropped_and_the_next_goes_on() -> None:
     log: list[str] = []
     with Pipeline[int]() as pipeline:
