@@ -13,7 +13,7 @@ from prefect import runtime
 
 from flows.profiles import Profile
 from flows.room import require_room
-from flows.terminal import Terminal
+from flows.terminal import Terminal, outlive_the_terminal
 from tasks.artifacts.errors import InterruptedRunError, MediusError, StoreError
 from tasks.artifacts.probe import require_conditional_writes
 from tasks.artifacts.process_identity import own_process
@@ -48,6 +48,7 @@ def open_run(
         BadInputError: what it makes would not fit on a disk.
         StoreError: the store is away, or does not do what a store must.
     """
+    outlive_the_terminal()
     store = open_store(profile.store)
     require_conditional_writes(store)
     if profile.require_room:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from contextlib import suppress
+from functools import partial
 from threading import Lock
 from types import TracebackType
 from typing import Self
 
+from prefect.logging.handlers import PrefectConsoleHandler
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -15,6 +18,17 @@ from tasks.runtime.declare import Step
 from tasks.worker.spec import Event
 
 _LINE_SECONDS = 10
+
+
+def outlive_the_terminal() -> None:
+    """Lets this process go on where whoever reads its output is gone, such as a Prefect worker that was killed.
+
+    Rich would end it with the first line that Prefect's handlers log after that, as a run that crashed.
+    """
+    loggers = [logging.getLogger(name) for name in logging.root.manager.loggerDict]
+    for handler in {handler for logger in (logging.root, *loggers) for handler in logger.handlers}:
+        if isinstance(handler, PrefectConsoleHandler):
+            handler.console.on_broken_pipe = partial(setattr, handler.console, "quiet", True)  # type: ignore[method-assign]
 
 
 class Terminal:

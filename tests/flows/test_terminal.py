@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
+from pathlib import Path
 from typing import NoReturn
 
 import pytest
@@ -49,3 +52,37 @@ def test_a_terminal_that_is_gone_ends_no_stage(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(Console, "on_broken_pipe", leave)
     terminal = Terminal(Console(file=Gone(error)))
     terminal.watch(errand("a"), Event(time=0, kind="log", message="done"))
+
+
+LOGS = """
+import sys
+from pathlib import Path
+from prefect.logging import get_logger
+from prefect.logging.configuration import setup_logging
+from flows.terminal import outlive_the_terminal
+setup_logging()
+if sys.argv[2] == "outlives":
+    outlive_the_terminal()
+log = get_logger("dag")
+log.warning("begun")
+sys.stdin.readline()
+for number in range(3):
+    log.warning("line %d", number)
+Path(sys.argv[1]).touch()
+"""
+
+
+@pytest.mark.parametrize("way", ["outlives", "ends"])
+def test_a_process_goes_on_logging_when_the_worker_that_reads_it_is_gone(tmp_path: Path, way: str) -> None:
+    done = tmp_path / "done"
+    command = [sys.executable, "-c", LOGS, str(done), way]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdin is not None
+    assert process.stderr is not None
+    assert b"begun" in process.stderr.readline()
+    process.stderr.close()
+    process.stdin.write(b"\n")
+    process.stdin.close()
+    process.wait(120)
+    # The second shows that Rich still ends such a process, and so what the first is worth.
+    assert done.exists() == (way == "outlives")
