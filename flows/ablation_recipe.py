@@ -18,7 +18,7 @@ from flows.dag import build, closure
 from flows.fine_tuning import documents_of
 from flows.profiles import Branch, Profile
 from tasks.artifacts.errors import BadInputError
-from tasks.benchmarks.declare import EvaluationTasks, ExerciseTasks, HarnessTasks
+from tasks.benchmarks.declare import ClozeTasks, EvaluationTasks, ExerciseTasks, HarnessTasks
 from tasks.benchmarks.evaluation_sets import HarnessSet, set_name
 from tasks.corpus.stage import DecontaminatedCorpusRecipe
 from tasks.distill.stage import STAGE as DISTILL
@@ -147,8 +147,8 @@ def _measured(profile: Profile) -> EvaluateConfig:
     tasks = measure.tasks or _on_dev(reported.recipe)
     if not tasks:
         raise BadInputError(
-            f"the evaluation of {profile.name} has no exercises, and its benchmarks are what it reports; name tasks of "
-            f"their own in ablations.recipe.tasks to measure the arms on"
+            f"the evaluation of {profile.name} has no exercises or cloze items, and its benchmarks are what it "
+            f"reports; name tasks of their own in ablations.recipe.tasks to measure the arms on"
         )
     for task in tasks:
         _check_not_reported(task, reported.recipe.tasks)
@@ -167,8 +167,11 @@ def _measured(profile: Profile) -> EvaluateConfig:
     return EvaluateConfig(recipe=EvaluateRecipe.model_validate({**given, **changed}), runtime=reported.runtime)
 
 
-def _check_not_reported(task: ExerciseTasks | HarnessTasks, reported: Sequence[ExerciseTasks | HarnessTasks]) -> None:
+def _check_not_reported(task: EvaluationTasks, reported: Sequence[EvaluationTasks]) -> None:
     """Raises BadInputError for items that the profile's evaluation reports, or may."""
+    if isinstance(task, ClozeTasks):
+        # They are of the texts that are measured here, which are not the reported ones.
+        return
     if isinstance(task, ExerciseTasks):
         if task.split == "test":
             raise BadInputError(
@@ -212,4 +215,9 @@ def _check_not_learnt(name: str, profile: Profile) -> None:
 
 
 def _on_dev(recipe: EvaluateRecipe) -> tuple[EvaluationTasks, ...]:
-    return tuple(task.model_copy(update={"split": "dev"}) for task in recipe.tasks if isinstance(task, ExerciseTasks))
+    """The profile's tasks that have items to choose on: exercises of the other split, cloze items of other texts."""
+    return tuple(
+        task.model_copy(update={"split": "dev"}) if isinstance(task, ExerciseTasks) else task
+        for task in recipe.tasks
+        if isinstance(task, ExerciseTasks | ClozeTasks)
+    )

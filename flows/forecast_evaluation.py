@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 
 from flows.model_sizes import Sizes
-from tasks.evaluate.stage import EvaluateRecipe, EvaluateRuntime, ExerciseTasks
+from tasks.benchmarks.declare import ClozeTasks, ExerciseTasks, HarnessTasks
+from tasks.evaluate.stage import EvaluateRecipe, EvaluateRuntime
 from tasks.evaluate.turns import deal
 from tasks.planning.assumptions import Assumptions, start_seconds, utilisation_of
 from tasks.planning.flops import forward_flops
@@ -15,6 +16,10 @@ from tasks.planning.generation import ITEMS, Reading, writing_seconds
 from tasks.planning.hardware import Arithmetic, Hardware
 from tasks.planning.quantities import byte_size, figure
 from tasks.runtime.declare import Step
+
+_CHARS_A_TOKEN = 4.0
+_LONG_CHOICES = 0.3
+"""Of a cloze item's choices so many are of several tokens: measured for SmolLM2's tokenizer."""
 
 
 def forecast_evaluation(step: Step, sizes: Sizes, given: Assumptions, hardware: Hardware) -> Forecast:
@@ -43,7 +48,7 @@ def forecast_evaluation(step: Step, sizes: Sizes, given: Assumptions, hardware: 
     num_processes = runtime.num_processes * runtime.num_nodes
     seconds, sizes_of = dict[str, float](), dict[str, float]()
     memory: dict[str, float] = {}
-    if any(not isinstance(task, ExerciseTasks) for task in recipe.tasks):
+    if any(isinstance(task, HarnessTasks) for task in recipe.tasks):
         length, longest = given.prompt_tokens + reading.answer_tokens, given.longest_prompt_tokens
     else:
         length = longest = given.tokens_per_exercise + reading.answer_tokens
@@ -119,6 +124,11 @@ def _reading(recipe: EvaluateRecipe, given: Assumptions) -> Reading:
             items = float(len(task.kinds) * task.items_per_kind)
             tokens, answer = items * given.tokens_per_exercise, min(12.0, recipe.max_new_tokens)
             reading += Reading(prompt_tokens=tokens, answers=items, answer_tokens=answer)
+            continue
+        if isinstance(task, ClozeTasks):
+            # Choices of one token share a pass over the context; of others each has its own.
+            tokens = task.items * (1 + _LONG_CHOICES * task.choices) * task.context_chars / _CHARS_A_TOKEN
+            reading += Reading(prompt_tokens=tokens)
             continue
         known, written = ITEMS.get(task.name, (given.items_per_task, True))
         items = min(float(known), task.limit or float("inf"))

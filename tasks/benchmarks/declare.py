@@ -26,6 +26,26 @@ class ExerciseTasks(Frozen):
         return tuple(exercise_entry(kind) for kind in self.kinds)
 
 
+CLOZE = "cloze"
+"""What the harness calls the cloze items."""
+
+
+class ClozeTasks(Frozen):
+    """Which word follows in a held-out text of the evaluation (cloze_tasks.py), as plain text without a template."""
+
+    type: Literal["cloze"]
+    items: int = Field(300, ge=20)
+    choices: int = Field(10, ge=2, le=26)
+    context_chars: int = Field(320, ge=40)
+    """Of text before the word, less what is cut off at a word: 320 are about 80 tokens of English."""
+    seed: int = 0
+
+    @property
+    def entries(self) -> tuple[str, ...]:
+        """What is measured and told apart."""
+        return (CLOZE,)
+
+
 def exercise_entry(kind: str) -> str:
     """What the harness calls the exercises of a kind."""
     return f"exercise_{kind}"
@@ -80,7 +100,7 @@ def revision_of(tasks: HarnessTasks) -> str | None:
 
 
 def kind_of_tasks(value: Any) -> str | None:
-    """The tag in a union of exercises, harness tasks and pinned ones; None for what is none of them."""
+    """The tag in a union of exercises, cloze items, harness tasks and pinned ones; None for what is none of them."""
     given = isinstance(value, Mapping)
     kind = value.get("type") if given else getattr(value, "type", None)
     pinned = "revision" in value if given else hasattr(value, "revision")
@@ -89,6 +109,7 @@ def kind_of_tasks(value: Any) -> str | None:
 
 EvaluationTasks = Annotated[
     Annotated[ExerciseTasks, Tag("exercises")]
+    | Annotated[ClozeTasks, Tag("cloze")]
     | Annotated[PinnedHarnessTasks, Tag("lm_eval_pinned")]
     | Annotated[HarnessTasks, Tag("lm_eval")],
     Discriminator(kind_of_tasks),

@@ -13,6 +13,7 @@ from pydantic import Discriminator, Field, Tag
 from tasks.artifacts.errors import BadInputError
 from tasks.artifacts.frozen import Frozen
 from tasks.benchmarks.declare import (
+    ClozeTasks,
     ExerciseTasks,
     HarnessTasks,
     Revision,
@@ -67,19 +68,21 @@ def set_revision(evaluation: HarnessSet) -> str | None:
 
 
 def evaluation_sets(
-    tasks: Iterable[ExerciseTasks | HarnessTasks],
+    tasks: Iterable[ExerciseTasks | ClozeTasks | HarnessTasks],
     more: Iterable[ExerciseTasks | HarnessSet],
     left_out: Mapping[str, str],
     where: str,
 ) -> tuple[ExerciseTasks | HarnessSet, ...]:
     """The sets that an evaluation of `tasks` reads, then those of `more`, each once.
 
-    Of a harness task only name and revision count: its documents are the same whatever is measured on them.
+    Of a harness task only name and revision count: its documents are the same whatever is measured on them. Cloze items
+    are none: their texts are held out of the corpus.
 
     Raises:
         BadInputError: `left_out`, which stands in the profile at `where`, names no such set.
     """
-    sets = [_set_of(task) if isinstance(task, HarnessTasks) else task for task in tasks]
+    compared = [task for task in tasks if not isinstance(task, ClozeTasks)]
+    sets = [_set_of(task) if isinstance(task, HarnessTasks) else task for task in compared]
     sets += [extra for extra in more if extra not in sets]
     names = [set_name(each) for each in sets]
     for name in left_out:

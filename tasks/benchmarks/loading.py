@@ -21,10 +21,14 @@ from tasks.benchmarks.checks import (
     check_version,
     documents_sha256,
 )
-from tasks.benchmarks.declare import ExerciseTasks, HarnessTasks, exercise_entry, revision_of
+from tasks.benchmarks.cloze_tasks import CLUSTER as CLOZE_CLUSTER
+from tasks.benchmarks.cloze_tasks import METRIC as CLOZE_METRIC
+from tasks.benchmarks.cloze_tasks import cloze_task
+from tasks.benchmarks.declare import CLOZE, ClozeTasks, ExerciseTasks, HarnessTasks, exercise_entry, revision_of
 from tasks.benchmarks.exercise_tasks import METRIC, exercise_tasks
 from tasks.benchmarks.hub import data_sets_from
 from tasks.benchmarks.random_state import fixed_random_state
+from tasks.logits.rows import Row
 
 logging.getLogger("lm_eval").setLevel(logging.ERROR)
 
@@ -43,12 +47,23 @@ class LoadedTasks:
     """The field of the documents by which they are clustered."""
     data_sha256: Mapping[str, str] = field(default_factory=dict)
     """Of each task's documents."""
+    plain_text: bool = False
+    """Whether no chat template is applied, whatever the recipe says: the items are of running text."""
 
 
 def load_tasks(
-    entries: Sequence[ExerciseTasks | HarnessTasks], max_new_tokens: int, mirror: str | None = None
+    entries: Sequence[ExerciseTasks | ClozeTasks | HarnessTasks],
+    max_new_tokens: int,
+    mirror: str | None = None,
+    rows: Sequence[Row] = (),
 ) -> list[LoadedTasks]:
-    """All tasks of the entries, with their data; `mirror` is a folder with copies of the hub's data sets.
+    """All tasks of the entries, with their data.
+
+    Args:
+        entries: as a recipe lists them.
+        max_new_tokens: of an answer to an exercise.
+        mirror: a folder with copies of the hub's data sets.
+        rows: the held-out texts of which cloze items are made.
 
     Raises:
         BadInputError: an unknown task, data that cannot be read or are not those of the recipe, a metric that is not a
@@ -61,6 +76,19 @@ def load_tasks(
             for kind, task in zip(entry.kinds, made, strict=True):
                 name = exercise_entry(kind)
                 loaded.append(LoadedTasks(name, {name: task}, METRIC, data_sha256={name: documents_sha256(task)}))
+        elif isinstance(entry, ClozeTasks):
+            cloze = cloze_task(entry, rows)
+            hashes = {CLOZE: documents_sha256(cloze)}
+            loaded.append(
+                LoadedTasks(
+                    CLOZE,
+                    {CLOZE: cloze},
+                    CLOZE_METRIC,
+                    cluster=CLOZE_CLUSTER,
+                    data_sha256=hashes,
+                    plain_text=True,
+                )
+            )
         else:
             loaded.append(_load_entry(entry, mirror))
     owners: dict[str, str] = {}

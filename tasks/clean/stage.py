@@ -13,7 +13,7 @@ from typing import Any, Literal, Self
 from pydantic import Field
 
 from tasks.artifacts.frozen import Frozen
-from tasks.benchmarks.declare import ExerciseTasks, HarnessTasks
+from tasks.benchmarks.declare import ClozeTasks, ExerciseTasks, HarnessTasks
 from tasks.benchmarks.evaluation_sets import Decontamination, EvaluationSet, Reasons, evaluation_sets
 from tasks.runtime.declare import GateResult, Gates, Runtime, Stage, StageConfig, at_least, at_most
 
@@ -101,7 +101,7 @@ class CleanConfig(StageConfig):
     runtime: CleanRuntime = CleanRuntime()
     gates: CleanGates = CleanGates()
 
-    def against(self, tasks: Iterable[ExerciseTasks | HarnessTasks]) -> Self:
+    def against(self, tasks: Iterable[ExerciseTasks | ClozeTasks | HarnessTasks]) -> Self:
         """Itself with the sets that an evaluation reads, so that another list of them is another key.
 
         Raises:

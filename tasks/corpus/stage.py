@@ -20,7 +20,7 @@ from tasks.artifacts.errors import BadInputError
 from tasks.artifacts.fingerprint import content_digest, file_sha256
 from tasks.artifacts.frozen import Frozen
 from tasks.artifacts.pinned import Pinned
-from tasks.benchmarks.declare import ExerciseTasks, HarnessTasks
+from tasks.benchmarks.declare import ClozeTasks, ExerciseTasks, HarnessTasks
 from tasks.benchmarks.evaluation_sets import Decontamination, EvaluationSet, Reasons, evaluation_sets
 from tasks.exercises import KINDS
 from tasks.exercises.library_code import library_code
@@ -271,7 +271,7 @@ class CorpusConfig(StageConfig):
             first = error.errors()[0]
             raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
 
-    def against(self, tasks: Iterable[ExerciseTasks | HarnessTasks]) -> Self:
+    def against(self, tasks: Iterable[ExerciseTasks | ClozeTasks | HarnessTasks]) -> Self:
         """Itself with the sets that an evaluation reads, if it is decontaminated: another list of them is another key.
 
         Raises:

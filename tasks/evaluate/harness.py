@@ -50,13 +50,14 @@ def evaluate_entry(lm: LM, entry: LoadedTasks, recipe: EvaluateRecipe) -> tuple[
     _seed(recipe.seed)
     for task in entry.tasks.values():
         task.set_fewshot_seed(seed=recipe.seed)
+    as_chat = recipe.apply_chat_template and not entry.plain_text
     results = lm_eval.evaluate(
         lm,
         {"tasks": entry.tasks, "groups": {}},
         limit=entry.limit,
         bootstrap_iters=0,
-        apply_chat_template=recipe.apply_chat_template,
-        fewshot_as_multiturn=recipe.apply_chat_template,
+        apply_chat_template=as_chat,
+        fewshot_as_multiturn=as_chat,
     )
     items: list[Item] = []
     tasks: dict[str, Any] = {}

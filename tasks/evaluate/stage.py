@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from tasks.artifacts.frozen import Frozen
-from tasks.benchmarks.declare import EvaluationTasks, ExerciseTasks, HarnessTasks
+from tasks.benchmarks.declare import ClozeTasks, EvaluationTasks, ExerciseTasks, HarnessTasks
 from tasks.evaluate.served import ModelServer, ServedModel
 from tasks.runtime.declare import GateResult, Gates, Runtime, Stage, StageConfig, at_least, at_most
 
@@ -75,6 +75,8 @@ class EvaluateRecipe(Frozen):
                 raise ValueError(f"served.{name}.tokenizer names a served model; name one of this run")
             if served.api == "chat" and not self.apply_chat_template:
                 raise ValueError(f"served.{name} is asked by chat; set apply_chat_template, or take api: completions")
+        if sum(isinstance(task, ClozeTasks) for task in self.tasks) > 1:
+            raise ValueError("evaluate.recipe.tasks has cloze items twice; they are of the same texts")
         kinds = [kind for task in self.tasks if isinstance(task, ExerciseTasks) for kind in task.kinds]
         names = [task.name for task in self.tasks if isinstance(task, HarnessTasks)]
         for what, values in (("kind of exercises", kinds), ("task", names)):

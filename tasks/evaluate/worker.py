@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from tasks.artifacts.errors import BadInputError
 from tasks.artifacts.manifest import ShardReceipt
+from tasks.benchmarks.declare import CLOZE
 from tasks.benchmarks.hub import confine_hub
 from tasks.evaluate.results import build_results, gate_metrics
 from tasks.evaluate.served import check_served
@@ -112,10 +113,12 @@ def _measure(
 
     missing = [part for part in parts if part.shard not in receipts]
     total = len(parts)
-    rows = _heldout_texts(job, recipe) if any(part.entry is None for part in missing) else []
+    asks = any(part.entry is not None for part in missing)
+    reads = any(part.entry is None for part in missing) or (asks and CLOZE in recipe.entries)
+    rows = _heldout_texts(job, recipe) if reads else []
     tasks = []
-    if any(part.entry is not None for part in missing):
-        tasks = load_tasks(recipe.tasks, recipe.max_new_tokens, runtime.mirror)
+    if asks:
+        tasks = load_tasks(recipe.tasks, recipe.max_new_tokens, runtime.mirror, rows)
         data = {entry.name: data_digest(entry.data_sha256) for entry in tasks}
         done = [part for part in parts if part.shard in receipts]
         check_same_harness(job, done, receipts, version("lm_eval"), data)

@@ -1,8 +1,10 @@
 import json
 import math
 import os
+import random
 import shutil
 import socket
+import string
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,10 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.errors import BadInputError
 from tasks.artifacts.manifest import InputRecord
+from tasks.benchmarks.declare import ClozeTasks
+from tasks.benchmarks.loading import load_tasks
 from tasks.evaluate.stage import STAGE, EvaluateGates, EvaluateRecipe
 from tasks.evaluate.turns import deal
 from tasks.exercises import Exercise, generate, is_correct
@@ -98,6 +104,44 @@ def test_results_are_the_statistics_of_the_samples(evaluated: Artifact) -> None:
     assert manifest.metrics["num_items"] == 2 * ITEMS
     assert manifest.metrics["worst_parent_excess"] == pytest.approx(values["final"] / values["twin"] - 1)
     assert manifest.metrics["models"]["final"]["accuracy"]["n"] == 2 * ITEMS
+
+
+def test_cloze_items_are_answered_by_the_likeliest_word_of_plain_text(
+    run_stage: RunStage,
+    inputs: dict[str, Artifact],
+    model_folder: ModelFolder,
+    artifact_of: Callable[..., Artifact],
+    tmp_path: Path,
+) -> None:
+    draw, words = random.Random(0), [a + b + c for a in string.ascii_lowercase for b in "aeiou" for c in "xyz"]
+    rows = []
+    for document in range(3):
+        text = " ".join(draw.choices(words, k=120)) + "."
+        rows.append(make_row([1, 2], [0, 1], text, "text", "test", f"{document}"))
+    write_rows(tmp_path / "heldout.parquet", rows)
+    cloze = {"type": "cloze", "items": 20, "choices": 3, "context_chars": 40}
+    recipe = {**RECIPE, "tasks": [cloze], "bits_per_byte": False}
+    files = objects(run_stage("evaluate", recipe, {**inputs, "corpus": artifact_of(tmp_path)}))
+    [loaded] = load_tasks([ClozeTasks.model_validate(cloze)], 4, rows=rows)
+    documents = list(loaded.tasks["cloze"].eval_docs)
+    for name, directory in (("base", model_folder(1)), ("final", model_folder(3, 40))):
+        model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float64)
+        tokenizer = load_tokenizer(directory)
+        samples = lines(files[f"samples/{name}.jsonl"])
+        assert [sample["prompt"] for sample in samples] == [each["context"] for each in documents], "no template"
+        assert len({sample["cluster"] for sample in samples}) == 3
+        for sample, document in zip(samples, documents, strict=True):
+            scores = [word_logprob(model, tokenizer, document["context"], word) for word in document["choices"]]
+            assert sample["outcome"] == float(scores.index(max(scores)) == document["answer"])
+    assert json.loads(files["results.json"])["models"]["base"]["entries"]["cloze"]["n"] == 20
+
+
+@torch.no_grad()
+def word_logprob(model: Any, tokenizer: Any, context: str, word: str) -> float:
+    whole, before = (tokenizer(text, add_special_tokens=False).input_ids for text in (f"{context} {word}", context))
+    assert whole[: len(before)] == before
+    logprobs_TV = model(torch.tensor([whole])).logits[0].log_softmax(-1)
+    return float(sum(logprobs_TV[at - 1, whole[at]] for at in range(len(before), len(whole))))
 
 
 def test_a_document_in_pieces_is_one_document(

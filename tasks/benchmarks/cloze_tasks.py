@@ -1,0 +1,113 @@
+"""Which of ten words follows? Cloze items of held-out texts, in the manner of LAMBADA with choices, as a harness task.
+
+An item is a place in a text where a whole word begins, what stands before it, and as many words as there are choices:
+the one that stands there and others that stand at places of other documents. A model answers with the likeliest. It
+needs no download, tells small models apart long before they answer questions, and compares models of different
+vocabularies.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from datasets import Dataset
+from lm_eval.api.task import ConfigurableTask
+
+from tasks.artifacts.errors import BadInputError
+from tasks.benchmarks.declare import CLOZE, ClozeTasks
+from tasks.logits.rows import Row
+
+VERSION = 1
+"""Raised when the items of a text change."""
+METRIC = "acc"
+CLUSTER = "document"
+"""Items of one document are not independent."""
+NUM_COMMON = 100
+"""The commonest words of the texts (the, is, with, …) are nobody's answer: any model knows where they go."""
+_WORD = re.compile(r"(?<=[A-Za-z,;:)] )[A-Za-z]{3,}(?=[ .,;:)\n])")
+_SPACE = re.compile(r"\s")
+
+
+@dataclass(frozen=True)
+class _Place:
+    document: str
+    context: str
+    word: str
+
+
+def cloze_task(tasks: ClozeTasks, rows: Sequence[Row]) -> ConfigurableTask:
+    """The items of texts: as many as the recipe says, drawn by its seed from all places.
+
+    Raises:
+        BadInputError: the texts have too few places or different words.
+    """
+    items = _items(tasks, rows)
+    config = {
+        "task": CLOZE,
+        "custom_dataset": lambda **_: {"test": Dataset.from_list(items)},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "context",
+        "doc_to_choice": "choices",
+        "doc_to_target": "answer",
+        "metric_list": [{"metric": METRIC, "aggregation": "mean", "higher_is_better": True}],
+        "num_fewshot": 0,
+        "metadata": {"version": VERSION},
+    }
+    return ConfigurableTask(config=config)
+
+
+def _items(tasks: ClozeTasks, rows: Sequence[Row]) -> list[dict[str, Any]]:
+    places = [place for row in rows for place in _places(row, tasks.context_chars)]
+    common = {word for word, _ in Counter(place.word for place in places).most_common(NUM_COMMON)}
+    places = [place for place in places if place.word not in common]
+    documents = {place.document for place in places}
+    fewest = min((len({place.word for place in places if place.document != each}) for each in documents), default=0)
+    if len(places) < tasks.items or fewest < 2 * tasks.choices:
+        raise BadInputError(
+            f"the held-out texts have {len(places)} places for cloze items and at least {fewest} different words "
+            f"outside of each document, and {tasks.items} items of {tasks.choices} choices need as many places and "
+            f"{2 * tasks.choices} words; lower items or choices, or raise max_documents or the corpus' "
+            f"heldout_fraction"
+        )
+    draw = random.Random(tasks.seed)
+    # In the order of the texts: neighbours share their context's beginning.
+    chosen = [places[index] for index in sorted(draw.sample(range(len(places)), tasks.items))]
+    return [_item(place, places, tasks.choices, draw) for place in chosen]
+
+
+def _item(place: _Place, places: Sequence[_Place], num_choices: int, draw: random.Random) -> dict[str, Any]:
+    words = {place.word: None}
+    # Drawn from places, so that a wrong word is as common as a right one.
+    while len(words) < num_choices:
+        other = draw.choice(places)
+        if other.document != place.document:
+            words[other.word] = None
+    choices = list(words)
+    draw.shuffle(choices)
+    return {
+        CLUSTER: place.document,
+        "context": place.context,
+        "choices": choices,
+        "answer": choices.index(place.word),
+    }
+
+
+def _places(row: Row, context_chars: int) -> list[_Place]:
+    """Words with enough text before them; a context begins at a word."""
+    places = []
+    for found in _WORD.finditer(row.text):
+        begin = found.start() - context_chars
+        if begin < 0:
+            continue
+        space = _SPACE.search(row.text, begin, found.start() - 1)
+        if space is not None:
+            # The harness puts the space between context and choice.
+            context = row.text[space.end() : found.start() - 1]
+            places.append(_Place(row.document, context, found.group()))
+    return places
