@@ -103,6 +103,14 @@ def test_the_arms_are_measured_on_what_the_evaluation_does_not_report() -> None:
         assert arms.evaluation.inputs["corpus"].key == own["evaluate"].inputs["corpus"].key
 
 
+def test_the_arms_answer_cloze_items_of_the_texts_that_are_not_reported() -> None:
+    cloze = "assessment.evaluate.recipe.tasks=[{type: cloze, items: 40}]"
+    arms, own = planned("tiny", cloze, "assessment.evaluate.gates.min_items=null")
+    recipe, reported = arms.evaluation.config.recipe, own["evaluate"].config.recipe
+    assert recipe.tasks == reported.tasks
+    assert recipe.skip_documents == reported.max_documents, "other texts, and so other items"
+
+
 def test_the_budget_is_that_of_the_recipe_s_own_trainings() -> None:
     arms, _ = planned("smollm2")
     assert {name: [step.label for step in arms.trainings(name)] for name in arms.arms} == {

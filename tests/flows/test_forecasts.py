@@ -104,6 +104,18 @@ def test_a_data_sheets_bandwidth_is_not_reached(tmp_path: Path) -> None:
     assert half.seconds["compute"] > 1.2 * whole.seconds["compute"]
 
 
+def test_a_cloze_item_is_read_and_nothing_is_written(tmp_path: Path) -> None:
+    def tokens(items: int) -> float:
+        tasks = f"assessment.evaluate.recipe.tasks=[{{type: cloze, items: {items}, choices: 10, context_chars: 320}}]"
+        forecast_of = forecast(tmp_path, "evaluate", tasks)
+        assert " writes 0 answers" in forecast_of.how[0]
+        return forecast_of.tokens
+
+    # 80 tokens of context once for the choices of one token, and again for each of the 3 in 10 that are longer.
+    models = sum(role.startswith("model.") for role in steps_of("medius")["evaluate"].inputs)
+    assert tokens(400) - tokens(300) == pytest.approx(models * 100 * 80 * (1 + 0.3 * 10))
+
+
 def test_a_mixture_weighs_the_stores(tmp_path: Path) -> None:
     short, long = Documents(1000, 100e3, 50e3), Documents(1000, 900e3, 900e3)
     text = TrainingText(stores=((0.75, short), (0.25, long)), heldout=Documents(), longest=900)
