@@ -20,7 +20,6 @@ from lm_eval.api.task import ConfigurableTask
 
 from tasks.artifacts.errors import BadInputError
 from tasks.benchmarks.declare import CLOZE, ClozeTasks
-from tasks.logits.rows import Row
 
 VERSION = 1
 """Raised when the items of a text change."""
@@ -34,19 +33,28 @@ _SPACE = re.compile(r"\s")
 
 
 @dataclass(frozen=True)
+class Text:
+    """A held-out text, or a piece of one."""
+
+    document: str
+    """The same for all pieces of a document."""
+    text: str
+
+
+@dataclass(frozen=True)
 class _Place:
     document: str
     context: str
     word: str
 
 
-def cloze_task(tasks: ClozeTasks, rows: Sequence[Row]) -> ConfigurableTask:
+def cloze_task(tasks: ClozeTasks, texts: Sequence[Text]) -> ConfigurableTask:
     """The items of texts: as many as the recipe says, drawn by its seed from all places.
 
     Raises:
         BadInputError: the texts have too few places or different words.
     """
-    items = _items(tasks, rows)
+    items = _items(tasks, texts)
     config = {
         "task": CLOZE,
         "custom_dataset": lambda **_: {"test": Dataset.from_list(items)},
@@ -62,8 +70,8 @@ def cloze_task(tasks: ClozeTasks, rows: Sequence[Row]) -> ConfigurableTask:
     return ConfigurableTask(config=config)
 
 
-def _items(tasks: ClozeTasks, rows: Sequence[Row]) -> list[dict[str, Any]]:
-    places = [place for row in rows for place in _places(row, tasks.context_chars)]
+def _items(tasks: ClozeTasks, texts: Sequence[Text]) -> list[dict[str, Any]]:
+    places = [place for text in texts for place in _places(text, tasks.context_chars)]
     common = {word for word, _ in Counter(place.word for place in places).most_common(NUM_COMMON)}
     places = [place for place in places if place.word not in common]
     documents = {place.document for place in places}
@@ -98,16 +106,16 @@ def _item(place: _Place, places: Sequence[_Place], num_choices: int, draw: rando
     }
 
 
-def _places(row: Row, context_chars: int) -> list[_Place]:
+def _places(text: Text, context_chars: int) -> list[_Place]:
     """Words with enough text before them; a context begins at a word."""
     places = []
-    for found in _WORD.finditer(row.text):
+    for found in _WORD.finditer(text.text):
         begin = found.start() - context_chars
         if begin < 0:
             continue
-        space = _SPACE.search(row.text, begin, found.start() - 1)
+        space = _SPACE.search(text.text, begin, found.start() - 1)
         if space is not None:
             # The harness puts the space between context and choice.
-            context = row.text[space.end() : found.start() - 1]
-            places.append(_Place(row.document, context, found.group()))
+            context = text.text[space.end() : found.start() - 1]
+            places.append(_Place(text.document, context, found.group()))
     return places

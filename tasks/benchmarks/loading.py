@@ -23,12 +23,11 @@ from tasks.benchmarks.checks import (
 )
 from tasks.benchmarks.cloze_tasks import CLUSTER as CLOZE_CLUSTER
 from tasks.benchmarks.cloze_tasks import METRIC as CLOZE_METRIC
-from tasks.benchmarks.cloze_tasks import cloze_task
+from tasks.benchmarks.cloze_tasks import Text, cloze_task
 from tasks.benchmarks.declare import CLOZE, ClozeTasks, ExerciseTasks, HarnessTasks, exercise_entry, revision_of
 from tasks.benchmarks.exercise_tasks import METRIC, exercise_tasks
 from tasks.benchmarks.hub import data_sets_from
 from tasks.benchmarks.random_state import fixed_random_state
-from tasks.logits.rows import Row
 
 logging.getLogger("lm_eval").setLevel(logging.ERROR)
 
@@ -55,7 +54,7 @@ def load_tasks(
     entries: Sequence[ExerciseTasks | ClozeTasks | HarnessTasks],
     max_new_tokens: int,
     mirror: str | None = None,
-    rows: Sequence[Row] = (),
+    texts: Sequence[Text] = (),
 ) -> list[LoadedTasks]:
     """All tasks of the entries, with their data.
 
@@ -63,7 +62,7 @@ def load_tasks(
         entries: as a recipe lists them.
         max_new_tokens: of an answer to an exercise.
         mirror: a folder with copies of the hub's data sets.
-        rows: the held-out texts of which cloze items are made.
+        texts: held out, of which cloze items are made.
 
     Raises:
         BadInputError: an unknown task, data that cannot be read or are not those of the recipe, a metric that is not a
@@ -77,7 +76,7 @@ def load_tasks(
                 name = exercise_entry(kind)
                 loaded.append(LoadedTasks(name, {name: task}, METRIC, data_sha256={name: documents_sha256(task)}))
         elif isinstance(entry, ClozeTasks):
-            cloze = cloze_task(entry, rows)
+            cloze = cloze_task(entry, texts)
             hashes = {CLOZE: documents_sha256(cloze)}
             loaded.append(
                 LoadedTasks(

@@ -107,6 +107,7 @@ def _measure(
 ) -> None:
     """Commits the parts that have no receipt yet."""
     # Heavy, and only right after confine_hub.
+    from tasks.benchmarks.cloze_tasks import Text
     from tasks.benchmarks.loading import data_digest, load_tasks
     from tasks.evaluate.bench import Bench
     from tasks.evaluate.served_connection import served_lm
@@ -118,7 +119,8 @@ def _measure(
     rows = _heldout_texts(job, recipe) if reads else []
     tasks = []
     if asks:
-        tasks = load_tasks(recipe.tasks, recipe.max_new_tokens, runtime.mirror, rows)
+        texts = [Text(row.document, row.text) for row in rows]
+        tasks = load_tasks(recipe.tasks, recipe.max_new_tokens, runtime.mirror, texts)
         data = {entry.name: data_digest(entry.data_sha256) for entry in tasks}
         done = [part for part in parts if part.shard in receipts]
         check_same_harness(job, done, receipts, version("lm_eval"), data)

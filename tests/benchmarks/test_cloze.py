@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 
 from tasks.artifacts.errors import BadInputError
-from tasks.benchmarks.cloze_tasks import NUM_COMMON
+from tasks.benchmarks.cloze_tasks import NUM_COMMON, Text
 from tasks.benchmarks.declare import ClozeTasks
 from tasks.benchmarks.loading import load_tasks
-from tasks.logits.rows import Row, make_row
 
 SYLLABLES = ("ba", "ce", "di", "fo", "gu", "ly", "ma", "ne", "pi", "ro")
 RARE = [a + b + c for a in SYLLABLES for b in SYLLABLES for c in SYLLABLES]
@@ -19,20 +18,20 @@ COMMON = [f"qu{a}{b}" for a in SYLLABLES for b in SYLLABLES]
 assert len(COMMON) == NUM_COMMON
 
 
-def texts(num_documents: int = 6, words: int = 480, seed: int = 0) -> list[Row]:
+def texts(num_documents: int = 6, words: int = 480, seed: int = 0) -> list[Text]:
     """Documents of words that are in no other one, between words that are common to all."""
     draw = random.Random(seed)
     rows = []
     for document in range(num_documents):
         own = RARE[document * 100 : document * 100 + 100]
         text = " ".join(draw.choice(COMMON if index % 4 else own) for index in range(words)) + "."
-        rows.append(make_row([1, 2], [0, 1], text, "text", "test", document=f"{document}"))
+        rows.append(Text(f"{document}", text))
     return rows
 
 
-def items(rows: list[Row], **changes: Any) -> list[dict[str, Any]]:
+def items(rows: list[Text], **changes: Any) -> list[dict[str, Any]]:
     given = {"type": "cloze", "items": 50, "context_chars": 100, **changes}
-    [loaded] = load_tasks([ClozeTasks.model_validate(given)], 8, rows=rows)
+    [loaded] = load_tasks([ClozeTasks.model_validate(given)], 8, texts=rows)
     assert (loaded.name, loaded.metric, loaded.cluster, loaded.plain_text) == ("cloze", "acc", "document", True)
     return list(loaded.tasks["cloze"].eval_docs)
 
@@ -68,6 +67,6 @@ def test_the_same_items_at_each_launch_and_others_by_another_seed() -> None:
         pytest.param(texts(2, 120), {"choices": 26}, id="too few words"),
     ],
 )
-def test_texts_that_are_too_few_are_one_sentence(rows: list[Row], changes: dict[str, Any]) -> None:
+def test_texts_that_are_too_few_are_one_sentence(rows: list[Text], changes: dict[str, Any]) -> None:
     with pytest.raises(BadInputError, match=r"places for cloze items .* lower items or choices"):
         items(rows, **changes)

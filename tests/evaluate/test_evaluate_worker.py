@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.errors import BadInputError
 from tasks.artifacts.manifest import InputRecord
+from tasks.benchmarks.cloze_tasks import Text
 from tasks.benchmarks.declare import ClozeTasks
 from tasks.benchmarks.loading import load_tasks
 from tasks.evaluate.stage import STAGE, EvaluateGates, EvaluateRecipe
@@ -122,7 +123,7 @@ def test_cloze_items_are_answered_by_the_likeliest_word_of_plain_text(
     cloze = {"type": "cloze", "items": 20, "choices": 3, "context_chars": 40}
     recipe = {**RECIPE, "tasks": [cloze], "bits_per_byte": False}
     files = objects(run_stage("evaluate", recipe, {**inputs, "corpus": artifact_of(tmp_path)}))
-    [loaded] = load_tasks([ClozeTasks.model_validate(cloze)], 4, rows=rows)
+    [loaded] = load_tasks([ClozeTasks.model_validate(cloze)], 4, texts=[Text(row.document, row.text) for row in rows])
     documents = list(loaded.tasks["cloze"].eval_docs)
     for name, directory in (("base", model_folder(1)), ("final", model_folder(3, 40))):
         model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float64)
