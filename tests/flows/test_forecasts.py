@@ -111,9 +111,9 @@ def test_a_cloze_item_is_read_and_nothing_is_written(tmp_path: Path) -> None:
         assert " writes 0 answers" in forecast_of.how[0]
         return forecast_of.tokens
 
-    # 80 tokens of context once for the choices of one token, and again for each of the 3 in 10 that are longer.
+    # 80 tokens of context once for the choices of one token, and again for each of the 8 % that are longer.
     models = sum(role.startswith("model.") for role in steps_of("medius")["evaluate"].inputs)
-    assert tokens(400) - tokens(300) == pytest.approx(models * 100 * 80 * (1 + 0.3 * 10))
+    assert tokens(400) - tokens(300) == pytest.approx(models * 100 * 80 * (1 + 0.08 * 10))
 
 
 def test_a_mixture_weighs_the_stores(tmp_path: Path) -> None:
