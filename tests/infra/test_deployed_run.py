@@ -1,9 +1,14 @@
-"""A deployment's runs and what Prefect keeps for them: places in queues, over restarts of the server and pauses."""
+"""A deployment's runs and what Prefect keeps for them: places in queues, over restarts of the server and pauses; and
+how those that ended are taken up.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +16,13 @@ from typing import Any
 
 import pytest
 
+from flows.dag import build
+from flows.profiles import load_profile
 from flows.stack_processes import wait_until
+from flows.stack_services import STORE
+from tasks.artifacts.artifact import Artifact
+from tasks.artifacts.store import open_store
+from tests.faults.test_workers import Stack
 from tests.flows.test_stack import Running
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -79,3 +90,44 @@ def test_a_run_outlives_a_long_wait_for_approval_and_a_restart_of_the_server(run
         if state(running, run) == "PAUSED":
             running.api(f"/flow_runs/{run}/resume", {})
         time.sleep(2)
+
+
+STAGE = "distill-qwen"
+
+
+@pytest.mark.parametrize("way", ["prefect flow-run retry", "single-stage"])
+def test_a_killed_run_s_training_is_taken_up_from_its_checkpoint(
+    running: Running, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    for name, value in running.environment().items():
+        monkeypatch.setenv(name, value)
+    # Each way has a training of its own.
+    options = {"overrides": [f"branches.qwen.distill.recipe.steps={40 + len(way)}"]}
+    [step] = [each for each in build(load_profile("micro", options["overrides"])) if each.label == STAGE]
+    artifact = Artifact(open_store(STORE), step.directory)
+    run = start(running, until=STAGE, **options)
+
+    def saved() -> bool:
+        return any(entry.path.endswith(".json") for entry in artifact.store.list(artifact.path("checkpoints")))
+
+    assert wait_until(saved, 900)
+    os.kill(Stack(running).flow_process(run), signal.SIGKILL)
+    assert reaches(running, run, "CRASHED"), "its worker lives, and tells"
+    assert artifact.manifest() is None
+    if way == "single-stage":
+        [deployment] = running.api(
+            "/deployments/filter",
+            {"deployments": {"name": {"any_": ["cpu"]}}, "flows": {"name": {"any_": ["single-stage"]}}},
+        )
+        parameters = {"profile": "micro", "stage": STAGE, "options": options}
+        run = running.api(f"/deployments/{deployment['id']}/create_flow_run", {"parameters": parameters})["id"]
+    else:
+        command = [sys.executable, "-m", "prefect", "flow-run", "retry", run]
+        asked = subprocess.run(command, env=running.environment(), capture_output=True, text=True, check=False)
+        assert asked.returncode == 0, asked.stderr
+    assert wait_until(lambda: state(running, run) == "COMPLETED", 900), state(running, run)
+    manifest = artifact.manifest()
+    assert manifest is not None
+    assert manifest.provenance.attempts == 2
+    logs = [artifact.store.get(entry.path).decode() for entry in artifact.store.list(artifact.path("logs"))]
+    assert any(re.search(r"goes on after step [1-9]\d* of", log) for log in logs), "not from the first step"
