@@ -92,20 +92,14 @@ class S3Store(Store):
 
         Raises:
             StoreError: with the full URI and what to do.
-        BadInputError: AWS_ENDPOINT_URL is none.
+            BadInputError: AWS_ENDPOINT_URL is none.
             ConditionFailedError: the request had a condition, and it did not hold.
         """
         from aiohttp import ClientError
-        from botocore.exceptions import BotoCoreError, NoCredentialsError
+        from botocore.exceptions import BotoCoreError
 
-        where = self.locate(path)
         try:
             return action()
-        except NoCredentialsError as error:
-            raise StoreError(
-                f"no credentials for {where}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and AWS_ENDPOINT_URL "
-                f"where the server is not AWS)"
-            ) from error
         except ValueError as error:
             # Where the client is made, which is at the first request.
             if not str(error).startswith("Invalid endpoint"):
@@ -114,12 +108,26 @@ class S3Store(Store):
                 f"AWS_ENDPOINT_URL is no address of an S3 server ({error}); give it as http://HOST:PORT or https://HOST"
             ) from error
         except (BotoCoreError, ClientError, OSError, TimeoutError) as error:
-            if isinstance(error, FileExistsError) or _code(error) in _CONDITIONS:
-                raise ConditionFailedError from error
-            lasting = isinstance(error, OSError) and error.errno not in _TRANSIENT
-            if lasting and not isinstance(error, ClientError | TimeoutError):
-                raise self._refusal(where, error) from error
-            raise TransientStoreError(f"{where}: the object store does not answer ({error})") from error
+            raise self._told(path, error) from error
+
+    def _told(self, path: str, error: Exception) -> Exception:
+        """What `call` raises for a request about `path` that was not answered, or was refused."""
+        from aiohttp import ClientError
+        from botocore.exceptions import NoCredentialsError
+
+        where = self.locate(path)
+        if isinstance(error, NoCredentialsError):
+            return StoreError(
+                f"no credentials for {where}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and AWS_ENDPOINT_URL "
+                f"where the server is not AWS)"
+            )
+        if isinstance(error, FileExistsError) or _code(error) in _CONDITIONS:
+            return ConditionFailedError()
+        lasting = isinstance(error, OSError) and error.errno not in _TRANSIENT
+        if lasting and not isinstance(error, ClientError | TimeoutError):
+            assert isinstance(error, OSError)
+            return self._refusal(where, error)
+        return TransientStoreError(f"{where}: the object store does not answer ({error})")
 
     def _refusal(self, where: str, error: OSError) -> StoreError:
         """What a definite answer of the server means. To s3fs several of them are one class; the code tells."""
@@ -291,6 +299,8 @@ class S3Store(Store):
         self.call(upload.path, action)
 
     def zarr_store(self, path: str) -> zarr.abc.store.Store:
-        from zarr.storage import FsspecStore
+        from tasks.artifacts.s3_zarr import S3ZarrStore
 
-        return FsspecStore(self._zarr_fs, path=f"{self.bucket}/{self.key(path)}", read_only=True)
+        store = S3ZarrStore(self._zarr_fs, path=f"{self.bucket}/{self.key(path)}", read_only=True)
+        store.told = partial(self._told, path)
+        return store

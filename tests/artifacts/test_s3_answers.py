@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NoReturn
 
+import numpy as np
 import pytest
+import zarr
 from botocore.exceptions import ClientError
 from botocore.utils import parse_timestamp
 from s3fs.errors import translate_boto_error
@@ -84,3 +87,27 @@ def test_times_are_those_of_botocores_own_reader(text: str) -> None:
 def test_what_is_no_time_is_an_error() -> None:
     with pytest.raises(ValueError, match="yesterday"):
         answer_time("yesterday")
+
+
+def test_arrays_that_the_server_does_not_give_are_worth_a_retry(
+    seaweed: SeaweedServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name, value in seaweed.environment.items():
+        monkeypatch.setenv(name, value)
+    zarr.open_group(tmp_path / "group", mode="w").create_array("a", data=np.arange(5), chunks=(5,))
+    store = S3Store("s3://medius/arrays")
+    for file in (path for path in (tmp_path / "group").rglob("*") if path.is_file()):
+        store.upload(file, f"group/{file.relative_to(tmp_path / 'group')}")
+    array = zarr.open_group(store.zarr_store("group"), mode="r")["a"]
+    assert isinstance(array, zarr.Array)
+    assert np.array_equal(array[:], np.arange(5))
+    with pytest.raises(FileNotFoundError):
+        zarr.open_group(store.zarr_store("no-group"), mode="r")
+
+    async def storm(*_arguments: object, **_named: object) -> NoReturn:
+        answer("SlowDown")
+
+    monkeypatch.setattr(store._zarr_fs, "_cat_file", storm)
+    for read in (lambda: array[:], lambda: zarr.open_group(store.zarr_store("group"), mode="r")):
+        with pytest.raises(TransientStoreError, match=r"s3://medius/arrays/group: the object store does not answer"):
+            read()
