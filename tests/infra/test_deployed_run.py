@@ -113,6 +113,8 @@ def test_a_killed_run_s_training_is_taken_up_from_its_checkpoint(
     assert wait_until(saved, 900)
     os.kill(Stack(running).flow_process(run), signal.SIGKILL)
     assert reaches(running, run, "CRASHED"), "its worker lives, and tells"
+    # Prefect's worker tells the end a second time, 3 s after its runner: a retry in between is marked as crashed again.
+    time.sleep(10)
     assert artifact.manifest() is None
     if way == "single-stage":
         [deployment] = running.api(
