@@ -129,5 +129,7 @@ def test_a_killed_run_s_training_is_taken_up_from_its_checkpoint(
         assert asked.returncode == 0, asked.stderr
     assert wait_until(lambda: state(running, run) == "COMPLETED", 900), state(running, run)
     assert artifact.manifest() is not None
-    logs = [artifact.store.get(entry.path).decode() for entry in artifact.store.list(artifact.path("logs"))]
+    logs = [
+        artifact.store.get(entry.path).decode(errors="replace") for entry in artifact.store.list(artifact.path("logs"))
+    ]
     assert any(re.search(r"goes on after step [1-9]\d* of", log) for log in logs), "not from the first step"
