@@ -46,7 +46,7 @@ def test_a_server_that_goes_away_while_rows_are_read_is_a_fault_to_retry(
     rows = copied(logit_store, open_store(f"s3://{BUCKET}/runs")).rows("train")
     assert rows[0].row_id
     server.kill()
-    with pytest.raises(TransientStoreError, match="shard train-00000: the object store does not answer"):
+    with pytest.raises(TransientStoreError, match="train-00000: the object store does not answer"):
         rows[2]
     with pytest.raises(TransientStoreError, match="the object store does not answer"):
         rows[6]
