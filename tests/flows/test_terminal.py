@@ -22,8 +22,10 @@ class Gone(io.StringIO):
     def __init__(self, error: type[OSError]) -> None:
         super().__init__()
         self.error = error
+        self.asked = 0
 
     def write(self, _text: str) -> NoReturn:
+        self.asked += 1
         raise self.error
 
 
@@ -50,8 +52,10 @@ def leave(_console: Console) -> NoReturn:
 @pytest.mark.parametrize("error", [OSError, BrokenPipeError])
 def test_a_terminal_that_is_gone_ends_no_stage(monkeypatch: pytest.MonkeyPatch, error: type[OSError]) -> None:
     monkeypatch.setattr(Console, "on_broken_pipe", leave)
-    terminal = Terminal(Console(file=Gone(error)))
+    gone = Gone(error)
+    terminal = Terminal(Console(file=gone))
     terminal.watch(errand("a"), Event(time=0, kind="log", message="done"))
+    assert gone.asked == 1, "the line was tried, and its loss ended nothing"
 
 
 LOGS = """

@@ -126,6 +126,7 @@ def test_a_base_that_is_written_is_taken() -> None:
 
 @pytest.mark.parametrize("branches", [("one",), ("one", "two"), ("one", "three", "two")])
 def test_the_default_grid_can_be_merged(branches: tuple[str, ...]) -> None:
-    for sweep in default_sweeps(branches):
-        for fields in sweep.candidates(branches).values():
-            FuseRecipe.model_validate(fields)
+    found = [fields for sweep in default_sweeps(branches) for fields in sweep.candidates(branches).values()]
+    recipes = [FuseRecipe.model_validate(fields) for fields in found]
+    assert recipes
+    assert all(set(recipe.models) == set(branches) for recipe in recipes)
