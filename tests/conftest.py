@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -20,6 +21,16 @@ from tests.seaweed import BUCKET, SeaweedServer
 
 _LONGEST_FIRST = ("tests/e2e/", "tests/faults/", "tests/infra/", "tests/flows/", "tests/training/")
 """Folders whose files take minutes: begun last, one of them would keep one process busy after the others have ended."""
+
+
+@pytest.fixture
+def own_environment() -> Iterator[None]:
+    """The worker sets variables for its own process, which in some tests is everybody's."""
+    before = dict(os.environ)
+    yield
+    for name in set(os.environ) - set(before):
+        del os.environ[name]
+    os.environ.update(before)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +24,8 @@ TEXTS = [f"Document {number} speaks of {number * 37} things.\n" * 3 for number i
 
 
 @pytest.fixture(autouse=True)
-def _environment() -> Iterator[None]:
-    """The worker sets variables for its own process, which in these tests is everybody's."""
-    before = dict(os.environ)
-    yield
-    for name in set(os.environ) - set(before):
-        del os.environ[name]
-    os.environ.update(before)
+def _environment(own_environment: None) -> None:
+    """As the workers of these tests are this process."""
 
 
 def test_documents_that_hold_an_item_are_neither_trained_on_nor_held_out(write_corpus, text_files, chat_files) -> None:

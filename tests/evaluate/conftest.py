@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -47,13 +46,8 @@ def make_tokenizer(num_merges: int) -> PreTrainedTokenizerFast:
 
 
 @pytest.fixture(autouse=True)
-def _environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The worker sets variables for its own process, which in these tests is everybody's."""
-    before = dict(os.environ)
-    yield
-    for name in set(os.environ) - set(before):
-        del os.environ[name]
-    os.environ.update(before)
+def _environment(own_environment: None) -> None:
+    """As the workers of these tests are this process."""
 
 
 @pytest.fixture(scope="session")
