@@ -14,7 +14,7 @@ from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, SerializeAsAny, ValidationError, field_validator, model_validator
+from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
 from tasks.artifacts.errors import BadInputError
 from tasks.artifacts.fingerprint import content_digest, file_sha256
@@ -25,7 +25,7 @@ from tasks.benchmarks.evaluation_sets import Decontamination, EvaluationSet, Rea
 from tasks.exercises import KINDS
 from tasks.exercises.library_code import library_code
 from tasks.exercises.library_text import documents_sha256, library_documents
-from tasks.runtime.declare import GateResult, Gates, Runtime, Stage, StageConfig, at_least
+from tasks.runtime.declare import GateResult, Gates, Runtime, Stage, StageConfig, at_least, recipe_with
 
 _SETTING = "this corpus source"
 
@@ -263,13 +263,7 @@ class CorpusConfig(StageConfig):
     @field_validator("recipe", mode="before")
     @classmethod
     def _decontaminated(cls, values: Any) -> Any:
-        if not isinstance(values, Mapping) or "decontamination" not in values:
-            return values
-        try:
-            return recipe_of(values)
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        return recipe_with("decontamination", values, recipe_of)
 
     def against(self, tasks: Iterable[ExerciseTasks | ClozeTasks | HarnessTasks]) -> Self:
         """Itself with the sets that an evaluation reads, if it is decontaminated: another list of them is another key.

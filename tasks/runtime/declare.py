@@ -12,10 +12,26 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from tasks.artifacts.fingerprint import artifact_key
 from tasks.artifacts.frozen import Frozen
+
+
+def recipe_with(field: str, values: Any, recipe_of: Callable[[Mapping[str, Any]], Frozen]) -> Any:
+    """What a config makes of the values of its recipe before they are validated: where they have the field, which only
+    a subclass of the recipe knows, `recipe_of` says which class they are of.
+
+    Raises:
+        ValueError: they are no such recipe.
+    """
+    if not isinstance(values, Mapping) or field not in values:
+        return values
+    try:
+        return recipe_of(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
 
 
 class Runtime(Frozen):

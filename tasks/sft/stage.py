@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
 
-from pydantic import Field, SerializeAsAny, ValidationError, field_validator
+from pydantic import Field, SerializeAsAny, field_validator
 
 from tasks.artifacts.frozen import Frozen
-from tasks.runtime.declare import GateResult, Gates, Stage, at_most
+from tasks.runtime.declare import GateResult, Gates, Stage, at_most, recipe_with
 from tasks.training.deepspeed_config import TrainingStageConfig
 from tasks.training.settings import TrainingRecipe
 
@@ -65,13 +65,7 @@ class SftConfig(TrainingStageConfig):
     @field_validator("recipe", mode="before")
     @classmethod
     def _with_replay(cls, values: Any) -> Any:
-        if not isinstance(values, Mapping) or "replay" not in values:
-            return values
-        try:
-            return recipe_of(values)
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        return recipe_with("replay", values, recipe_of)
 
 
 def judge(metrics: Mapping[str, Any], gates: SftGates) -> list[GateResult]:
