@@ -20,6 +20,7 @@ from flows import prefect_api, stack_processes
 from flows.dead_runs import DeadRuns
 from flows.heartbeats import OneLook
 from flows.prefect_api import PrefectApi
+from flows.stack import CHECKOUT
 from flows.stack_environment import PASSWORD_VARIABLE, client_environment, keep_password, service_environment
 from flows.stack_module import run_module
 from flows.stack_processes import StackProcess, end_tree, end_work, wait_until
@@ -137,6 +138,7 @@ class Server:
         """Makes the pools and these deployments, each one line of YAML."""
         file = self.folder / "prefect.yaml"
         file.write_text("name: test\ndeployments:\n" + "".join(f"  - {line}\n" for line in deployments))
+        shutil.copy(CHECKOUT / "infra" / "automations.yaml", self.folder)
         ran = run_module(
             "flows.stack_deploy", str(file), "medius", "cpu", "gpu", environment=self.environment, seconds=300
         )
