@@ -176,7 +176,7 @@ def step_flops(
     """FLOPs of all steps without padding, and what gradient checkpointing computes again.
 
     Packed rows come with a mask, and their attention computes all pairs of a row. While only embedding and head learn,
-    the layers' gradients are computed too, and thrown away (tasks/training/embedding_phase.py).
+    the layers' gradients are computed too, and thrown away (tasks/training/learning_groups.py).
     """
     pairs = masked_pairs(learnt.tokens, row_tokens)
     flops = training_flops(model.shape, num_tokens=learnt.tokens, num_targets=learnt.targets, num_pairs=pairs)

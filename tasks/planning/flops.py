@@ -121,6 +121,7 @@ def training_flops(
     num_targets: float,
     num_pairs: float,
     frozen_layers: bool = False,
+    frozen_head: bool = False,
 ) -> float:
     """Model FLOPs of forward and backward over some documents.
 
@@ -129,8 +130,9 @@ def training_flops(
         num_targets: positions at which the fused head computes logits; it runs at no other.
         num_pairs: attended pairs of tokens (`causal_pairs`), or computed ones (`masked_pairs`).
         frozen_layers: only embedding and head learn: the layers pass gradients on, but get none.
+        frozen_head: only the layers learn, and the head passes gradients on.
     """
     products = 2 * shape.layer_weights * num_tokens
     scores = 4 * shape.attention_width * num_pairs
     layers = (2 if frozen_layers else 3) * products + 3 * scores
-    return layers + 3 * 2 * shape.head_weights * num_targets
+    return layers + (2 if frozen_head else 3) * 2 * shape.head_weights * num_targets

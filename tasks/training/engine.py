@@ -22,12 +22,12 @@ from transformers import PreTrainedModel
 from tasks.artifacts.errors import CorruptArtifactError, MediusError
 from tasks.training.batches import Batch
 from tasks.training.deepspeed_config import deepspeed_config
-from tasks.training.embedding_phase import EmbeddingPhase
 from tasks.training.head import LanguageModelLoss
+from tasks.training.learning_groups import LearningGroups
 from tasks.training.losses import PARTS, HeadForm, LossWeights
 from tasks.training.pickles import refuse_foreign_pickles
 from tasks.training.processes import Processes
-from tasks.training.settings import TrainingRecipe, TrainingRuntime
+from tasks.training.settings import Learning, TrainingRecipe, TrainingRuntime
 from tasks.training.universal import UniversalState
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -104,15 +104,15 @@ class TrainingEngine:
             model.activation_checkpointing_enable({"use_reentrant": False})
         module = LanguageModelLoss(model, form)
         ends: list[Any] = [model.get_input_embeddings().weight, model.get_output_embeddings().weight]
-        self._phase = EmbeddingPhase(module.parameters(), ends, recipe.optimizer.weight_decay)
-        self.engine = self._initialize(module, self._phase.groups, config)
+        self._groups = LearningGroups(module.parameters(), ends, recipe.optimizer.weight_decay)
+        self.engine = self._initialize(module, self._groups.groups, config)
         if self.zero_stage == 0:
             # Its bfloat16 wrapper accumulates in the weights' dtype and refuses float32; torch does as it is told.
             for parameter in module.parameters():
                 parameter.grad = None
                 parameter.grad_dtype = torch.float32
         self._basic = self.engine.basic_optimizer
-        self._phase.attach(self._basic)
+        self._groups.attach(self._basic)
         for _, master in self.masters():
             # Made now rather than in a group's first step: what does not fit fails at once, and a checkpoint has the
             # state of groups that have not learnt yet.
@@ -152,20 +152,20 @@ class TrainingEngine:
         num_targets: int,
         rate: float,
         *,
-        only_embedding: bool = False,
+        learning: Learning = "all",
         check_loss: Callable[[float], None] = lambda _loss: None,
     ) -> StepResult:
         """One optimiser step over this process's micro-batches, of which every process has the same number.
 
-        `num_targets` is that of all processes together. With `only_embedding` the input embedding and the head alone
-        learn: norm and clipping are theirs, and weights and optimiser state of all others stay as they are.
+        `num_targets` is that of all processes together. Where not all parameters are `learning`, norm and clipping are
+        of those that do, and weights and optimiser state of the others stay as they are.
         `check_loss` is given the step's loss before anything is updated, and may raise.
 
         Raises:
             DivergedMicroBatchError: with the group of a micro-batch whose loss is not finite; nothing was updated.
             DivergedError: the gradient's norm is not finite.
         """
-        self._phase.active = only_embedding
+        self._groups.learning = learning
         for group in self._basic.param_groups:
             group["lr"] = rate
         self.engine.train()

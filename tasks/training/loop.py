@@ -185,7 +185,7 @@ class Training:
             started = time.perf_counter()
             share = self._loader.load(state.step)
             rate = self._recipe.optimizer.rate(state.step, self._num_steps, self._recipe.embedding_steps)
-            only_embedding = state.step < self._recipe.embedding_steps
+            learning = self._recipe.learning(state.step)
             if state.step == self._recipe.embedding_steps:
                 self._guard.forget_norms()
             try:
@@ -193,7 +193,7 @@ class Training:
                     share.batches,
                     share.num_targets,
                     rate,
-                    only_embedding=only_embedding,
+                    learning=learning,
                     check_loss=self._guard.check_loss,
                 )
                 self._guard.check_norm(result.grad_norm)
@@ -212,7 +212,7 @@ class Training:
                 num_pairs=causal_pairs([self._train_rows.num_tokens(row) for row in self._order.rows(state.step - 1)]),
                 seconds=time.perf_counter() - started,
                 wait_seconds=share.wait_seconds,
-                only_embedding=only_embedding,
+                learning=learning,
                 num_taught=share.num_taught,
             )
             self._after_step(state, result, rate, work)

@@ -16,6 +16,7 @@ from tasks.artifacts.errors import BadInputError
 from tasks.planning.flops import ModelShape, model_shape, training_flops
 from tasks.planning.hardware import hardware_named
 from tasks.planning.peak import UnknownPeakError, emulated_bfloat16, peak_of
+from tasks.training.settings import Learning
 
 RECENT = 20
 """Steps whose mean is shown as the present speed."""
@@ -36,7 +37,7 @@ class StepWork:
     """From asking for the step's data to the weights' update."""
     wait_seconds: float
     """Of these, until the data was there."""
-    only_embedding: bool = False
+    learning: Learning = "all"
     num_taught: int | None = None
     """Targets with a teacher, where only some have one."""
 
@@ -95,7 +96,8 @@ class Throughput:
             num_tokens=work.num_tokens,
             num_targets=work.num_targets,
             num_pairs=work.num_pairs,
-            frozen_layers=work.only_embedding,
+            frozen_layers=work.learning == "embedding",
+            frozen_head=work.learning == "layers",
         )
 
     def _rates(self, sums: _Sums) -> dict[str, float]:

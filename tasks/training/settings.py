@@ -18,6 +18,9 @@ from tasks.artifacts.frozen import Frozen
 from tasks.planning.hardware import hardware_named
 from tasks.runtime.declare import Runtime
 
+Learning = Literal["all", "embedding", "layers"]
+"""What learns in a step: everything, the input embedding and the head, or all but these."""
+
 
 class OptimizerRecipe(Frozen):
     """AdamW and its schedule. Weight decay is applied to matrices only, never to norms and biases."""
@@ -78,10 +81,22 @@ class TrainingRecipe(Frozen):
     embedding_steps: int = Field(0, ge=0)
     """In so many first steps only the embedding and the head learn: for rows that a transplant has just made. Then the
     others join, after a warm-up of their own."""
+    frozen_embedding: bool = False
+    """Only the layers learn, in all steps: for a branch whose vocabulary is changed back, since layers that have learnt
+    over other rows than the reversion brings lose by it. Such a step costs as much as any other."""
     log_every_steps: int = Field(10, ge=1)
     """Distance of the lines in training_log.jsonl; each line is the mean since the one before."""
     heldout_every_steps: int | None = Field(None, ge=1)
     """Distance of the judgements on the held-out split while training; only before and after where not given."""
+
+    @model_validator(mode="after")
+    def _something_learns(self) -> Self:
+        if self.frozen_embedding and self.embedding_steps:
+            raise ValueError(
+                f"frozen_embedding leaves the embedding as it is, and in the first {self.embedding_steps} steps "
+                f"(embedding_steps) only the embedding would learn; leave one of the two out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
@@ -105,6 +120,12 @@ class TrainingRecipe(Frozen):
         steps = math.ceil(Fraction(str(self.epochs)) * num_rows / self.rows_per_step)
         self._check_phase(steps)
         return steps
+
+    def learning(self, step: int) -> Learning:
+        """What learns in a step."""
+        if self.frozen_embedding:
+            return "layers"
+        return "embedding" if step < self.embedding_steps else "all"
 
     def _check_phase(self, num_steps: int) -> None:
         if self.embedding_steps >= num_steps:

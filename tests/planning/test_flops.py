@@ -27,22 +27,24 @@ def counted(model: PreTrainedModel) -> int:
 @pytest.mark.parametrize(
     ("changes", "frozen"),
     [
-        ({}, False),
-        ({"num_key_value_heads": 4, "num_attention_heads": 4, "head_dim": 16}, False),
-        ({"tie_word_embeddings": False}, True),
+        ({}, None),
+        ({"num_key_value_heads": 4, "num_attention_heads": 4, "head_dim": 16}, None),
+        ({"tie_word_embeddings": False}, "layers"),
+        ({"tie_word_embeddings": False}, "head"),
     ],
 )
-def test_a_step_is_counted_as_torch_counts_it(changes: dict[str, int], frozen: bool) -> None:
+def test_a_step_is_counted_as_torch_counts_it(changes: dict[str, int], frozen: str | None) -> None:
     model = make_model(hidden_size=32, intermediate_size=48, attn_implementation="eager", **changes)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(not frozen or "layers" not in name)
+        parameter.requires_grad_(frozen is None or ("layers" in name) != (frozen == "layers"))
     flops = training_flops(
         model_shape(model.config.to_dict()),
         num_tokens=DOCUMENTS * LENGTH,
         num_targets=TARGETS,
         # torch knows no mask: it counts every token as attending to every other.
         num_pairs=masked_pairs(DOCUMENTS * LENGTH, LENGTH),
-        frozen_layers=frozen,
+        frozen_layers=frozen == "layers",
+        frozen_head=frozen == "head",
     )
     assert flops == pytest.approx(counted(model), rel=0.02)
 

@@ -15,7 +15,7 @@ from tasks.training.deepspeed_config import CHECKOUT
 from tasks.training.engine import DTYPES, StepResult, TrainingEngine
 from tasks.training.losses import HeadForm, LossWeights
 from tasks.training.processes import join
-from tasks.training.settings import OptimizerRecipe, TrainingRecipe, TrainingRuntime
+from tasks.training.settings import Learning, OptimizerRecipe, TrainingRecipe, TrainingRuntime
 from tests.training.parts import VOCAB, make_model, make_row
 
 OPTIMIZER = OptimizerRecipe(learning_rate=1e-2, weight_decay=0.1, max_grad_norm=0.5)
@@ -71,12 +71,12 @@ def num_targets(rows: Sequence[Row]) -> int:
     return sum(int(row.loss_mask[1:].sum()) for row in rows)
 
 
-def take(engine: TrainingEngine, step: int, micro: int = 8, *, only_embedding: bool = False) -> StepResult:
+def take(engine: TrainingEngine, step: int, micro: int = 8, learning: Learning = "all") -> StepResult:
     """A step of 8 documents, `micro` at a time; each process takes its share of an even number of passes."""
     rows = step_rows(step)
     passes = [alone(rows[start : start + micro]) for start in range(0, 8, micro)]
     batches = passes[engine.engine.global_rank :: engine.engine.dp_world_size]
-    return engine.step(batches, num_targets(rows), OPTIMIZER.learning_rate, only_embedding=only_embedding)
+    return engine.step(batches, num_targets(rows), OPTIMIZER.learning_rate, learning=learning)
 
 
 def weights_of(engine: TrainingEngine) -> dict[str, torch.Tensor]:

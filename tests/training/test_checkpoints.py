@@ -158,7 +158,7 @@ def test_resuming_under_the_same_shape_changes_no_bit(
     monkeypatch.setattr(checkpoints_module, "convert", None)
     engine = make_engine(tmp_path, zero=zero, precision=precision)
     checkpoints = open_checkpoints(tmp_path, store, engine)
-    take(engine, 0, only_embedding=True)
+    take(engine, 0, learning="embedding")
     checkpoints.save(1, {})
     drawn = torch.rand(3)
     expected = [take(engine, step, 4) for step in (1, 2)]
@@ -189,7 +189,7 @@ def test_resuming_under_another_shape_goes_on_alike(
     """Weight decay, moments and step counts differ by group here: one of them lost shows in the next two steps."""
     engine = make_engine(tmp_path, zero=before, precision=precision)
     checkpoints = open_checkpoints(tmp_path, store, engine)
-    take(engine, 0, only_embedding=True)
+    take(engine, 0, learning="embedding")
     take(engine, 1)
     checkpoints.save(2, {"log": [2]})
     weights = weights_of(engine)

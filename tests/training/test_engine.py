@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from transformers import PreTrainedModel
 from tasks.training.batches import collate
 from tasks.training.engine import DivergedError, DivergedMicroBatchError, StepResult
 from tasks.training.losses import PARTS, LossWeights
+from tasks.training.settings import Learning
 from tests.training.engines import OPTIMIZER, alone, make_engine, num_targets, step_rows, take, weights_of
 from tests.training.parts import ROWS, VOCAB, make_model, make_row, make_rows
 
@@ -32,9 +34,9 @@ def result_of(ce: float, norm: float) -> StepResult:
     return StepResult(ce, dict.fromkeys(PARTS, 0.0) | {"ce": ce}, norm)
 
 
-def plain_torch(model: PreTrainedModel, only_embedding: int = 0) -> Trained:
-    """One document at a time with all logits, float64, torch's own clipping and AdamW. The first `only_embedding`
-    steps see only the embedding and the head."""
+def plain_torch(model: PreTrainedModel, first_two: Learning = "all") -> Trained:
+    """One document at a time with all logits, float64, torch's own clipping and AdamW. In the first two
+    steps only the embedding and the head learn, or only the layers, where that is said."""
     model = model.double().train()
     ends = [*{model.get_input_embeddings().weight, model.get_output_embeddings().weight}]
     matrices = [p for p in model.parameters() if p.ndim > 1]
@@ -51,9 +53,9 @@ def plain_torch(model: PreTrainedModel, only_embedding: int = 0) -> Trained:
             losses.append(torch.nn.functional.cross_entropy(logits_PV, labels_T[1:], reduction="sum"))
         loss = torch.stack(losses).sum() / num_targets(step_rows(step))
         loss.backward()
-        if step < only_embedding:
+        if step < 2 and first_two != "all":
             for parameter in model.parameters():
-                if not any(parameter is end for end in ends):
+                if any(parameter is end for end in ends) != (first_two == "embedding"):
                     parameter.grad = None
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
         optimizer.step()
@@ -139,19 +141,26 @@ def test_bfloat16_is_accumulated_in_float32(tmp_path: Path) -> None:
         ("3-offload", "float32", False),
     ],
 )
-def test_embedding_and_head_learn_alone(tmp_path: Path, zero: str, precision: str, tied: bool) -> None:
-    """Two such steps and one of all: as torch's AdamW that is given no other gradients, and no bit of the rest moves.
+@pytest.mark.parametrize("learning", ["embedding", "layers"])
+def test_what_sleeps_moves_no_bit(
+    tmp_path: Path, zero: str, precision: str, tied: bool, learning: Literal["embedding", "layers"]
+) -> None:
+    """Two steps of embedding and head alone, or of the layers alone, and one of all: as torch's AdamW that is given no
+    other gradients, and no bit of the rest moves.
 
     The norm, which decides about the clipping at 0.5, is that of the live gradients.
     """
-    expected, weights = plain_torch(make_model(tie_word_embeddings=tied), only_embedding=2)
+    expected, weights = plain_torch(make_model(tie_word_embeddings=tied), first_two=learning)
     engine = make_engine(tmp_path, zero=zero, precision=precision, model=make_model(tie_word_embeddings=tied))
     before = weights_of(engine)
-    sleeping = [master for group, master in engine.masters() if group["role"] != "embedding"]
+    sleeping = [
+        master for group, master in engine.masters() if (group["role"] == "embedding") != (learning == "embedding")
+    ]
     masters = [master.clone() for master in sleeping]
-    found = [take(engine, step, 4, only_embedding=True) for step in range(2)]
+    found = [take(engine, step, 4, learning) for step in range(2)]
     ends = {"model.embed_tokens.weight"} | (set() if tied else {"lm_head.weight"})
-    assert {name for name, weight in weights_of(engine).items() if not torch.equal(weight, before[name])} == ends
+    moved = {name for name, weight in weights_of(engine).items() if not torch.equal(weight, before[name])}
+    assert moved == (ends if learning == "embedding" else set(before) - ends)
     assert all(torch.equal(now, then) for now, then in zip(sleeping, masters, strict=True))
     assert min(result.grad_norm for result in found) > OPTIMIZER.max_grad_norm
     found.append(take(engine, 2, 4))

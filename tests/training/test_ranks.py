@@ -36,7 +36,7 @@ class Began:
     def __init__(self, folder: Path, precision: str) -> None:
         folder.mkdir()
         engine = make_engine(folder, precision=precision, model=small_model())
-        take(engine, 0, PASS_ROWS, only_embedding=True)
+        take(engine, 0, PASS_ROWS, learning="embedding")
         take(engine, 1, PASS_ROWS)
         self.checkpoint = folder / "checkpoint"
         engine.save(self.checkpoint)

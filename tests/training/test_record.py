@@ -189,9 +189,12 @@ def test_rates() -> None:
             "mfu": flops / 1e6,
         }
     )
-    throughput.step(StepWork(80, 60, 20, 400, seconds=1, wait_seconds=1, only_embedding=True))
+    throughput.step(StepWork(80, 60, 20, 400, seconds=1, wait_seconds=1, learning="embedding"))
     assert throughput.line()["mfu"] == pytest.approx((flops - 2 * 1000 * 80) / 1e6), "frozen matrices get no gradient"
-    assert throughput.total()["data_wait"] == pytest.approx(0.4)
+    throughput.step(StepWork(80, 60, 20, 400, seconds=1, wait_seconds=1, learning="layers"))
+    head = 2 * SHAPE.head_weights * 60
+    assert throughput.line()["mfu"] == pytest.approx((flops - head) / 1e6), "nor does a frozen head"
+    assert throughput.total()["data_wait"] == pytest.approx(2.2 / 4)
 
 
 def test_unknown_hardware_costs_the_utilisation_and_a_misspelt_one_the_start(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,6 +51,16 @@ def test_weights_that_join_later_warm_up_anew() -> None:
     assert TrainingRecipe(**fields, epochs=1).num_steps(40) == 5
 
 
+def test_what_learns_in_a_step() -> None:
+    fields = {"optimizer": OPTIMIZER, "rows_per_step": 8, "steps": 4}
+    phased = TrainingRecipe(**fields, embedding_steps=2)
+    assert [phased.learning(step) for step in range(4)] == ["embedding", "embedding", "all", "all"]
+    frozen = TrainingRecipe(**fields, frozen_embedding=True)
+    assert {frozen.learning(step) for step in range(4)} == {"layers"}
+    with pytest.raises(ValidationError, match="frozen_embedding leaves the embedding as it is"):
+        TrainingRecipe(**fields, embedding_steps=2, frozen_embedding=True)
+
+
 def test_epochs_count_documents() -> None:
     fields = {"optimizer": OPTIMIZER, "rows_per_step": 8}
     for epochs, num_rows, steps in ((2, 100, 25), (1, 100, 13), (0.01, 100, 1), (0.1, 80, 1), (0.3, 80, 3)):

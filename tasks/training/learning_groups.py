@@ -1,4 +1,6 @@
-"""Steps in which only the input embedding and the head learn, under any sharding of the optimiser.
+"""Steps in which only some parameters learn, under any sharding of the optimiser.
+
+These are the two ends (input embedding and head) or the layers between them.
 
 Instead of switching off `requires_grad`, the other gradients are zeroed before any reduction, so that norm and clipping
 see the live ones alone, and AdamW finds none for their groups: it then touches neither weight, moments nor step count.
@@ -14,23 +16,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tasks.training.settings import Learning
+
 EMBEDDING = "embedding"
 
 
-class EmbeddingPhase:
-    """Parameter groups of a training, of which all but the embedding's can be put to sleep."""
+class LearningGroups:
+    """Parameter groups of a training, of which the embedding's or the others' can be put to sleep."""
 
     def __init__(self, parameters: Iterable[nn.Parameter], embedding: Iterable[nn.Parameter], decay: float) -> None:
         """`embedding`: those of `parameters` that are the input embedding and the head. Vectors are not decayed."""
-        self.active = False
+        self.learning: Learning = "all"
         self._held: list[tuple[Tensor, Tensor | None]] = []
         ends = {id(parameter) for parameter in embedding}
         roles: dict[str, list[nn.Parameter]] = {EMBEDDING: [], "matrices": [], "vectors": []}
         for parameter in parameters:
             role = EMBEDDING if id(parameter) in ends else "matrices" if parameter.ndim >= 2 else "vectors"
             roles[role].append(parameter)
-            if role != EMBEDDING:
-                parameter.register_hook(self._silence)
+            parameter.register_hook(self._silence_embedding if role == EMBEDDING else self._silence_layer)
         self.groups: list[dict[str, Any]] = [
             {"params": found, "role": role, "weight_decay": 0.0 if role == "vectors" else decay}
             for role, found in roles.items()
@@ -42,14 +45,18 @@ class EmbeddingPhase:
         optimizer.register_step_pre_hook(self._before)
         optimizer.register_step_post_hook(self._after)
 
-    def _silence(self, gradient: Tensor) -> Tensor | None:
-        return torch.zeros_like(gradient) if self.active else None
+    def _silence_embedding(self, gradient: Tensor) -> Tensor | None:
+        return torch.zeros_like(gradient) if self.learning == "layers" else None
+
+    def _silence_layer(self, gradient: Tensor) -> Tensor | None:
+        return torch.zeros_like(gradient) if self.learning == "embedding" else None
+
+    def _sleeps(self, role: str) -> bool:
+        return self.learning != "all" and (role == EMBEDDING) != (self.learning == "embedding")
 
     def _before(self, optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
-        if not self.active:
-            return
         for group in optimizer.param_groups:
-            for master in group["params"] if group["role"] != EMBEDDING else ():
+            for master in group["params"] if self._sleeps(group["role"]) else ():
                 self._held.append((master, master.grad))
                 master.grad = None
 
