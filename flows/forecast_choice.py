@@ -13,7 +13,6 @@ from tasks.planning.forward_memory import evaluation_memory
 from tasks.planning.generation import Reading, writing_seconds
 from tasks.planning.hardware import Arithmetic, Hardware
 from tasks.planning.quantities import byte_size, figure
-from tasks.planning.text import Documents
 from tasks.runtime.declare import Step
 
 NUM_PROMPTS = 8
@@ -26,7 +25,8 @@ def forecast_choice(step: Step, sizes: Sizes, given: Assumptions, hardware: Hard
     assert isinstance(recipe, ChooseRecipe)
     assert isinstance(runtime, ChooseRuntime)
     corpus, instructions = sizes.corpus(step.inputs["corpus"]), sizes.corpus(step.inputs["instructions"])
-    tokens = _first(corpus.heldout, recipe.max_documents) + _first(instructions.heldout, recipe.max_conversations)
+    texts, chats = corpus.heldout.first(recipe.max_documents), instructions.heldout.first(recipe.max_conversations)
+    tokens = texts.tokens + chats.tokens
     if recipe.exercises is not None:
         tokens += len(recipe.exercises.kinds) * recipe.exercises.items_per_kind * given.tokens_per_exercise
     reading = Reading(prompt_tokens=tokens, answers=NUM_PROMPTS, answer_tokens=recipe.max_new_tokens)
@@ -75,8 +75,3 @@ def forecast_choice(step: Step, sizes: Sizes, given: Assumptions, hardware: Hard
             f"the chosen one, {byte_size(stored)}, is stored again",
         ),
     )
-
-
-def _first(documents: Documents, rows: int) -> float:
-    """Tokens of at most so many rows."""
-    return documents.scaled(min(1.0, rows / max(1.0, documents.rows))).tokens

@@ -32,11 +32,7 @@ def forecast_evaluation(step: Step, sizes: Sizes, given: Assumptions, hardware: 
     heldout = corpus.heldout
     window = windows = 0.0
     if recipe.bits_per_byte:
-        part = (
-            heldout
-            if recipe.max_documents is None
-            else heldout.scaled(min(1.0, recipe.max_documents / max(1.0, heldout.rows)))
-        )
+        part = heldout.first(recipe.max_documents)
         reading += Reading(prompt_tokens=part.tokens)
         # The longest windows come first, together.
         window = min(float(recipe.window_tokens), corpus.longest)

@@ -11,6 +11,7 @@ from tasks.distill.stage import DistillRecipe
 from tasks.planning.text import Documents
 from tasks.runtime.declare import Step
 from tasks.sft.stage import ReplayingSftRecipe
+from tasks.training.settings import TrainingRecipe
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class TrainingText:
 def training_text(step: Step, sizes: Sizes) -> TrainingText:
     """Of a step distill or sft; the recipe's mixture weighs its stores."""
     recipe = step.config.recipe
+    assert isinstance(recipe, TrainingRecipe)
     mixture = (recipe.mixture or {}) if isinstance(recipe, DistillRecipe) else {}
     if isinstance(recipe, ReplayingSftRecipe):
         mixture = {"corpus": 1 - recipe.replay.weight, "replay": recipe.replay.weight}
@@ -67,7 +69,10 @@ def training_text(step: Step, sizes: Sizes) -> TrainingText:
     return TrainingText(
         stores=tuple((weights[role], size.train) for role, size in found.items()),
         # What is replayed is not judged.
-        heldout=sum((size.heldout for role, size in found.items() if role != "replay"), Documents()),
+        heldout=sum(
+            (size.heldout.first(recipe.max_heldout_rows) for role, size in found.items() if role != "replay"),
+            Documents(),
+        ),
         longest=max((size.longest for size in found.values()), default=1.0),
         epoch_rows=epoch,
     )

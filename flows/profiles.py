@@ -365,6 +365,7 @@ _AMOUNTS = {
     "items_per_kind": 2,
     "max_seeds": 64,
     "max_documents": 2,
+    "max_heldout_rows": 4,
     "max_conversations": 8,
 }
 """What `--smoke` shrinks, wherever it stands in a recipe, and the least that still exercises every stage."""

@@ -10,7 +10,7 @@ from tasks.logits.reader import LogitReader
 from tasks.training.loop import Training, local_directory, vocabulary_of
 from tasks.training.losses import LossWeights
 from tasks.training.processes import join
-from tasks.training.rows import CorpusRows, MixedRows, RowSource, TemperedRows
+from tasks.training.rows import CorpusRows, FirstRows, MixedRows, RowSource, TemperedRows
 from tasks.training.settings import TrainingRuntime
 from tasks.worker.job import Job, worker_main
 
@@ -37,7 +37,8 @@ def run(job: Job) -> None:
             f"{job.spec.label}: the training split of {', '.join(empty)} has no rows; give the corpus more documents"
             + (", or leave that store out of inputs and mixture" if len(train) > 1 else "")
         )
-    heldout = {name: rows for name, reader in readers.items() if len(rows := reader.rows("heldout"))}
+    judged = {name: FirstRows(reader.rows("heldout"), recipe.max_heldout_rows) for name, reader in readers.items()}
+    heldout = {name: rows for name, rows in judged.items() if len(rows)}
     if heldout and (without := sorted(readers.keys() - heldout.keys())):
         job.log(f"judged without {', '.join(without)}, which has no held-out rows")
     processes = join(runtime, job.scratch)

@@ -46,5 +46,9 @@ class Documents:
         """So many times as many rows."""
         return Documents(self.rows * factor, self.tokens * factor, self.targets * factor)
 
+    def first(self, rows: float | None) -> Documents:
+        """At most so many rows of them; all where that is None."""
+        return self if rows is None else self.scaled(min(1.0, rows / max(1.0, self.rows)))
+
     def __add__(self, other: Documents) -> Documents:
         return Documents(self.rows + other.rows, self.tokens + other.tokens, self.targets + other.targets)

@@ -12,7 +12,7 @@ from tasks.sft.stage import ReplayingSftRecipe, recipe_of
 from tasks.training.loop import Training, local_directory, vocabulary_of
 from tasks.training.losses import LossWeights
 from tasks.training.processes import Processes, join
-from tasks.training.rows import CorpusRows, MixedRows, RowSource
+from tasks.training.rows import CorpusRows, FirstRows, MixedRows, RowSource
 from tasks.training.settings import TrainingRuntime
 from tasks.worker.job import Job, worker_main
 
@@ -45,7 +45,7 @@ def run(job: Job) -> None:
         model_directory=model,
         num_real=num_real,
         train=train,
-        heldout=CorpusRows(read_rows(corpus / "heldout.parquet")),
+        heldout=FirstRows(CorpusRows(read_rows(corpus / "heldout.parquet")), recipe.max_heldout_rows),
         mixture=mixture,
         epoch_rows=epoch_rows,
         # Of a row without a teacher the KL is 0, and so is its gradient.

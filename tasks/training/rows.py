@@ -115,6 +115,29 @@ class TemperedRows:
         return self._rows.row_id(index)
 
 
+class FirstRows:
+    """The first rows of a source, at most so many: a part that is random where the rows' order is."""
+
+    def __init__(self, rows: RowSource, maximum: int | None) -> None:
+        self._rows = rows
+        self._size = len(rows) if maximum is None else min(maximum, len(rows))
+
+    def __len__(self) -> int:
+        return self._size
+
+    def many(self, indices: Sequence[int]) -> Sequence[Any]:
+        return self._rows.many(indices)
+
+    def num_targets(self, index: int) -> int:
+        return self._rows.num_targets(index)
+
+    def num_tokens(self, index: int) -> int:
+        return self._rows.num_tokens(index)
+
+    def row_id(self, index: int) -> str:
+        return self._rows.row_id(index)
+
+
 class MixedRows:
     """Several sources as one, laid end to end in the order of their names.
 

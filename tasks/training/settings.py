@@ -88,6 +88,8 @@ class TrainingRecipe(Frozen):
     """Distance of the lines in training_log.jsonl; each line is the mean since the one before."""
     heldout_every_steps: int | None = Field(None, ge=1)
     """Distance of the judgements on the held-out split while training; only before and after where not given."""
+    max_heldout_rows: int | None = Field(None, ge=1)
+    """Judged are at most so many held-out rows of each store, the first ones; all where not given."""
 
     @model_validator(mode="after")
     def _something_learns(self) -> Self:

@@ -332,6 +332,9 @@ def test_several_stores_are_mixed_by_weight(
     start = heldout_kl((TEACHER, first["heldout"]), (other, second["heldout"]))
     assert found["heldout_kl_start"] == pytest.approx(start, rel=1e-5)
     assert found["heldout_kl"] < start
+    one = metrics(run_stage("distill", {**recipe, "max_heldout_rows": 1}, given, RUNTIME))
+    start = heldout_kl((TEACHER, first["heldout"][:1]), (other, second["heldout"]))
+    assert one["heldout_kl_start"] == pytest.approx(start, rel=1e-5), "one row of each store"
 
     for change, what in (
         ({"mixture": None}, "mixture is missing, but the stores are prose, sums"),

@@ -76,6 +76,13 @@ def test_steps_in_which_only_the_embedding_learns_cost_as_much_as_others(tmp_pat
     assert forecast(tmp_path, "distill-llama").flops == without.flops
 
 
+def test_only_the_rows_that_are_judged_cost_time(tmp_path: Path) -> None:
+    whole = forecast(tmp_path, "distill-llama")
+    part = forecast(tmp_path, "distill-llama", f"{DISTILL}.recipe.max_heldout_rows=100")
+    assert 0 < part.seconds["judging"] < 0.1 * whole.seconds["judging"]
+    assert part.seconds["compute"] == whole.seconds["compute"]
+
+
 def test_a_row_that_is_longer_than_a_pass_decides_the_memory(tmp_path: Path) -> None:
     def activations(*changes: str) -> float:
         return forecast(tmp_path, "distill-llama", *(f"{DISTILL}.runtime.{change}" for change in changes)).memory[

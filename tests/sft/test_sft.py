@@ -39,6 +39,16 @@ def test_learns_its_documents(tmp_path: Path, corpus_of: CORPUS_OF, run_stage: C
     assert manifest.metrics["steps"] == 12
     assert manifest.metrics["heldout_ce"] < manifest.metrics["heldout_ce_start"]
     assert not [name for name in manifest.metrics if "kl" in name], "there is no teacher to be near to"
+    judged_alone = corpus_directory(tmp_path / "first", {**rows, "heldout": rows["train"][:1]})
+    first, part = (
+        run_stage("sft", {**RECIPE, **more}, {**inputs, **other}, RUNTIME).manifest()
+        for more, other in (({}, {"corpus": judged_alone}), ({"max_heldout_rows": 1}, {}))
+    )
+    assert first is not None
+    assert part is not None
+    for name in ("heldout_ce_start", "heldout_ce"):
+        assert part.metrics[name] == pytest.approx(first.metrics[name], rel=1e-6)
+        assert part.metrics[name] != pytest.approx(manifest.metrics[name], rel=1e-6)
     assert {"config.json", "model.safetensors", "tokenizer.json", "training_log.jsonl"} <= {
         entry.name for entry in manifest.objects
     }
