@@ -18,30 +18,13 @@ from tasks.evolve.row_sources import PackageRows
 from tasks.evolve.sources import conversation
 from tasks.evolve.stage import EvolveRecipe
 from tasks.exercises import KINDS, split_of
+from tests.evolve.reading import metrics_of, read, rows_of
 
 RunStage = Callable[..., Artifact]
 EXERCISES = {
     "source": {"kind": "exercises", "kinds": ["add", "reverse"], "difficulties": [1, 3], "count": 20, "seed": 7}
 }
 RIVERS = [{"from": "human", "value": "Name a river."}, {"from": "gpt", "value": "The Danube."}]
-
-
-def read(artifact: Artifact, name: str) -> str:
-    manifest = artifact.manifest()
-    assert manifest is not None
-    entry = manifest.object(name)
-    assert entry is not None
-    return artifact.store.get(artifact.path(entry.path)).decode()
-
-
-def rows_of(artifact: Artifact) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in read(artifact, "instructions.jsonl").splitlines()]
-
-
-def metrics_of(artifact: Artifact) -> dict[str, Any]:
-    manifest = artifact.manifest()
-    assert manifest is not None
-    return manifest.metrics
 
 
 def dataset_recipe(path: Path, **changes: Any) -> dict[str, Any]:
