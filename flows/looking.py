@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from flows.addresses import find_artifact, is_artifact
-from flows.arguments import ProfileName, Sets, Smoke, StoreUri, console, steps_of
+from flows.arguments import ArtifactStore, ProfileName, Sets, Smoke, StoreOfEither, StoreUri, console, steps_of
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.errors import BadInputError
 from tasks.artifacts.runs import all_runs
@@ -25,9 +25,10 @@ def plan(
     store: StoreUri = None,
     smoke: Smoke = False,
     surgery: Annotated[
-        bool, typer.Option("--surgery", help="Also what each transplant makes the rows of the new tokens of.")
+        bool,
+        typer.Option("--surgery", help="Also show what the rows of each transplant's new tokens will be made from."),
     ] = False,
-    cost: Annotated[bool, typer.Option("--cost", help="What each stage takes instead, and what it costs.")] = False,
+    cost: Annotated[bool, typer.Option("--cost", help="Show what each stage needs and costs instead.")] = False,
     tokens: Annotated[
         float | None, typer.Option("--tokens", help="With --cost: training tokens of each dumped corpus, as 5e8.")
     ] = None,
@@ -35,7 +36,10 @@ def plan(
         str | None, typer.Option("--hardware", help="With --cost: a name of tasks/planning/hardware.yaml.")
     ] = None,
     hardware_file: Annotated[
-        str | None, typer.Option("--hardware-file", help="With --cost: further hardware, in a file of that form.")
+        str | None,
+        typer.Option(
+            "--hardware-file", help="With --cost: a file like tasks/planning/hardware.yaml with further hardware."
+        ),
     ] = None,
     price: Annotated[
         list[str] | None, typer.Option("--price", help="With --cost: NAME=USD, an hour of one device. Repeatable.")
@@ -44,10 +48,13 @@ def plan(
         list[str] | None, typer.Option("--assume", help="With --cost: name=value of what is assumed. Repeatable.")
     ] = None,
     nodes: Annotated[
-        int | None, typer.Option("--nodes", min=1, help="With --cost: nodes with accelerators that there are; 1.")
+        int | None, typer.Option("--nodes", min=1, help="With --cost: nodes with accelerators; 1 by default.")
     ] = None,
 ) -> None:
-    """Show every stage with its key, its inputs and its state; needs no network where the store is a folder."""
+    """Show every stage with its key, its inputs and its state.
+
+    With a folder as store only --surgery may need the network, for tokenizers.
+    """
     if cost:
         from flows.cost_table import show_cost
         from flows.costs import CostOptions
@@ -103,7 +110,7 @@ def explain(
 
 
 def status(profile: ProfileName, set_: Sets = None, store: StoreUri = None, smoke: Smoke = False) -> None:
-    """Show the last run of a profile and where each of its stages stands."""
+    """Show the last three runs of a profile and where each of its stages stands."""
     steps, opened, name = steps_of(profile, set_, store, smoke)
     runs = [record for record in all_runs(opened) if record.profile == name]
     if not runs:
@@ -127,7 +134,7 @@ def _summary(states: list[StepState]) -> str:
 def verify(
     target: Annotated[str, typer.Argument(help="A profile, the URI of an artifact, or the first 16 digits of a key.")],
     set_: Sets = None,
-    store: StoreUri = None,
+    store: StoreOfEither = None,
     smoke: Smoke = False,
     recompute: Annotated[
         int, typer.Option("--recompute", min=0, help="Positions of a logit store that its teacher computes again.")
@@ -185,11 +192,12 @@ def inspect(
     document: Annotated[str | None, typer.Option("--document", help="The document to show, by its row id.")] = None,
     split: Annotated[str | None, typer.Option("--split", help="train or heldout; the first that was dumped.")] = None,
     positions: Annotated[int, typer.Option("--positions", min=0, help="Positions of the document to show.")] = 20,
-    store: StoreUri = None,
+    store: ArtifactStore = None,
 ) -> None:
-    """Show a logit store: its format, captured mass, one document as text, and a picture whose path comes last.
+    """Show a logit store, what a surgery made its rows of, or models' bits per byte.
 
-    Of a surgery: what it made the rows of. Of models: bits per byte on four kinds of text.
+    Of a logit store: its format, captured mass, one document as text, and a picture whose path comes last. Of models:
+    bits per byte on four kinds of text.
     """
     from flows.inspection import inspect_store
     from flows.model_inspection import is_model, print_models

@@ -21,7 +21,11 @@ def add_commands(app: typer.Typer, console: Console) -> None:
             int | None, typer.Option("--prefect-port", help="Where Prefect listens; 4200, or as the last time.")
         ] = None,
         s3_port: Annotated[
-            int | None, typer.Option("--s3-port", help="Where S3 listens; 8333, or as the last time. Takes five.")
+            int | None,
+            typer.Option(
+                "--s3-port",
+                help="Where S3 listens; 8333, or as the last time. Takes five ports from there, and five 10000 higher.",
+            ),
         ] = None,
     ) -> None:
         """Start an S3 server, Prefect and its workers on this machine, deploy the recipes, print how to reach them."""
@@ -72,7 +76,8 @@ def add_commands(app: typer.Typer, console: Console) -> None:
         profile: Annotated[
             list[str] | None,
             typer.Option(
-                "--profile", help="A further profile to keep the artifacts of; all of configs/ are. Repeatable."
+                "--profile",
+                help="Also keep this profile's artifacts; those of configs/ are kept anyway. Repeatable.",
             ),
         ] = None,
         keep_days: Annotated[

@@ -66,7 +66,9 @@ class RunOptions(Frozen):
         None,
         description="Where artifacts are; as usual in MEDIUS_STORE of the worker, or else the profile's own store.",
     )
-    smoke: bool = Field(False, description="The profile's own topology on 0.1 % of its data, under keys of its own.")
+    smoke: bool = Field(
+        False, description="The same stages and models on 0.1 % of the data, without gates, under their own keys."
+    )
     approved: bool = Field(
         False, description="Begin stages over the cost of the profile's `approval` without asking, and record that."
     )

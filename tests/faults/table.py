@@ -1,4 +1,4 @@
-"""The table of faults in README.md: written by a session in which every test of the suite ran, by no other."""
+"""The table of faults in README.md: written by a pytest run in which every test of the suite ran, by no other."""
 
 from __future__ import annotations
 

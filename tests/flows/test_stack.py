@@ -127,6 +127,18 @@ def test_runs_that_cannot_be_marked_are_told(tmp_path: Path, monkeypatch: pytest
     assert 'the next "medius up" tries again' in said.getvalue()
 
 
+def test_the_command_that_is_printed_works_without_an_activated_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    binaries = tmp_path / ".venv" / "bin"
+    monkeypatch.setattr(sys, "executable", str(binaries / "python"))
+    monkeypatch.chdir(tmp_path)
+    assert stack_module._prefect() == ".venv/bin/prefect"
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert stack_module._prefect() == str(binaries / "prefect")
+
+
 def test_one_run_at_a_time_is_taken_for_the_gpus() -> None:
     command = worker_command("gpu")
     assert command[command.index("--limit") + 1] == "1"
