@@ -16,10 +16,8 @@ from tests.bench.records import Measured, Measurement
 from tests.bench.rows_ops import PIPELINES
 from tests.e2e.micro_run import MEDIUS
 
-UNTIL = "distill-qwen"
-"""Model, corpus, a dump by leased shards and a training with checkpoints: what runs can take from one another."""
 RECIPES: tuple[Sequence[str], ...] = ((), ("branches.qwen.distill.recipe.optimizer.learning_rate=0.003",))
-"""The second one has a training of its own and shares the rest."""
+"""The second one has a training of its own, and what follows from it, and shares the rest."""
 
 
 def twice(store: Store, step: Step, runs: int) -> int:
@@ -46,17 +44,17 @@ def eight() -> Iterator[Measured]:
         running = []
         for number in range(PIPELINES):
             settings = [part for setting in RECIPES[number % len(RECIPES)] for part in ("--set", setting)]
-            command = [MEDIUS, "run", "micro", "--store", uri, "--until", UNTIL, *settings]
+            command = [MEDIUS, "run", "micro", "--store", uri, *settings]
             running.append(operated.start(command, f"pipeline-{number}"))
         codes = [process.wait(MOST_SECONDS) for process in running]
         seconds = time.monotonic() - started
         states = Counter(operated.flow_states())
         store = open_store(uri)
-        steps = {step.key: step for recipe in RECIPES for step in build(load_profile("micro", recipe), UNTIL)}
+        steps = {step.key: step for recipe in RECIPES for step in build(load_profile("micro", recipe))}
         unfinished = [step.label for step in steps.values() if Artifact(store, step.directory).manifest() is None]
         again = {step.label: twice(store, step, PIPELINES) for step in steps.values()}
         said = next((operated.said(f"pipeline-{n}")[-300:] for n, code in enumerate(codes) if code), "")
-    where = f"{PIPELINES} runs of micro until {UNTIL}, {len(RECIPES)} recipes, {len(steps)} keys, SeaweedFS"
+    where = f"{PIPELINES} runs of micro, {len(RECIPES)} recipes, {len(steps)} keys, SeaweedFS"
     lost = max(sum(code != 0 for code in codes), PIPELINES - states["COMPLETED"]) + len(unfinished)
     yield Measured("ops.eight.lost", lost, f"{where}; {dict(states)}{f'; {said}' if said else ''}")
     told = ", ".join(f"{label} {count}" for label, count in again.items() if count)
