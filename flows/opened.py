@@ -11,6 +11,7 @@ from typing import Any
 
 from prefect import runtime
 
+from flows.cancelling import heeding_cancellation
 from flows.profiles import Profile
 from flows.room import require_room
 from flows.terminal import Terminal, outlive_the_terminal
@@ -25,7 +26,8 @@ from tasks.runtime.launch_folder import SCRATCH
 from tasks.runtime.provenance import timestamp
 
 STOP = Event()
-"""Set by the command line on the first Ctrl-C, and by `open_run` when the flow is cancelled or fails."""
+"""Set by the command line on the first Ctrl-C, and by `open_run` when the flow is cancelled or fails; also where the
+server alone says that it is cancelled."""
 
 
 @contextmanager
@@ -47,6 +49,7 @@ def open_run(
     Raises:
         BadInputError: what it makes would not fit on a disk.
         StoreError: the store is away, or does not do what a store must.
+        CancelledOnServerError: it was cancelled on the server, with no worker to tell it.
     """
     outlive_the_terminal()
     store = open_store(profile.store)
@@ -76,17 +79,18 @@ def open_run(
         slots=Semaphore(profile.parallel_stages),
         unjudged=frozenset(step.key for step in unjudged),
     )
-    try:
-        with terminal:
-            yield context
-    except BaseException as error:
-        # A cancelled flow leaves this block while its task threads still wait for their workers.
-        STOP.set()
-        interrupted = not isinstance(error, Exception) or isinstance(error, InterruptedRunError)
-        state = "interrupted" if interrupted else "failed"
-        _write_end(store, record.model_copy(update={"state": state, "message": str(error).partition("\n")[0]}))
-        raise
-    _write_end(store, record.model_copy(update={"state": "finished"}))
+    with heeding_cancellation(STOP):
+        try:
+            with terminal:
+                yield context
+        except BaseException as error:
+            # A cancelled flow leaves this block while its task threads still wait for their workers.
+            STOP.set()
+            interrupted = not isinstance(error, Exception) or isinstance(error, InterruptedRunError)
+            state = "interrupted" if interrupted else "failed"
+            _write_end(store, record.model_copy(update={"state": state, "message": str(error).partition("\n")[0]}))
+            raise
+        _write_end(store, record.model_copy(update={"state": "finished"}))
 
 
 def _write_end(store: Store, record: RunRecord) -> None:

@@ -48,6 +48,13 @@ class GuardedServer:
         command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--name", f"test-{pool}"]
         self._begin(f"worker-{pool}", command, {"PREFECT_WORKER_QUERY_SECONDS": "2"})
 
+    def kill_workers(self) -> None:
+        """kill -9 of all workers, and of nothing that they started."""
+        _server, *workers = self._processes
+        for worker in workers:
+            worker.kill()
+            worker.wait()
+
     def _begin(self, name: str, command: list[str], more: dict[str, str]) -> None:
         with (self.folder / f"{name}.log").open("wb") as log:
             process = subprocess.Popen(

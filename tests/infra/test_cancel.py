@@ -96,3 +96,27 @@ def test_cancelling_a_run_that_saves_in_time_leaves_no_process(
     record = read_run(store, run)
     assert record is not None
     assert record.state == "interrupted"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_run_whose_worker_was_started_again_can_be_cancelled(
+    guarded: GuardedServer, started: str, tmp_path: Path
+) -> None:
+    """No worker knows it any more: the run has to see for itself that it is cancelled."""
+    api, run = guarded.api, started
+    guarded.kill_workers()
+    guarded.start_worker(POOL)
+    assert run in living_runs()
+    (tmp_path / "save").touch()
+    api.post(f"/flow_runs/{run}/set_state", CANCEL)
+    # Prefect's server would call it Cancelled after 300 s, and its processes would work on.
+    guarded.wait(lambda: run not in living_runs(), 120, "the end of all processes")
+    [found] = api.everything("/flow_runs/filter", {"flow_runs": {"id": {"any_": [run]}}})
+    assert found["state_type"] == "CANCELLED"
+    assert "was stopped; run the same command again" in found["state"]["message"], "the run said so itself"
+    store = open_store(guarded.environment["MEDIUS_STORE"])
+    assert any(True for _ in store.list(Artifact(store, step_of(tmp_path).directory).path("checkpoints")))
+    record = read_run(store, run)
+    assert record is not None
+    assert record.state == "interrupted"
