@@ -34,7 +34,7 @@ CHECKOUT = Path(__file__).parents[1]
 START_SECONDS = 300
 """A Prefect server has been seen to need 200 on a machine with ten times more work than processors."""
 STOP_SECONDS = 90
-"""A stage may take 60 to save its checkpoint (stop_grace_seconds)."""
+"""At least; longer where a stage at work may take more than 60 to save its checkpoint (stop_grace_seconds)."""
 SERVER_STOP_SECONDS = 30
 DEPLOY_SECONDS = 600
 MARK_SECONDS = 180
@@ -173,7 +173,7 @@ class Stack:
             self.console.print(f"the data and logs stay in {self.folder}", soft_wrap=True)
 
     def _stop(self, state: StackState, chosen: list[StackProcess], seconds: float = STOP_SECONDS) -> None:
-        """Workers and runs first; then the servers, which need to hear a run's last words."""
+        """Workers and runs first, in that order; then the servers, which need to hear a run's last words."""
         servers = [process for name in SERVERS for process in chosen if process.name == name]
         workers = [process for process in chosen if process not in servers]
         stays = {process.pid for process in state.living().values() if process not in workers}

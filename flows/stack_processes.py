@@ -16,6 +16,7 @@ from pathlib import Path
 
 from tasks.artifacts.frozen import Frozen
 from tasks.artifacts.process_identity import boot_id, process_started
+from tasks.runtime.launch_folder import grace_of
 
 MARK = "MEDIUS_STACK"
 """In the environment of everything that belongs to a stack; the value is the stack's own."""
@@ -23,6 +24,8 @@ _RUN = "PREFECT__FLOW_RUN_ID"
 """In the environment of a flow run's process and of all that it starts."""
 _POLL_SECONDS = 0.2
 _KILL_SECONDS = 10
+_AFTER_GRACE_SECONDS = 30
+"""For what a run does when its stages have saved: logs, its record, its last word to Prefect's server."""
 
 
 class StackProcess(Frozen):
@@ -89,9 +92,10 @@ def _with_variable(start: bytes) -> dict[int, dict[str, str]]:
 
 
 def end_work(token: str, workers: set[int], stays: set[int], seconds: float) -> int:
-    """Ends everything of a stack but the trees below `stays`: workers and flow runs are asked, the rest follows them.
+    """Ends everything of a stack but the trees below `stays`: flow runs are asked, and what they started follows them.
 
-    What is left after `seconds` is killed.
+    Prefect's workers are killed first: one that is asked kills its runs, which outlive one that is killed. What is left
+    after `seconds` is killed, or where stages may take longer to save what they have, after the longest of that.
 
     Returns:
         The number of flow runs that were asked.
@@ -99,6 +103,7 @@ def end_work(token: str, workers: set[int], stays: set[int], seconds: float) -> 
     asked: set[int] = set()
     runs: set[str] = set()
     seen: dict[int, str | None] = {}
+    until: dict[int, float] = {}
 
     def all_ended() -> bool:
         present = marked(token)
@@ -106,19 +111,27 @@ def end_work(token: str, workers: set[int], stays: set[int], seconds: float) -> 
             for pid in _tree(present, root):
                 del present[pid]
         seen.update((pid, process_started(pid)) for pid in present.keys() - seen.keys())
+        _send(workers & present.keys(), signal.SIGKILL)
         heads = {pid for pid in present if _RUN in present[pid] and _RUN not in present.get(_parent(pid), {})}
         # A worker that saves its last checkpoint outlives its run's process, and is a head then.
         runs.update(present[pid][_RUN] for pid in heads)
-        fresh = (heads | (workers & present.keys())) - asked
+        fresh = heads - asked
         asked.update(fresh)
+        for pid in present.keys() - until.keys():
+            if grace := grace_of(_command(pid)):
+                until[pid] = time.monotonic() + grace + _AFTER_GRACE_SECONDS
         _send(fresh, signal.SIGTERM)
-        late = time.monotonic() >= deadline
-        if late:
+        if time.monotonic() >= late():
             _send(present, signal.SIGKILL)
         return not present and _ended(seen)
 
     deadline = time.monotonic() + seconds
-    wait_until(all_ended, seconds + _KILL_SECONDS)
+
+    def late() -> float:
+        return max([deadline, *until.values()])
+
+    while not all_ended() and time.monotonic() < late() + _KILL_SECONDS:
+        time.sleep(_POLL_SECONDS)
     return len(runs)
 
 
@@ -154,6 +167,14 @@ def _parent(pid: int) -> int:
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
     except OSError:
         return 0
+
+
+def _command(pid: int) -> list[str]:
+    """A process's command line; empty where it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return []
 
 
 def _send(pids: Iterable[int], number: signal.Signals) -> None:

@@ -36,7 +36,7 @@ from tasks.runtime.devices import Devices, devices_for
 from tasks.runtime.event_tail import EventTail
 from tasks.runtime.gates import judge, require_passed
 from tasks.runtime.launch import WorkerProcess, launch
-from tasks.runtime.launch_folder import is_saved_from, scratch_folder
+from tasks.runtime.launch_folder import SPEC_FILE, is_saved_from, scratch_folder
 from tasks.runtime.provenance import git_state, hardware, package_versions, timestamp
 from tasks.runtime.worker_end import raise_for_end
 from tasks.worker.input_cache import INPUTS
@@ -295,7 +295,7 @@ def _run_worker(
         runtime=step.config.runtime.model_dump(mode="json"),
         inputs=inputs,
     )
-    spec_file = scratch / "spec.json"
+    spec_file = scratch / SPEC_FILE
     spec_file.write_text(spec.model_dump_json(indent=1))
     runtime = step.config.runtime
     process = launch(step.stage.worker, spec_file, runtime, devices)

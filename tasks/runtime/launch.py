@@ -21,6 +21,7 @@ from tasks.artifacts.process_identity import group_is_alive
 from tasks.artifacts.redact import redact
 from tasks.runtime.declare import Runtime
 from tasks.runtime.devices import VISIBLE, Devices
+from tasks.runtime.launch_folder import KEEPER
 from tasks.runtime.nodes import on_node, start_heartbeat, write_node_file
 from tasks.worker.job import END_FILE, STOP_FILE
 from tasks.worker.leash import WATCH_STDIN, Heartbeat, ask_to_stop
@@ -160,7 +161,7 @@ class WorkerProcess:
         self._scratch = scratch
         with log.open("ab") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tasks.worker.keeper", str(scratch / STOP_FILE), *command],
+                [sys.executable, "-m", KEEPER, str(scratch / STOP_FILE), *command],
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,

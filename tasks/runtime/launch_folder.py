@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -15,6 +16,10 @@ from tasks.worker.leash import grace_left
 
 SCRATCH = Path(".medius/scratch")
 """The root of all launches of runs in this working folder."""
+SPEC_FILE = "spec.json"
+"""In a launch's folder: what its worker is to do."""
+KEEPER = "tasks.worker.keeper"
+"""Each launch has one process of this module, whose first argument is the launch's stop file."""
 
 
 @contextmanager
@@ -49,6 +54,18 @@ def is_saved_from(root: Path, name: str) -> bool:
         grace_left(lock_file.with_suffix("") / STOP_FILE) > 0 and not _is_dead(lock_file)
         for lock_file in (root / name).glob("*.lock")
     )
+
+
+def grace_of(command: Sequence[str]) -> float:
+    """Seconds that a launch may take to save its state, by the command line of its keeper; 0 of any other process."""
+    if len(command) < 4 or command[2] != KEEPER:
+        return 0.0
+    try:
+        spec = json.loads(Path(command[3]).with_name(SPEC_FILE).read_bytes())
+        return float(spec["runtime"]["stop_grace_seconds"])
+    except (OSError, ValueError, KeyError):
+        # It has ended meanwhile.
+        return 0.0
 
 
 def dead_launches(root: Path) -> list[Path]:

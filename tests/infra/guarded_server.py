@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from flows.prefect_api import PrefectApi
@@ -44,9 +44,10 @@ class GuardedServer:
         self._begin("server", prefect_command(self.ports), {"PREFECT_SERVER_API_AUTH_STRING": PASSWORD})
         self.wait(lambda: answers(self.ports.prefect, "/api/health", 200), 300, "the server")
 
-    def start_worker(self, pool: str) -> None:
-        command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--name", f"test-{pool}"]
-        self._begin(f"worker-{pool}", command, {"PREFECT_WORKER_QUERY_SECONDS": "2"})
+    def start_worker(self, pool: str, start: Sequence[str] = ("prefect", "worker", "start")) -> subprocess.Popen[bytes]:
+        """A worker, by the module that starts one."""
+        command = [sys.executable, "-m", *start, "--pool", pool, "--name", f"test-{pool}"]
+        return self._begin(f"worker-{pool}", command, {"PREFECT_WORKER_QUERY_SECONDS": "2"})
 
     def kill_workers(self) -> None:
         """kill -9 of all workers, and of nothing that they started."""
@@ -55,13 +56,14 @@ class GuardedServer:
             worker.kill()
             worker.wait()
 
-    def _begin(self, name: str, command: list[str], more: dict[str, str]) -> None:
+    def _begin(self, name: str, command: list[str], more: dict[str, str]) -> subprocess.Popen[bytes]:
         with (self.folder / f"{name}.log").open("wb") as log:
             process = subprocess.Popen(
                 command, cwd=self.folder, env={**self.environment, **more}, stdout=log, stderr=subprocess.STDOUT,
                 start_new_session=True,
             )  # fmt: skip
         self._processes.append(process)
+        return process
 
     def module(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """A module of the project against this server."""

@@ -5,16 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from prefect.client.orchestration import get_client
-from prefect.client.schemas.actions import WorkPoolCreate
-from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
 from flows.stack_processes import living_runs
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.runs import read_run
 from tasks.artifacts.store import open_store
-from tests.infra.guarded_server import PASSWORD, GuardedServer
-from tests.infra.saving import step_of
+from tests.infra.guarded_server import GuardedServer
+from tests.infra.saving import run_on, step_of
 from tests.runtime.conftest import is_alive
 
 POOL = "saving"
@@ -25,24 +22,10 @@ CANCEL = {"state": {"type": "CANCELLING", "name": "Cancelling"}}
 @pytest.fixture
 def started(guarded: GuardedServer, tmp_path: Path) -> str:
     """The id of a run that a worker has begun, of a process that works."""
-    (tmp_path / "processes").mkdir()
-    with (
-        temporary_settings({PREFECT_API_URL: guarded.ports.api, PREFECT_API_AUTH_STRING: PASSWORD}),
-        get_client(sync_client=True) as client,
-    ):
-        client.create_work_pool(WorkPoolCreate(name=POOL, type="process"), overwrite=True)
-        deployment = client.create_deployment(
-            client.create_flow_from_name("saving"),
-            "saving",
-            work_pool_name=POOL,
-            path=str(guarded.folder),
-            entrypoint="tests.infra.saving.saving",
-            parameters={"folder": str(tmp_path)},
-        )
-        run = client.create_flow_run_from_deployment(deployment).id
+    run = run_on(guarded, POOL, tmp_path)
     guarded.start_worker(POOL)
     guarded.wait(lambda: list((tmp_path / "processes").iterdir()), 300, "the stage's worker")
-    return str(run)
+    return run
 
 
 @pytest.mark.slow

@@ -12,6 +12,8 @@ import yaml
 from compose_spec import PyCompose
 
 from flows.prefect_server import RUN_SETTINGS
+from flows.profiles import CONFIGS
+from flows.stack_processes import _AFTER_GRACE_SECONDS, _KILL_SECONDS
 from flows.stack_services import POOLS
 
 INFRA = Path(__file__).parents[2] / "infra"
@@ -64,6 +66,17 @@ def test_every_password_comes_from_the_environment_and_stands_in_the_example(doc
 def test_flow_runs_outlive_their_server_as_long_as_elsewhere(document: dict[str, Any]) -> None:
     for pool in POOLS:
         assert RUN_SETTINGS.items() <= document["services"][f"worker-{pool}"]["environment"].items()
+
+
+def test_a_stopped_worker_has_as_long_as_any_stage_may_take_to_save(document: dict[str, Any]) -> None:
+    graces = [re.findall(r"stop_grace_seconds: (\d+)", path.read_text()) for path in CONFIGS.glob("*.yaml")]
+    longest = max(int(grace) for found in graces for grace in found)
+    for pool in POOLS:
+        worker = document["services"][f"worker-{pool}"]
+        assert worker["command"][:3] == ["python", "-m", "flows.pool_worker"]
+        minutes = re.fullmatch(r"(\d+)m", worker["stop_grace_period"])
+        assert minutes is not None
+        assert int(minutes[1]) * 60 > longest + _AFTER_GRACE_SECONDS + _KILL_SECONDS
 
 
 def test_what_services_wait_for_exists(document: dict[str, Any]) -> None:
