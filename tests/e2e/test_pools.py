@@ -1,4 +1,6 @@
-"""Stages on pools of their own: a recipe's deployment, two pools with a worker each, and a dump of two replicas."""
+"""Stages on pools of their own: a recipe's deployment, two pools with a worker each, a dump of two replicas, and a
+training that is cancelled with its recipe.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ import pytest
 
 from flows.dag import build
 from flows.profiles import load_profile
-from flows.stack_processes import marked, wait_until
+from flows.stack_processes import living_runs, marked, wait_until
 from flows.stack_services import STORE, worker_name
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.store import Store, open_store
@@ -29,18 +31,30 @@ _HELD_AT_ONCE = 4
 """Shards that one worker of a dump has in hands: one in the forward pass, the others on their way into the store."""
 
 
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """A stack that is up: one for all tests, as it takes long to start."""
+    stack = Running(tmp_path_factory.mktemp("pools"))
+    try:
+        said = stack.up()
+        assert said.returncode == 0, said.stderr
+        yield stack
+    finally:
+        stack.medius("down")
+
+
 @pytest.fixture
-def running(tmp_path: Path) -> Iterator[Running]:
-    stack = Running(tmp_path)
-    yield stack
-    stack.medius("down")
+def store(running: Running, monkeypatch: pytest.MonkeyPatch) -> Store:
+    for name, value in running.environment().items():
+        monkeypatch.setenv(name, value)
+    return open_store(STORE)
 
 
-def start(running: Running, overrides: list[str]) -> str:
-    """Starts the recipe of micro up to its first dump; the id of its flow run."""
+def start(running: Running, overrides: list[str], until: str = UNTIL) -> str:
+    """Starts the recipe of micro up to a stage, its first dump; the id of its flow run."""
     found = running.api("/deployments/filter", {"deployments": {"name": {"any_": ["micro"]}}})
     [deployment] = [entry["id"] for entry in found]
-    parameters = {"profile": "micro", "options": {"until": UNTIL, "overrides": overrides}}
+    parameters = {"profile": "micro", "options": {"until": until, "overrides": overrides}}
     run: str = running.api(f"/deployments/{deployment}/create_flow_run", {"parameters": parameters})["id"]
     return run
 
@@ -55,22 +69,14 @@ def wait_for_end(running: Running, run: str) -> dict[str, Any]:
     return runs(running, id={"any_": [run]})[0]
 
 
-def artifacts(store: Store, overrides: list[str]) -> dict[str, Artifact]:
-    steps = build(load_profile("micro", overrides), UNTIL)
+def artifacts(store: Store, overrides: list[str], until: str = UNTIL) -> dict[str, Artifact]:
+    steps = build(load_profile("micro", overrides), until)
     return {step.label: Artifact(store, step.directory) for step in steps}
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(5400)
-def test_each_stage_runs_where_it_says_and_a_lost_replica_costs_its_shard(
-    running: Running, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    said = running.up()
-    assert said.returncode == 0, said.stderr
-    for name, value in running.environment().items():
-        monkeypatch.setenv(name, value)
-    store = open_store(STORE)
-
+def test_each_stage_runs_where_it_says_and_a_lost_replica_costs_its_shard(running: Running, store: Store) -> None:
     overrides = ["branches.llama.corpus.runtime.pool=cpu", "branches.llama.dump_logits.runtime.pool=gpu"]
     ended = wait_for_end(running, start(running, overrides))
     assert ended["state_type"] == "COMPLETED", ended["state"]
@@ -111,6 +117,35 @@ def test_each_stage_runs_where_it_says_and_a_lost_replica_costs_its_shard(
     assert max(made.values()) <= 2
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(5400)
+def test_a_recipe_that_is_cancelled_takes_the_training_on_another_pool_with_it(running: Running, store: Store) -> None:
+    until = "distill-qwen"
+    overrides = [
+        "branches.qwen.distill.runtime.pool=gpu",
+        # It would go on for hours, and saves nothing unless it is stopped.
+        "branches.qwen.distill.recipe.steps=1000000",
+        "branches.qwen.distill.runtime.checkpoint_every_steps=1000000",
+    ]
+    run = start(running, overrides, until)
+
+    def trains() -> bool:
+        events = (running.folder / ".medius/scratch").glob(f"*-{until}-*/*/events.jsonl")
+        return any('"kind":"progress"' in path.read_text() for path in events)
+
+    assert wait_until(lambda: trains() or bool(runs(running, id={"any_": [run]})[0]["end_time"]), 1800)
+    [child] = set(at_work(running, "tasks.distill.worker").values())
+    assert child != run
+    training = artifacts(store, overrides, until)[until]
+    assert not list(store.list(training.path("checkpoints")))
+
+    running.api(f"/flow_runs/{run}/set_state", {"state": {"type": "CANCELLING", "name": "Cancelling"}})
+    assert wait_until(lambda: not {run, child} & living_runs(), 180), "their processes are still there"
+    assert wait_for_end(running, run)["state_type"] == "CANCELLED"
+    assert wait_for_end(running, child)["state_type"] == "CANCELLED"
+    assert any(entry.path.endswith(".json") for entry in store.list(training.path("checkpoints")))
+
+
 def makers(dump: Artifact) -> set[str]:
     """The attempts that have finished a shard of the dump."""
     receipts = dump.receipts().items()
@@ -120,21 +155,27 @@ def makers(dump: Artifact) -> set[str]:
 
 def kill_a_replica(running: Running) -> str:
     """kill -9 of one flow process that makes the dump; the id of its flow run."""
-    found = marked(running.state()["token"])
-    workers = set()
-    for pid in found:
-        # Others come and go meanwhile.
-        with suppress(OSError):
-            if b"tasks.dump_logits.worker" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                workers.add(pid)
-    assert len({found[pid]["PREFECT__FLOW_RUN_ID"] for pid in workers}) == 2
+    workers = at_work(running, "tasks.dump_logits.worker")
+    assert len(set(workers.values())) == 2
     pid = max(workers)
-    run = found[pid]["PREFECT__FLOW_RUN_ID"]
+    run = workers[pid]
+    found = marked(running.state()["token"])
     # Between the two stands the keeper of the stage's processes.
     while found.get(above := _parent(pid), {}).get("PREFECT__FLOW_RUN_ID") == run:
         pid = above
     os.kill(pid, signal.SIGKILL)
     return run
+
+
+def at_work(running: Running, module: str) -> dict[int, str]:
+    """The flow run of each process that runs a stage's worker, by its number."""
+    workers = {}
+    for pid, variables in marked(running.state()["token"]).items():
+        # Others come and go meanwhile.
+        with suppress(OSError):
+            if module.encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
+                workers[pid] = variables["PREFECT__FLOW_RUN_ID"]
+    return workers
 
 
 def _parent(pid: int) -> int:
