@@ -20,8 +20,11 @@ from flows.automations import Alert, deploy_alerts, read_alerts
 from flows.dead_runs import DeadRuns
 from flows.stack import CHECKOUT
 from tasks.artifacts.errors import BadInputError, InterruptedRunError
+from tasks.artifacts.process_identity import own_process
+from tasks.artifacts.runs import RunRecord, write_run
 from tasks.artifacts.store import Store
 from tasks.runtime import stage_feed
+from tasks.runtime.provenance import timestamp
 from tasks.runtime.stage_events import StageEvents
 from tests.infra.guarded_server import PASSWORD, GuardedServer
 from tests.runtime.errand import errand
@@ -156,7 +159,9 @@ def test_each_alert_fires_and_tells_the_block(guarded: GuardedServer, told: list
     )
     quiet = {"medius: run without heartbeat", "medius: stage stalls", "medius: stage is slow", "medius: run failed"}
     guarded.wait(lambda: quiet <= {entry["subject"] for entry in told}, 180, f"{quiet}, heard {told}")
-    DeadRuns(api, store)._end(lost, None)
+    gone = own_process().model_copy(update={"process_started": "1"})
+    write_run(store, RunRecord(run=lost["id"], profile="p", config={}, steps=(), started=timestamp(), process=gone))
+    DeadRuns(api, store, settled_seconds=0).mark()
     ended = api.post("/flow_runs/", {"flow_id": flow_id, "name": "ended", "state": {"type": "RUNNING"}})
     state = {"type": "CRASHED", "name": "Crashed", "message": "exited with status code -9"}
     api.post(f"/flow_runs/{ended['id']}/set_state", {"state": state})
