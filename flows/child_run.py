@@ -12,6 +12,8 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelling, Crashed, State
 
+from flows.heartbeats import GONE_SILENT
+
 _RAISED = "Flow run encountered an exception: "
 """What Prefect puts before the name and the text of an exception that ended a flow."""
 
@@ -65,7 +67,7 @@ class ChildRun:
 
     def give_up(self, client: SyncPrefectClient, seconds: float) -> None:
         """Tells the server that it is lost, so that it keeps no place of its pool, unless it has ended by itself."""
-        lost: State[Any] = Crashed(message=f"no heartbeat for {seconds:.0f} s: its host is gone or cut off")
+        lost: State[Any] = Crashed(message=GONE_SILENT.format(seconds=seconds))
         with suppress(httpx.HTTPError, ObjectNotFound):
             client.set_flow_run_state(self.run, lost)
             self.look(client)

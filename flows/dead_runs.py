@@ -21,7 +21,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from flows.addresses import DEFAULT_STORE
-from flows.heartbeats import OneLook
+from flows.heartbeats import GONE_SILENT, LOST, OneLook
 from flows.prefect_api import PrefectApi
 from flows.stack_processes import MARK, living_runs
 from flows.stack_services import POOLS, worker_name
@@ -40,10 +40,9 @@ _CRASHED_HOURS = 24
 _CLOCKS = timedelta(seconds=5)
 """By so much the clocks of server and host may differ where a record is compared with a state; records tell seconds."""
 _BEATING = {"RUNNING", "CANCELLING"}
-_SILENT = (
-    "no heartbeat for {seconds:.0f} s: its host is gone or cut off; a retry, or a new run, goes on from what is done"
-)
-_MESSAGE = "its process is gone without a word; a retry, or a new run, goes on from what is finished"
+_GOES_ON = "; a retry, or a new run, goes on from what is finished"
+_SILENT = GONE_SILENT + _GOES_ON
+_MESSAGE = LOST + "its process is gone without a word" + _GOES_ON
 
 
 @dataclass

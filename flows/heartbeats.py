@@ -23,6 +23,9 @@ from tasks.artifacts.errors import MediusError
 
 MISSED = 5
 """Heartbeats after which a run is given up: with one in 30 s after two and a half minutes."""
+LOST = "lost: "
+"""Begins what is said of a run that ended without a word; the alerts of infra/automations.yaml are told apart by it."""
+GONE_SILENT = LOST + "no heartbeat for {seconds:.0f} s, its host is gone or cut off"
 DEFAULT_FREQUENCY = 180.0
 """Seconds between two where a host's settings say nothing; so long are those of a run that has sent one alone."""
 _LOOKS = 10

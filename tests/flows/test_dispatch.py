@@ -253,7 +253,7 @@ def test_a_run_whose_host_is_gone_is_given_up_and_tried_again(context: RunContex
     lost = read(worker.taken[0])
     assert lost.state_type == StateType.CRASHED, "it keeps no place of its pool"
     assert lost.state is not None
-    assert lost.state.message == "no heartbeat for 5 s: its host is gone or cut off"
+    assert lost.state.message == "lost: no heartbeat for 5 s, its host is gone or cut off"
 
 
 def test_a_store_that_only_the_other_machine_sees_is_told(context: RunContext) -> None:

@@ -8,9 +8,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 from prefect.client.orchestration import get_client
+from prefect.server.events.schemas.events import Resource, ResourceSpecification
 from prefect.settings import PREFECT_API_URL
 from prefect.testing.utilities import prefect_test_harness
 from rich.console import Console
@@ -18,13 +20,17 @@ from rich.console import Console
 from flows import automations
 from flows.answering import answer
 from flows.automations import read_alerts
+from flows.child_run import ChildRun
 from flows.dead_runs import DeadRuns
 from flows.prefect_api import PrefectApi
 from flows.stack import CHECKOUT
 from flows.stack_deploy import deploy, make_pools
 from flows.stack_services import ALERT_BLOCK_VARIABLE
 from tasks.artifacts.errors import BadInputError
+from tasks.artifacts.process_identity import own_process
+from tasks.artifacts.runs import RunRecord, write_run
 from tasks.artifacts.store import Store
+from tasks.runtime.provenance import timestamp
 from tasks.runtime.stage_feed import ENDED
 from tests.runtime.conftest import wait_for
 
@@ -35,10 +41,10 @@ def api() -> Iterator[PrefectApi]:
         yield PrefectApi(str(PREFECT_API_URL.value()))
 
 
-def made(api: PrefectApi, state: dict[str, Any]) -> dict[str, Any]:
+def made(api: PrefectApi, state: dict[str, Any], **more: Any) -> dict[str, Any]:
     """A flow run in this state."""
     flow = api.post("/flows/", {"name": "distillation"})["id"]
-    run: dict[str, Any] = api.post("/flow_runs/", {"flow_id": flow, "name": "lost", "state": state})
+    run: dict[str, Any] = api.post("/flow_runs/", {"flow_id": flow, "name": "lost", "state": state, **more})
     return run
 
 
@@ -89,6 +95,40 @@ def test_the_stages_of_a_lost_run_have_ended_for_the_feed(api: PrefectApi, store
         return [event["resource"]["prefect.resource.id"] for event in feed]
 
     wait_for(lambda: ended() == [f"medius.stage.{lost['id']}.distill-qwen"], 120, "the end of the stage that ran")
+
+
+def told_of_crash(message: str) -> set[str]:
+    """Which alerts Prefect's own matching lets fire when a run crashes with this message."""
+    resource = Resource({"prefect.resource.id": "prefect.flow-run.r", "prefect.state-message": message})
+    alerts = read_alerts(CHECKOUT / "infra" / "automations.yaml")
+    crashes = [alert for alert in alerts if alert.trigger["expect"] == ["prefect.flow-run.Crashed"]]
+    return {alert.name for alert in crashes if ResourceSpecification(alert.trigger["match"]).matches(resource)}
+
+
+class Silent:
+    """A feed in which every run has gone silent."""
+
+    def silent(self, _run: str) -> float:
+        return 0.0
+
+
+def test_a_run_that_is_given_up_is_told_of_as_lost_and_no_other(api: PrefectApi, store: Store) -> None:
+    def said_of(run: dict[str, Any]) -> str:
+        [found] = api.post("/flow_runs/filter", {"flow_runs": {"id": {"any_": [run["id"]]}}})
+        assert found["state_type"] == "CRASHED"
+        return str(found["state"]["message"])
+
+    deployment = api.post("/deployments/", {"flow_id": made(api, {"type": "SCHEDULED"})["flow_id"], "name": "d"})["id"]
+    there = made(api, {"type": "RUNNING"}, deployment_id=deployment)
+    dispatched, process = made(api, {"type": "RUNNING"}), made(api, {"type": "RUNNING"})
+    gone = own_process().model_copy(update={"process_started": "1"})
+    write_run(store, RunRecord(run=process["id"], profile="p", config={}, steps=(), started=timestamp(), process=gone))
+    DeadRuns(api, store, settled_seconds=0, tell=lambda _said: None, feed=Silent()).mark()  # type: ignore[arg-type]
+    with get_client(sync_client=True) as client:
+        ChildRun(client.read_flow_run(UUID(dispatched["id"]))).give_up(client, 150)
+    for run in (there, process, dispatched):
+        assert told_of_crash(said_of(run)) == {"medius: run lost"}
+    assert told_of_crash("Process for flow run exited with status code: -9") == {"medius: run crashed"}
 
 
 def test_a_run_that_somebody_else_paused_is_not_resumed(api: PrefectApi) -> None:
