@@ -121,9 +121,7 @@ class DeadRuns:
             return None
         if known_here or run["id"] in self._living:
             return None
-        seconds = self.feed.silent(run["id"])
-        since = datetime.fromisoformat(run["state"]["timestamp"])
-        return None if seconds is None or (datetime.now(UTC) - since).total_seconds() <= seconds else seconds
+        return self.feed.silent(run["id"], datetime.fromisoformat(run["state"]["timestamp"]))
 
     def _end(self, run: dict[str, Any], record: RunRecord | None, why: str) -> None:
         since = datetime.fromisoformat(run["state"]["timestamp"])

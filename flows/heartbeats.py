@@ -2,7 +2,8 @@
 
 A process knows nothing of another host's processes, and a host that loses power tells nobody. So silence is counted,
 but only while the server answers: one that was away has heard nobody, and then says nothing of anybody. How often a run
-sends is a setting of its own host, and read off what it has sent.
+sends is a setting of its own host, and read off what it has sent. When, its host's clock says, which may be wrong:
+silence is counted from when the server received it, by the server's clock or, over many looks, by this process's.
 """
 
 from __future__ import annotations
@@ -33,14 +34,18 @@ _LOOKS = 10
 _NAME = "prefect.flow-run.heartbeat"
 _NEWEST = 3
 """Of which the two closest tell how often a run sends: between others the server may have been away."""
+_PAGE = 50
+"""As many events as the server gives at once."""
+_WRONG_CLOCKS = timedelta(days=1)
+"""So far ahead may be the clock of a host whose events are found."""
 
 
 @dataclass(frozen=True)
 class Beats:
-    """The newest heartbeats of a flow run: the last one's id and moment, and the seconds from one to the next."""
+    """The newest heartbeats of a flow run: the last one's id, when the server got it, the seconds between two."""
 
     last: str
-    moment: datetime
+    received: datetime
     frequency: float
 
     @classmethod
@@ -49,6 +54,8 @@ class Beats:
         wanted = {
             "event": {"name": [_NAME]},
             "resource": {"id": [f"prefect.flow-run.{run}"]},
+            # Otherwise the server leaves out what is still to come by its own clock.
+            "occurred": {"until": (datetime.now(UTC) + _WRONG_CLOCKS).isoformat()},
             "order": "DESC",
         }
         found: list[dict[str, Any]] = api.post("/events/filter", {"filter": wanted, "limit": _NEWEST})["events"]
@@ -56,7 +63,8 @@ class Beats:
             return None
         moments = [datetime.fromisoformat(event["occurred"]) for event in found]
         distances = [(later - earlier).total_seconds() for later, earlier in pairwise(moments)]
-        return cls(str(found[0]["id"]), moments[0], min(distances, default=DEFAULT_FREQUENCY))
+        received = max(datetime.fromisoformat(event["received"]) for event in found)
+        return cls(str(found[0]["id"]), received, min(distances, default=DEFAULT_FREQUENCY))
 
 
 @dataclass
@@ -110,10 +118,15 @@ class OneLook:
     """Fewer than `MISSED`: with a look a minute a run whose last heartbeat is just missed is marked within three."""
     _WINDOW_SECONDS = 65.0
     """A look each minute is itself in the feed: where one of these has no event of flow runs the server was away."""
+    _LATE = timedelta(seconds=5)
+    """So long an event may take to the server."""
 
-    def silent(self, run: str) -> float | None:
+    def silent(self, run: str, since: datetime) -> float | None:
         """The seconds after which it counts as silent, where it has sent nothing for longer and others were heard all
         the while.
+
+        Args:
+            since: when it came into its state, by the server; what it did before does not count.
 
         Raises:
             MediusError: the server does not answer.
@@ -122,8 +135,8 @@ class OneLook:
         if beats is None:
             return None
         patience = self.missed * max(self.frequency, beats.frequency)
-        now = datetime.now(UTC)
-        if (now - beats.moment).total_seconds() <= patience:
+        now = self.api.now()
+        if (now - max(beats.received, since)).total_seconds() <= patience:
             return None
         # One window more than the silence itself: a server that has just come back has not heard who is about to speak.
         windows = int(patience // self._WINDOW_SECONDS) + 2
@@ -132,6 +145,9 @@ class OneLook:
 
     def _heard_anybody(self, now: datetime, window: int) -> bool:
         until = now - timedelta(seconds=window * self._WINDOW_SECONDS)
-        occurred = {"since": (until - timedelta(seconds=self._WINDOW_SECONDS)).isoformat(), "until": until.isoformat()}
+        since = until - timedelta(seconds=self._WINDOW_SECONDS)
+        occurred = {"since": since.isoformat(), "until": until.isoformat()}
         wanted = {"event": {"prefix": ["prefect.flow-run."]}, "occurred": occurred}
-        return bool(self.api.post("/events/filter", {"filter": wanted, "limit": 1})["events"])
+        found = self.api.post("/events/filter", {"filter": wanted, "limit": _PAGE})["events"]
+        # A host whose clock is behind tells now of what the server has not heard then.
+        return any(since <= datetime.fromisoformat(event["received"]) <= until + self._LATE for event in found)

@@ -18,22 +18,37 @@ RUN = uuid4()
 class Feed:
     """An event feed with heartbeats of one run and signs of others, so many seconds ago; None: its server is away."""
 
-    def __init__(self, beats: Sequence[float] | None, others: Sequence[float] = ()) -> None:
+    def __init__(
+        self, beats: Sequence[float] | None, others: Sequence[float] = (), behind: float = 0, ahead: float = 0
+    ) -> None:
+        """`behind` is how far the clock of the run's host is behind the server's, and `ahead` how far that of the
+        server is ahead of the one that looks."""
         self.beats = beats
         self.others = others
+        self.behind = behind
+        self.ahead = ahead
+
+    def now(self) -> datetime:
+        return datetime.now(UTC) + timedelta(seconds=self.ahead)
 
     def post(self, _path: str, body: dict[str, Any]) -> dict[str, Any]:
         if self.beats is None:
             raise MediusError("the Prefect server does not answer")
-        now, wanted = datetime.now(UTC), body["filter"]
-        if "resource" in wanted:
-            moments = [now - timedelta(seconds=ago) for ago in sorted(self.beats)]
-        else:
-            since, until = (datetime.fromisoformat(wanted["occurred"][end]) for end in ("since", "until"))
-            moments = [now - timedelta(seconds=ago) for ago in (*self.others, *self.beats)]
-            moments = [moment for moment in moments if since <= moment <= until]
-        found = [{"id": f"{moment.timestamp():.0f}", "occurred": moment.isoformat()} for moment in moments]
+        now, wanted = self.now(), body["filter"]
+        events = [_event(now, ago, self.behind) for ago in sorted(self.beats)]
+        if "resource" not in wanted:
+            events += [_event(now, ago, 0) for ago in self.others]
+        since = wanted["occurred"].get("since", "0001-01-01T00:00:00+00:00")
+        until = wanted["occurred"].get("until", now.isoformat())
+        moments = [datetime.fromisoformat(moment) for moment in (since, until)]
+        found = [event for event in events if moments[0] <= datetime.fromisoformat(event["occurred"]) <= moments[1]]
         return {"events": found[: body["limit"]]}
+
+
+def _event(now: datetime, ago: float, behind: float) -> dict[str, Any]:
+    received = now - timedelta(seconds=ago)
+    occurred = received - timedelta(seconds=behind)
+    return {"id": f"{received.timestamp():.0f}", "occurred": occurred.isoformat(), "received": received.isoformat()}
 
 
 class Watched:
@@ -82,6 +97,7 @@ def test_a_run_is_held_to_what_its_own_host_sends(beats: list[float], patience: 
     assert run.silence_after(20, beats) == patience
 
 
+LONG_AGO = datetime(2026, 1, 1, tzinfo=UTC)
 EACH_MINUTE = [float(ago) for ago in range(5, 1000, 60)]
 """What a look each minute leaves in the feed."""
 
@@ -101,9 +117,29 @@ EACH_MINUTE = [float(ago) for ago in range(5, 1000, 60)]
 def test_one_look_tells_silence_only_where_others_were_heard_all_the_while(
     beats: list[float], others: list[float], silence: float | None
 ) -> None:
-    assert OneLook(Feed(beats, others), 30).silent(str(RUN)) == silence  # type: ignore[arg-type]
+    assert OneLook(Feed(beats, others), 30).silent(str(RUN), LONG_AGO) == silence  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("behind", "ahead"),
+    [
+        pytest.param(600, 0, id="the run's host is behind"),
+        pytest.param(-600, 0, id="the run's host is ahead"),
+        pytest.param(0, 600, id="the host that looks is behind"),
+        pytest.param(0, -600, id="the host that looks is ahead"),
+    ],
+)
+def test_a_wrong_clock_makes_nobody_silent_and_hides_no_silence(behind: float, ahead: float) -> None:
+    def silence(*beats: float, since: datetime = LONG_AGO, others: Sequence[float] = EACH_MINUTE) -> float | None:
+        return OneLook(Feed(beats, others, behind, ahead), 30).silent(str(RUN), since)  # type: ignore[arg-type]
+
+    assert silence(10, 40, 70) is None, "it lives"
+    assert silence(110, 140, 170) == 105, "it has gone silent"
+    started = Feed([], ahead=ahead).now() - timedelta(seconds=60)
+    assert silence(110, 140, 170, since=started) is None, "it has begun again"
+    assert silence(500, 530, others=[5, 65]) is None, "the server has just come back"
 
 
 def test_one_look_at_a_server_that_is_away_is_an_error() -> None:
     with pytest.raises(MediusError, match="does not answer"):
-        OneLook(Feed(None), 30).silent(str(RUN))  # type: ignore[arg-type]
+        OneLook(Feed(None), 30).silent(str(RUN), LONG_AGO)  # type: ignore[arg-type]

@@ -6,9 +6,10 @@ import io
 import shutil
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 from prefect.client.orchestration import get_client
@@ -22,6 +23,7 @@ from flows.answering import answer
 from flows.automations import read_alerts
 from flows.child_run import ChildRun
 from flows.dead_runs import DeadRuns
+from flows.heartbeats import Beats
 from flows.prefect_api import PrefectApi
 from flows.stack import CHECKOUT
 from flows.stack_deploy import deploy, make_pools
@@ -108,7 +110,7 @@ def told_of_crash(message: str) -> set[str]:
 class Silent:
     """A feed in which every run has gone silent."""
 
-    def silent(self, _run: str) -> float:
+    def silent(self, _run: str, _since: datetime) -> float:
         return 0.0
 
 
@@ -129,6 +131,23 @@ def test_a_run_that_is_given_up_is_told_of_as_lost_and_no_other(api: PrefectApi,
     for run in (there, process, dispatched):
         assert told_of_crash(said_of(run)) == {"medius: run lost"}
     assert told_of_crash("Process for flow run exited with status code: -9") == {"medius: run crashed"}
+
+
+def test_heartbeats_are_those_that_the_server_received_whatever_their_hosts_clocks_say(api: PrefectApi) -> None:
+    began = api.now()
+    assert abs((began - datetime.now(UTC)).total_seconds()) < 60
+
+    def heard(run: str, wrong: timedelta) -> Beats | None:
+        name = f"prefect.flow-run.{run}"
+        event = {"event": "prefect.flow-run.heartbeat", "resource": {"prefect.resource.id": name}}
+        api.post("/events", [{**event, "id": str(uuid4()), "occurred": (datetime.now(UTC) + wrong).isoformat()}])
+        wait_for(lambda: Beats.of(api, run) is not None, 60, "the heartbeat in the feed")
+        return Beats.of(api, run)
+
+    for wrong in (timedelta(minutes=-10), timedelta(minutes=10)):
+        beats = heard(str(uuid4()), wrong)
+        assert beats is not None
+        assert began - timedelta(seconds=2) <= beats.received <= api.now() + timedelta(seconds=2)
 
 
 def test_a_run_that_somebody_else_paused_is_not_resumed(api: PrefectApi) -> None:
