@@ -115,11 +115,15 @@ class DeadRuns:
         return bool(self.workers) and run["deployment_id"] is not None and worker in {None, *self.workers}
 
     def _silence(self, run: dict[str, Any], record: RunRecord | None) -> float | None:
-        """After how many seconds without a heartbeat a run of another host is given up; None if it is not."""
-        known_here = record is not None and record.process is not None and record.process.is_here()
+        """After how many seconds without a heartbeat a run is given up; None if it is not.
+
+        It may be one of another host, as may be the retry of one whose process here is gone.
+        """
+        process = None if record is None else record.process
+        lives_here = process is not None and process.is_here() and not process.is_gone()
         if self.feed is None or run["state_type"] not in _BEATING or run["deployment_id"] is None:
             return None
-        if known_here or run["id"] in self._living:
+        if lives_here or run["id"] in self._living:
             return None
         return self.feed.silent(run["id"], datetime.fromisoformat(run["state"]["timestamp"]))
 

@@ -84,6 +84,35 @@ def test_only_what_is_known_dead_is_judged_dead(
     assert not DeadRuns(API, store, workers, _living={"r"})._is_dead(*case)
 
 
+class Silent:
+    """A feed in which every run has been silent for two minutes."""
+
+    def silent(self, _run: str, since: datetime) -> float | None:
+        return 105 if datetime.now(UTC) - since > timedelta(seconds=105) else None
+
+
+@pytest.mark.parametrize(
+    ("run", "process", "given_up"),
+    [
+        pytest.param({"age": 120}, ELSEWHERE, True, id="of another host"),
+        # Its state is newer than its record: it may as well be a retry on another host, which would be heard.
+        pytest.param({"age": 120}, GONE, True, id="approved, then killed"),
+        pytest.param({"age": 10}, GONE, False, id="retried a moment ago"),
+        pytest.param({}, HERE, False, id="its process lives"),
+        pytest.param({"deployment_id": None}, ELSEWHERE, False, id="of a command line"),
+        pytest.param({"state": "PENDING"}, ELSEWHERE, False, id="not begun"),
+    ],
+)
+def test_silence_gives_up_what_no_living_process_here_stands_for(
+    store: Store, run: dict[str, Any], process: ProcessIdentity, given_up: bool
+) -> None:
+    look, case = DeadRuns(API, store, feed=Silent()), (run_of(**run), record_of(process))  # type: ignore[arg-type]
+    assert not look._is_dead(*case)
+    assert look._silence(*case) == (105 if given_up else None)
+    look._living = {"r"}
+    assert look._silence(*case) is None
+
+
 def test_a_server_that_does_not_answer_is_one_sentence(store: Store) -> None:
     with pytest.raises(MediusError, match=r"the Prefect server at http://127\.0\.0\.1:1/api does not answer"):
         DeadRuns(API, store).mark()
