@@ -18,7 +18,7 @@ from prefect import runtime
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.responses import SetStateStatus
 from prefect.logging import get_run_logger
-from prefect.states import Paused, State
+from prefect.states import Paused, Running, State
 
 from flows.approval import Approvals, Expensive
 from flows.approval_rule import PAUSE_KEY
@@ -29,6 +29,8 @@ from tasks.runtime.declare import Step
 from tasks.runtime.execute import RunContext
 
 _POLL_SECONDS = 5.0
+_AFTER_US_SECONDS = 600
+"""So much later than the run itself the server would end a pause: it calls the run failed while stages still run."""
 
 
 class PauseForApproval:
@@ -40,6 +42,8 @@ class PauseForApproval:
         self._stop = stop
         self._poll_seconds = poll_seconds
         self._one_question = Lock()
+        self._unanswered: str | None = None
+        """Why nothing is asked any more: the run only waits for the stages beside."""
 
     def __call__(self, step: Step) -> None:
         """Returns when the step may begin.
@@ -53,6 +57,8 @@ class PauseForApproval:
         try:
             self._raise_if_stopped(step)
             stage = self._approvals.of(step)
+            if stage is not None and self._unanswered is not None:
+                raise self._ended(step, self._unanswered)
             if stage is not None:
                 self._wait(stage)
                 self._approvals.give([stage], f"resuming flow run {runtime.flow_run.id}")
@@ -63,21 +69,28 @@ class PauseForApproval:
         run, wait_hours = UUID(str(runtime.flow_run.id)), self._approvals.rule.wait_hours
         said = (
             f'{stage.said}: over the profile\'s `approval`. Resume the run (here, or "medius approve {run}") and the '
-            f"stage begins; cancel it and nothing more does. What runs beside it goes on; after {wait_hours:g} h the "
-            f"run ends, and a retry asks again."
+            f"stage begins; cancel it and nothing more does. What runs beside it goes on; without an answer in "
+            f"{wait_hours:g} h the run ends after that, and a retry asks again."
         )
         get_run_logger().warning("%s", said)
         deadline = time.monotonic() + wait_hours * HOUR
         # The server refuses a name that it has had; a retry of the run asks under another.
         key = f"{PAUSE_KEY}{stage.step.key[:16]}-{runtime.flow_run.run_count}-{runtime.task_run.run_count}"
-        paused: State[Any] = Paused(message=said, timeout_seconds=int(wait_hours * HOUR), pause_key=key)
+        timeout = int(wait_hours * HOUR) + _AFTER_US_SECONDS
+        paused: State[Any] = Paused(message=said, timeout_seconds=timeout, pause_key=key)
         with get_client(sync_client=True) as client:
             self._pause(client, run, paused, stage.step)
             while not self._stop.wait(self._poll_seconds):
                 state = _state(client, run)
-                if state is None or state.is_paused():
-                    if time.monotonic() >= deadline:
-                        raise self._ended(stage.step, f"nobody approved it within {wait_hours:g} h")
+                if state is None:
+                    continue
+                if state.is_paused():
+                    # Running, as the stages beside are: a run that has ended can be retried, which would be a second
+                    # one beside them.
+                    unanswered = f"nobody approved it within {wait_hours:g} h"
+                    if time.monotonic() >= deadline and _set(client, run, Running(message=unanswered)):
+                        self._unanswered = f"{stage.step.label} was asked about before, and {unanswered}"
+                        raise self._ended(stage.step, unanswered)
                 elif state.is_running():
                     get_run_logger().info("%s may begin", stage.step.label)
                     return
@@ -114,6 +127,14 @@ def _state(client: SyncPrefectClient, run: UUID) -> State[Any] | None:
         return client.read_flow_run(run).state
     except httpx.HTTPError:
         return None
+
+
+def _set(client: SyncPrefectClient, run: UUID, state: State[Any]) -> bool:
+    """Whether the server takes the state; False also where it is away."""
+    try:
+        return client.set_flow_run_state(run, state).status == SetStateStatus.ACCEPT
+    except httpx.HTTPError:
+        return False
 
 
 def approval_of_deployment(

@@ -6,12 +6,13 @@ The stages are micro's; their forecast price is next to nothing, and so is the t
 from __future__ import annotations
 
 import io
-import threading
 from collections.abc import Iterator
+from datetime import datetime
+from threading import Event, Thread
 from typing import Any
 
 import pytest
-from prefect import flow
+from prefect import flow, task
 from prefect.settings import PREFECT_API_URL
 from prefect.testing.utilities import prefect_test_harness
 from rich.console import Console
@@ -43,10 +44,17 @@ def context(store: Store, tmp_path: Any) -> RunContext:
     return RunContext(store=store, scratch=tmp_path / "scratch", flow_run="here")
 
 
+@task(task_run_name="beside", persist_result=False)
+def beside(ended: Event) -> None:
+    """A stage that nobody has to approve."""
+    ended.wait(300)
+
+
 class Waiting:
     """A run of micro's first stages in a thread, with a threshold that its dumps are over."""
 
-    def __init__(self, context: RunContext, until: str, wait_hours: float = 1) -> None:
+    def __init__(self, context: RunContext, until: str, wait_hours: float = 1, beside: Event | None = None) -> None:
+        """`beside`: a stage that runs beside them has ended when this is set."""
         loaded = load_profile("micro")
         self.steps = build(loaded, until)
         rule = ApprovalRule(above_usd=1e-12, wait_hours=wait_hours)
@@ -55,7 +63,8 @@ class Waiting:
         self.error: BaseException | None = None
         self.id = ""
         self._context = context
-        self._thread = threading.Thread(target=self._run)
+        self._beside = beside
+        self._thread = Thread(target=self._run)
         self._thread.start()
 
     def _run(self) -> None:
@@ -68,6 +77,8 @@ class Waiting:
             for step in self.steps:
                 after = [futures[source.key] for source in step.inputs.values()]
                 futures[step.key] = submit_stage(step, self._context, after)
+            if self._beside is not None:
+                futures["beside"] = beside.submit(self._beside)
             gather(futures.values())
 
         try:
@@ -147,12 +158,43 @@ def test_a_rejected_run_ends_resumable_and_the_next_asks_again(context: RunConte
     assert "the run was stopped" in str(again.error)
 
 
-def test_an_answer_that_never_comes_ends_the_run(context: RunContext, api: PrefectApi) -> None:
-    run = Waiting(context, "logits-llama", wait_hours=3 / 3600)
+def test_an_answer_that_never_comes_ends_the_run_after_what_runs_beside_it(
+    context: RunContext, api: PrefectApi
+) -> None:
+    ended = Event()
+    run = Waiting(context, "logits-llama", 3 / 3600, beside=ended)
+    try:
+        run.wait_until_paused(api, "logits-llama")
+        state = run.state(api)
+        waits = datetime.fromisoformat(state["state_details"]["pause_timeout"]) - datetime.fromisoformat(
+            state["timestamp"]
+        )
+        assert waits.total_seconds() > 300, "the server does not end it first, which looks for these every 5 s"
+        wait_for(lambda: tasks_of(api, run.id).get("logits-llama") == "FAILED", 120, "the end of the wait")
+        assert run.state(api)["type"] == "RUNNING", "it cannot be retried yet"
+        assert tasks_of(api, run.id)["beside"] == "RUNNING"
+    finally:
+        ended.set()
     run.join()
     assert isinstance(run.error, InterruptedRunError)
     assert "nobody approved it within" in str(run.error)
     assert run.state(api)["type"] == "FAILED"
+
+
+def test_after_one_answer_that_never_came_nothing_more_is_asked(
+    context: RunContext, api: PrefectApi, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = Waiting(context, "fuse", 3 / 3600)
+    run.join()
+    ends = [str(record.message) for record in caplog.records if "Finished in state Failed" in record.message]
+    assert sum("was asked about before, and nobody approved it within" in end for end in ends) > 0, ends
+    asked = [record for record in caplog.records if "over the profile's `approval`" in record.message]
+    assert len(asked) == 1
+
+
+def tasks_of(api: PrefectApi, run: str) -> dict[str, str]:
+    tasks = api.everything("/task_runs/filter", {"flow_runs": {"id": {"any_": [run]}}})
+    return {task["name"]: task["state_type"] for task in tasks}
 
 
 @pytest.mark.slow
