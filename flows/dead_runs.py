@@ -120,7 +120,7 @@ class DeadRuns:
         It may be one of another host, as may be the retry of one whose process here is gone.
         """
         process = None if record is None else record.process
-        lives_here = process is not None and process.is_here() and not process.is_gone()
+        lives_here = process is not None and process.lives_here()
         if self.feed is None or run["state_type"] not in _BEATING or run["deployment_id"] is None:
             return None
         if lives_here or run["id"] in self._living:

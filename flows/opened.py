@@ -18,7 +18,7 @@ from flows.terminal import Terminal, outlive_the_terminal
 from tasks.artifacts.errors import InterruptedRunError, MediusError, StoreError
 from tasks.artifacts.probe import require_conditional_writes
 from tasks.artifacts.process_identity import own_process
-from tasks.artifacts.runs import WHOLE, RunKind, RunRecord, RunStep, write_run
+from tasks.artifacts.runs import WHOLE, RunKind, RunRecord, RunStep, require_ended, write_run
 from tasks.artifacts.store import Store, open_store
 from tasks.runtime.declare import Step
 from tasks.runtime.execute import RunContext
@@ -47,7 +47,7 @@ def open_run(
         here: those of the steps that this process makes; None: all.
 
     Raises:
-        BadInputError: what it makes would not fit on a disk.
+        BadInputError: what it makes would not fit on a disk, or another process is at this run.
         StoreError: the store is away, or does not do what a store must.
         CancelledOnServerError: it was cancelled on the server, with no worker to tell it.
     """
@@ -57,6 +57,7 @@ def open_run(
     if profile.require_room:
         require_room(steps, steps if here is None else here, store, profile.parallel_stages, SCRATCH.resolve())
     identity = runtime.flow_run.get_id() or uuid.uuid4().hex
+    require_ended(store, identity)
     record = RunRecord(
         run=identity,
         profile=profile.name,

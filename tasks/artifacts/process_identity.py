@@ -67,6 +67,10 @@ class ProcessIdentity(Frozen):
         """Whether it is known to have ended. One elsewhere is never called gone."""
         return self.is_here() and process_started(self.process) != self.process_started
 
+    def lives_here(self) -> bool:
+        """Whether it is known to live. One elsewhere never is."""
+        return self.is_here() and not self.is_gone()
+
 
 def own_process() -> ProcessIdentity:
     """The process that asks."""

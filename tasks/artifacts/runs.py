@@ -13,9 +13,9 @@ from typing import Any, Literal
 from pydantic import field_validator
 
 from tasks.artifacts.artifact import decode_record, encode_record
-from tasks.artifacts.errors import ObjectChangedError, ObjectMissingError
+from tasks.artifacts.errors import BadInputError, CorruptArtifactError, ObjectChangedError, ObjectMissingError
 from tasks.artifacts.frozen import Frozen
-from tasks.artifacts.process_identity import ProcessIdentity
+from tasks.artifacts.process_identity import ProcessIdentity, own_process
 from tasks.artifacts.store import Store
 
 _CLOCK_SECONDS = 2.0
@@ -128,6 +128,21 @@ def read_run(store: Store, run: str) -> RunRecord | None:
     return next(_records(store, [run_path(run)]), None)
 
 
+def require_ended(store: Store, run: str) -> None:
+    """Raises BadInputError where another process of this host still is at this very run, as may be where it is retried.
+
+    Each would write the one record, and tell its server of the one end.
+    """
+    with suppress(CorruptArtifactError):
+        record = read_run(store, run)
+        process = None if record is None or record.state != "running" else record.process
+        if process is not None and process.lives_here() and process != own_process():
+            raise BadInputError(
+                f"run {run} is still at work in process {process.process} of {process.host}, whatever the Prefect "
+                f"server says of it; wait until that has ended, then retry it"
+            )
+
+
 def end_silent_run(store: Store, run: str, message: str) -> bool:
     """Writes of a run whose process is gone that it was interrupted; False unless its record says that it runs."""
     try:
@@ -135,7 +150,7 @@ def end_silent_run(store: Store, run: str, message: str) -> bool:
     except ObjectMissingError:
         return False
     record = decode_record(RunRecord, there.data, store.locate(run_path(run)))
-    lives = record.process is not None and record.process.is_here() and not record.process.is_gone()
+    lives = record.process is not None and record.process.lives_here()
     if record.state != "running" or lives:
         return False
     ended = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

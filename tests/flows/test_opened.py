@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from threading import Event
@@ -18,7 +20,7 @@ from flows import opened
 from flows.opened import gather, open_run
 from flows.profiles import Profile, load_profile
 from tasks.artifacts.errors import BadInputError, GateFailedError, InterruptedRunError, MediusError, TransientStoreError
-from tasks.artifacts.process_identity import own_process
+from tasks.artifacts.process_identity import ProcessIdentity, own_process, process_started
 from tasks.artifacts.runs import RunKind, RunRecord, all_runs, write_run
 from tasks.artifacts.store import Store, open_store
 from tests.flows.conftest import Medius
@@ -44,6 +46,44 @@ def test_the_record_says_what_kind_of_run_it_is_and_which_process(profile: Profi
     [record] = all_runs(store)
     assert record.state == "finished"
     assert record.ended is not None
+
+
+@pytest.fixture
+def other() -> Iterator[ProcessIdentity]:
+    """Another process of this host."""
+    with subprocess.Popen(["sleep", "600"]) as process:
+        started = process_started(process.pid)
+        assert started is not None
+        yield own_process().model_copy(update={"process": process.pid, "process_started": started})
+        process.kill()
+
+
+def test_a_run_that_is_still_at_work_is_not_begun_a_second_time(
+    profile: Profile, other: ProcessIdentity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prefect.runtime.flow_run.get_id", lambda: "retried")
+    store = open_store(profile.store)
+    record = RunRecord(
+        run="retried", profile="micro", config={}, steps=(), process=other, started="2026-01-01T00:00:00Z"
+    )
+
+    def begin() -> None:
+        with open_run(profile, []):
+            pass
+
+    write_run(store, record)
+    with pytest.raises(
+        BadInputError, match=rf"run retried is still at work in process {other.process} of .*; wait until"
+    ):
+        begin()
+    assert all_runs(store) == [record], "it is the other's"
+    elsewhere, gone = {"host": "another"}, {"process_started": "1"}
+    for process in (elsewhere, gone):
+        write_run(store, record.model_copy(update={"process": other.model_copy(update=process)}))
+        begin()
+    write_run(store, record.model_copy(update={"state": "interrupted"}))
+    begin()
+    assert [found.state for found in all_runs(store)] == ["finished"]
 
 
 @pytest.mark.parametrize("error", [GateFailedError("a gate"), InterruptedRunError("stopped")], ids=str)
