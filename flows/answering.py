@@ -6,25 +6,28 @@ from typing import Any
 
 from rich.console import Console
 
-from flows.approval_rule import PAUSE_KEY
+from flows.approval_rule import is_asked_about
 from flows.prefect_api import PrefectApi
-from tasks.artifacts.errors import BadInputError
+from tasks.artifacts.errors import BadInputError, StoreError
+from tasks.artifacts.runs import read_run
+from tasks.artifacts.store import Store
 
 CANCELLING = {"type": "CANCELLING", "name": "Cancelling", "message": "not approved"}
 
 
-def answer(api: PrefectApi, run: str | None, *, reject: bool, console: Console) -> None:
+def answer(api: PrefectApi, store: Store, run: str | None, *, reject: bool, console: Console) -> None:
     """Resumes or cancels a waiting run; without one, says which wait.
 
     Args:
+        store: where its record may be, by which a run is known whose process is gone.
         run: its id or its name.
 
     Raises:
-        BadInputError: no such run waits, or several of that name do.
+        BadInputError: no such run waits, or several of that name do, or nobody is there to take the answer.
         MediusError: the server does not answer, or refuses.
     """
     paused = api.everything("/flow_runs/filter", {"flow_runs": {"state": {"type": {"any_": ["PAUSED"]}}}})
-    waiting = [found for found in paused if _asks(found)]
+    waiting = [found for found in paused if is_asked_about(found)]
     if run is None:
         for found in waiting:
             console.print(_line(found), soft_wrap=True, markup=False)
@@ -38,6 +41,12 @@ def answer(api: PrefectApi, run: str | None, *, reject: bool, console: Console) 
         raise BadInputError(f"{many} for an approval; name one of: {ids}")
     [chosen] = wanted
     identity = chosen["id"]
+    if not reject and _is_gone(store, identity):
+        raise BadInputError(
+            f"the process of {chosen['name']} ({identity}) is gone, so nothing takes the answer; within minutes the "
+            f'deployment mark-dead-runs, or at once "python -m flows.dead_runs", marks the run as crashed: then retry '
+            f"it, and it asks again"
+        )
     if reject:
         said = api.post(f"/flow_runs/{identity}/set_state", {"state": CANCELLING})
     else:
@@ -48,10 +57,13 @@ def answer(api: PrefectApi, run: str | None, *, reject: bool, console: Console) 
     console.print(f"{chosen['name']} ({identity}) {'is cancelled' if reject else 'goes on'}", soft_wrap=True)
 
 
-def _asks(run: dict[str, Any]) -> bool:
-    """Whether a paused run waits for an approval, and not for something of somebody else's."""
-    key = (run["state"].get("state_details") or {}).get("pause_key")
-    return key is not None and key.startswith(PAUSE_KEY)
+def _is_gone(store: Store, run: str) -> bool:
+    """Whether the process that waits is known to have ended; one of another host never is."""
+    try:
+        record = read_run(store, run)
+    except StoreError:
+        return False
+    return record is not None and record.is_dead()
 
 
 def _line(run: dict[str, Any]) -> str:

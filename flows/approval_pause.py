@@ -1,8 +1,8 @@
 """The wait of a deployment's run for somebody's word: its flow run is paused until that is resumed or cancelled.
 
 The run's process stays and looks at the server every few seconds, so that the stages beside the one that is asked about
-go on. One question stands at a time. A pause outlives a restart of the server, not one of the worker's host: then the
-run is marked as crashed when it is resumed, and a retry finds the answer in the store.
+go on. One question stands at a time. A pause outlives a restart of the server, but not the run's process, which alone
+writes down what was answered: without it the run is marked as crashed (dead_runs.py), and a retry asks again.
 """
 
 from __future__ import annotations

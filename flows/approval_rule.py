@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Self
+from collections.abc import Mapping
+from typing import Any, Self
 
 from pydantic import Field, model_validator
 
@@ -11,6 +12,12 @@ from tasks.planning.hardware import hardware_table
 
 PAUSE_KEY = "medius-approval-"
 """Begins the key of the pause in which a run waits for the answer; somebody may pause a run for other reasons."""
+
+
+def is_asked_about(run: Mapping[str, Any]) -> bool:
+    """Whether a flow run, as the server tells it, is paused for an approval, and not for something else."""
+    key = (run["state"].get("state_details") or {}).get("pause_key")
+    return run["state"]["type"] == "PAUSED" and key is not None and key.startswith(PAUSE_KEY)
 
 
 class ApprovalRule(Frozen):

@@ -1,10 +1,11 @@
 """Flow runs whose process is gone without a word: told to the Prefect server and to the store.
 
-Such a run would stay pending or running for ever, and keep its place in its work queue. Runs of this host are judged by
-their processes: those whose record in the store names a process of this host and boot, and, in a stack of `medius up`,
-those that the stack's own workers took. One is dead if no process of this host has its id in the environment and the
-one in its record, if that is of here, is gone; whatever the server thinks, a living one is never touched. A running
-one of another host is judged by its heartbeats, if it comes of a deployment and has sent any (heartbeats.py).
+Such a run would stay pending, running or paused for an approval for ever, and keep its place in its work queue. Runs
+of this host are judged by their processes: those whose record in the store names a process of this host and boot, and,
+in a stack of `medius up`, those that the stack's own workers took. One is dead if no process of this host has its id in
+the environment and the one in its record, if that is of here, is gone; whatever the server thinks, a living one is
+never touched. One that may be another host's is judged by its heartbeats, if it comes of a deployment and has sent any
+(heartbeats.py).
 
 python -m flows.dead_runs [--settled SECONDS] [--every-record]      server, store and stack by the environment
 """
@@ -21,6 +22,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from flows.addresses import DEFAULT_STORE
+from flows.approval_rule import is_asked_about
 from flows.heartbeats import GONE_SILENT, LOST, OneLook
 from flows.prefect_api import PrefectApi
 from flows.stack_processes import MARK, living_runs
@@ -34,15 +36,15 @@ SETTLED_SECONDS = 60.0
 """A run that came into its state this short ago is not judged yet: its process may be about to tell of another."""
 _PENDING = 1.8
 """As much longer one stays unjudged that is pending: a loaded machine has been seen to need 17 s for its process."""
-_OPEN = ["PENDING", "RUNNING", "CANCELLING"]
+_OPEN = ["PENDING", "RUNNING", "CANCELLING", "PAUSED"]
 _OPEN_TASKS = ["SCHEDULED", "PENDING", "RUNNING", "PAUSED", "CANCELLING"]
 _CRASHED_HOURS = 24
 _CLOCKS = timedelta(seconds=5)
 """By so much the clocks of server and host may differ where a record is compared with a state; records tell seconds."""
-_BEATING = {"RUNNING", "CANCELLING"}
+_BEATING = {"RUNNING", "CANCELLING", "PAUSED"}
+_GONE = LOST + "its process is gone without a word"
 _GOES_ON = "; a retry, or a new run, goes on from what is finished"
-_SILENT = GONE_SILENT + _GOES_ON
-_MESSAGE = LOST + "its process is gone without a word" + _GOES_ON
+_ASKS_AGAIN = "; it waited for an approval, for which a retry, or a new run, asks again"
 
 
 @dataclass
@@ -68,7 +70,7 @@ class DeadRuns:
             MediusError: the server does not answer.
         """
         # In this order: a run that ends between the two looks has told the server before its process was gone.
-        opened = self._flow_runs(_OPEN)
+        opened = [run for run in self._flow_runs(_OPEN) if run["state_type"] != "PAUSED" or is_asked_about(run)]
         crashed = self._flow_runs(["CRASHED"], task_runs={"state": {"type": {"any_": _OPEN_TASKS}}})
         since = (datetime.now(UTC) - timedelta(hours=_CRASHED_HOURS)).isoformat()
         crashed += [run for run in self._flow_runs(["CRASHED"], end_time={"after_": since}) if run not in crashed]
@@ -81,15 +83,15 @@ class DeadRuns:
                 record = None
             try:
                 if self._is_dead(run, record):
-                    self._end(run, record, _MESSAGE)
+                    self._end(run, record, _GONE)
                 elif (seconds := self._silence(run, record)) is not None:
-                    self._end(run, record, _SILENT.format(seconds=seconds))
+                    self._end(run, record, GONE_SILENT.format(seconds=seconds))
             except MediusError as error:
                 self.tell(f"{run['name']} ({run['id']}) could not be marked: {error}")
         if self.every_record:
             for record in all_runs(self.store):
                 if record.is_dead() and record.run not in self._living:
-                    self._end_record(record.run)
+                    self._end_record(record.run, f"{_GONE}{_GOES_ON}")
 
     def _flow_runs(
         self, types: list[str], task_runs: dict[str, Any] | None = None, **more: Any
@@ -105,8 +107,8 @@ class DeadRuns:
         if record is not None and record.process is not None and record.process.is_here():
             if not record.process.is_gone():
                 return False
-            # A retry may run on another host, and has written no record of its own yet.
-            if run["state_type"] == "CRASHED" or (
+            # A retry may run on another host, and has written no record of its own yet; it has before it is paused.
+            if run["state_type"] in {"CRASHED", "PAUSED"} or (
                 run["state_type"] == "RUNNING" and datetime.fromisoformat(record.started) > since - _CLOCKS
             ):
                 return True
@@ -130,7 +132,8 @@ class DeadRuns:
     def _end(self, run: dict[str, Any], record: RunRecord | None, why: str) -> None:
         since = datetime.fromisoformat(run["state"]["timestamp"])
         finished = record is not None and record.state == "finished" and record.last_moment() > since - _CLOCKS
-        state, message = "CANCELLED" if run["state_type"] == "CANCELLING" else "CRASHED", why
+        state = "CANCELLED" if run["state_type"] == "CANCELLING" else "CRASHED"
+        message = why + (_ASKS_AGAIN if run["state_type"] == "PAUSED" else _GOES_ON)
         if run["state_type"] != "CRASHED":
             if finished:
                 state, message = "COMPLETED", "it had finished; its last word to the server was lost"
@@ -141,7 +144,7 @@ class DeadRuns:
                 return
             self.tell(f"{run['name']} ({run['id']}) is {state.lower()}: {message}")
         self._close_tasks(run["id"], state)
-        self._end_record(run["id"])
+        self._end_record(run["id"], message)
 
     def _close_tasks(self, run: str, state: str) -> None:
         wanted = {"flow_runs": {"id": {"any_": [run]}}, "task_runs": {"state": {"type": {"any_": _OPEN_TASKS}}}}
@@ -171,9 +174,9 @@ class DeadRuns:
         if events:
             self.api.post("/events", events)
 
-    def _end_record(self, run: str) -> None:
+    def _end_record(self, run: str, message: str) -> None:
         try:
-            if end_silent_run(self.store, run, _MESSAGE):
+            if end_silent_run(self.store, run, message):
                 self.tell(f"the record of {run} in {self.store.uri} says now that it was interrupted")
         except StoreError as error:
             self.tell(f"the record of {run} stays as it is: {error}")

@@ -51,7 +51,7 @@ def add_commands(app: typer.Typer, console: Console) -> None:
         from flows.answering import answer
         from flows.prefect_settings import configured_server
 
-        answer(configured_server(), run, reject=reject, console=console)
+        answer(configured_server(), open_store(DEFAULT_STORE), run, reject=reject, console=console)
 
     @app.command("s3-check")
     def s3_check(

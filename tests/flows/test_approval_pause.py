@@ -109,29 +109,29 @@ class Waiting:
         wait_for(paused, 300, f"the run waits for {what}")
 
 
-def said_by(api: PrefectApi, run: str | None, *, reject: bool = False) -> str:
+def said_by(api: PrefectApi, store: Store, run: str | None, *, reject: bool = False) -> str:
     text = io.StringIO()
-    answer(api, run, reject=reject, console=Console(file=text, width=400))
+    answer(api, store, run, reject=reject, console=Console(file=text, width=400))
     return text.getvalue()
 
 
 @pytest.mark.slow
 def test_a_run_waits_for_each_answer_and_goes_on_with_it(context: RunContext, api: PrefectApi) -> None:
-    assert "no run waits for an approval" in said_by(api, None)
+    assert "no run waits for an approval" in said_by(api, context.store, None)
     # Two dumps, which would begin at one time, and what needs both.
     run = Waiting(context, "distill-qwen")
     run.wait_until_paused(api, "logits-qwen is forecast to take")
-    listed = said_by(api, None)
+    listed = said_by(api, context.store, None)
     assert run.id in listed
     assert f"medius approve {run.id}" in listed
     with pytest.raises(BadInputError, match=rf"no run 'other' waits for an approval; name one of: {run.id}"):
-        answer(api, "other", reject=False, console=Console())
+        answer(api, context.store, "other", reject=False, console=Console())
     assert run.manifest("logits-qwen") is None
-    assert "goes on" in said_by(api, run.id)
+    assert "goes on" in said_by(api, context.store, run.id)
     run.wait_until_paused(api, "distill-qwen is forecast to take")
     assert run.manifest("logits-qwen") is not None
     # By its name this time, as the dashboard shows it.
-    assert "goes on" in said_by(api, "asking")
+    assert "goes on" in said_by(api, context.store, "asking")
     run.join()
     assert run.error is None
     [step] = [step for step in run.steps if step.label == "distill-qwen"]
@@ -145,7 +145,7 @@ def test_a_run_waits_for_each_answer_and_goes_on_with_it(context: RunContext, ap
 def test_a_rejected_run_ends_resumable_and_the_next_asks_again(context: RunContext, api: PrefectApi) -> None:
     run = Waiting(context, "logits-llama")
     run.wait_until_paused(api, "logits-llama")
-    assert "is cancelled" in said_by(api, run.id, reject=True)
+    assert "is cancelled" in said_by(api, context.store, run.id, reject=True)
     run.join()
     assert isinstance(run.error, InterruptedRunError)
     assert "was not begun, as it needs an approval and the run is Cancelling" in str(run.error)
@@ -205,7 +205,7 @@ def test_two_expensive_stages_ask_one_after_the_other(context: RunContext, api: 
         wait_for(lambda: run.id and run.state(api)["type"] == "PAUSED", 300, "a question")
         message = run.state(api)["message"]
         asked.append(message.split()[0])
-        assert "goes on" in said_by(api, run.id)
+        assert "goes on" in said_by(api, context.store, run.id)
         wait_for(lambda: run.state(api).get("message") != message, 60, "the next")  # noqa: B023
     # Which of those that could begin come first is chance.
     assert len(set(asked)) == 2

@@ -72,6 +72,12 @@ def record_of(process: ProcessIdentity | None, age: float = 3590, **more: Any) -
         pytest.param(frozenset(), {}, None, False, id="on a shared server, without a record"),
         pytest.param(frozenset(), {}, {"process": ELSEWHERE}, False, id="on another host"),
         pytest.param(frozenset(), {}, {"process": GONE, "age": 9000}, False, id="retried, perhaps on another host"),
+        pytest.param(frozenset(), {"state": "PAUSED", "age": 90}, {"process": GONE}, True, id="killed while it waited"),
+        pytest.param(frozenset(), {"state": "PAUSED"}, {"process": ELSEWHERE}, False, id="waits on another host"),
+        pytest.param(OURS, {"state": "PAUSED"}, {"process": HERE}, False, id="waits for an answer"),
+        pytest.param(
+            OURS, {"state": "PAUSED"}, {"process": ELSEWHERE}, True, id="waited before the host was restarted"
+        ),
         pytest.param(frozenset(), {"state": "PENDING"}, {"process": GONE}, False, id="about to be retried somewhere"),
     ],
 )
@@ -97,6 +103,7 @@ class Silent:
         pytest.param({"age": 120}, ELSEWHERE, True, id="of another host"),
         # Its state is newer than its record: it may as well be a retry on another host, which would be heard.
         pytest.param({"age": 120}, GONE, True, id="approved, then killed"),
+        pytest.param({"state": "PAUSED"}, ELSEWHERE, True, id="waited for an answer there"),
         pytest.param({"age": 10}, GONE, False, id="retried a moment ago"),
         pytest.param({}, HERE, False, id="its process lives"),
         pytest.param({"deployment_id": None}, ELSEWHERE, False, id="of a command line"),

@@ -20,6 +20,7 @@ from rich.console import Console
 
 from flows import automations
 from flows.answering import answer
+from flows.approval_rule import PAUSE_KEY
 from flows.automations import read_alerts
 from flows.child_run import ChildRun
 from flows.dead_runs import DeadRuns
@@ -30,7 +31,7 @@ from flows.stack_deploy import deploy, make_pools
 from flows.stack_services import ALERT_BLOCK_VARIABLE
 from tasks.artifacts.errors import BadInputError
 from tasks.artifacts.process_identity import own_process
-from tasks.artifacts.runs import RunRecord, write_run
+from tasks.artifacts.runs import RunRecord, read_run, write_run
 from tasks.artifacts.store import Store
 from tasks.runtime.provenance import timestamp
 from tasks.runtime.stage_feed import ENDED
@@ -48,6 +49,17 @@ def made(api: PrefectApi, state: dict[str, Any], **more: Any) -> dict[str, Any]:
     flow = api.post("/flows/", {"name": "distillation"})["id"]
     run: dict[str, Any] = api.post("/flow_runs/", {"flow_id": flow, "name": "lost", "state": state, **more})
     return run
+
+
+def state_of(api: PrefectApi, run: dict[str, Any]) -> dict[str, Any]:
+    [found] = api.post("/flow_runs/filter", {"flow_runs": {"id": {"any_": [run["id"]]}}})
+    state: dict[str, Any] = found["state"]
+    return state
+
+
+def record_killed(store: Store, run: dict[str, Any]) -> None:
+    gone = own_process().model_copy(update={"process_started": "1"})
+    write_run(store, RunRecord(run=run["id"], profile="p", config={}, steps=(), started=timestamp(), process=gone))
 
 
 def test_a_block_that_is_not_there_yet_keeps_no_deployment_from_being_made(
@@ -115,21 +127,17 @@ class Silent:
 
 
 def test_a_run_that_is_given_up_is_told_of_as_lost_and_no_other(api: PrefectApi, store: Store) -> None:
-    def said_of(run: dict[str, Any]) -> str:
-        [found] = api.post("/flow_runs/filter", {"flow_runs": {"id": {"any_": [run["id"]]}}})
-        assert found["state_type"] == "CRASHED"
-        return str(found["state"]["message"])
-
     deployment = api.post("/deployments/", {"flow_id": made(api, {"type": "SCHEDULED"})["flow_id"], "name": "d"})["id"]
     there = made(api, {"type": "RUNNING"}, deployment_id=deployment)
     dispatched, process = made(api, {"type": "RUNNING"}), made(api, {"type": "RUNNING"})
-    gone = own_process().model_copy(update={"process_started": "1"})
-    write_run(store, RunRecord(run=process["id"], profile="p", config={}, steps=(), started=timestamp(), process=gone))
+    record_killed(store, process)
     DeadRuns(api, store, settled_seconds=0, tell=lambda _said: None, feed=Silent()).mark()  # type: ignore[arg-type]
     with get_client(sync_client=True) as client:
         ChildRun(client.read_flow_run(UUID(dispatched["id"]))).give_up(client, 150)
     for run in (there, process, dispatched):
-        assert told_of_crash(said_of(run)) == {"medius: run lost"}
+        state = state_of(api, run)
+        assert state["type"] == "CRASHED"
+        assert told_of_crash(state["message"]) == {"medius: run lost"}
     assert told_of_crash("Process for flow run exited with status code: -9") == {"medius: run crashed"}
 
 
@@ -150,12 +158,29 @@ def test_heartbeats_are_those_that_the_server_received_whatever_their_hosts_cloc
         assert began - timedelta(seconds=2) <= beats.received <= api.now() + timedelta(seconds=2)
 
 
-def test_a_run_that_somebody_else_paused_is_not_resumed(api: PrefectApi) -> None:
+def test_a_run_that_somebody_else_paused_is_neither_resumed_nor_marked(api: PrefectApi, store: Store) -> None:
     paused = made(api, {"type": "PAUSED", "state_details": {"pause_key": "a maintenance window"}})
+    record_killed(store, paused)
     said = io.StringIO()
-    answer(api, None, reject=False, console=Console(file=said))
+    answer(api, store, None, reject=False, console=Console(file=said))
     assert said.getvalue() == "no run waits for an approval\n"
     with pytest.raises(BadInputError, match="no run 'lost' waits for an approval"):
-        answer(api, "lost", reject=False, console=Console())
-    [still] = api.post("/flow_runs/filter", {"flow_runs": {"id": {"any_": [paused["id"]]}}})
-    assert still["state_type"] == "PAUSED"
+        answer(api, store, "lost", reject=False, console=Console())
+    DeadRuns(api, store, settled_seconds=0).mark()
+    assert state_of(api, paused)["type"] == "PAUSED"
+
+
+def test_a_run_that_was_killed_while_it_waited_takes_no_answer_and_is_marked(api: PrefectApi, store: Store) -> None:
+    paused = made(api, {"type": "PAUSED", "state_details": {"pause_key": f"{PAUSE_KEY}0123-1-1"}})
+    record_killed(store, paused)
+    with pytest.raises(BadInputError, match=r"the process of lost .* is gone, so nothing takes the answer"):
+        answer(api, store, paused["id"], reject=False, console=Console())
+    assert state_of(api, paused)["type"] == "PAUSED"
+    DeadRuns(api, store, settled_seconds=0).mark()
+    state = state_of(api, paused)
+    assert state["type"] == "CRASHED"
+    assert state["message"].startswith("lost: its process is gone")
+    assert "it waited for an approval, for which a retry, or a new run, asks again" in state["message"]
+    record = read_run(store, paused["id"])
+    assert record is not None
+    assert (record.state, record.message) == ("interrupted", state["message"])
