@@ -89,7 +89,7 @@ def _child(package: str) -> dict[str, Any]:
     for name, theirs in LOSSES[package].items():
         _compare(theirs)
         times = paired(
-            partial(_backward, inputs, partial(theirs, teacher=teacher)),
+            partial(_backward, inputs, partial(theirs, teacher=teacher)),  # type: ignore[call-arg]
             partial(inputs.fused, inputs.targets, CE_AND_KL),
             REPETITIONS,
         )
@@ -105,7 +105,7 @@ def _backward(inputs: HeadInputs, loss: Callable[[HeadInputs], Tensor]) -> None:
 def _compare(theirs: Callable[[HeadInputs, _Teacher], Tensor]) -> None:
     """On a few positions of which everything is kept, both must have the same gradient."""
     inputs, teacher = HeadInputs.make(COMPARED, torch.float32), _Teacher.make(COMPARED)
-    _backward(inputs, partial(theirs, teacher=teacher))
+    _backward(inputs, partial(theirs, teacher=teacher))  # type: ignore[call-arg]
     assert inputs.weight_VD.grad is not None
     expected_VD = COMPARED * inputs.weight_VD.grad
     everything = Targets(

@@ -189,7 +189,7 @@ def test_plain_zarr_and_numpy_read_a_shard_as_the_readme_says(
         values_PK = np.where(left_out_PK, -np.inf, positions.topk_logprobs_PK)
         tail_P = np.log1p(-np.exp(values_PK.astype(np.float64)).sum(1)).astype(np.float32)
         counts_PK = np.where(left_out_PK, 0, 3).astype(np.uint16)
-        positions = Positions(
+        positions = Positions(  # type: ignore[call-arg]
             np.where(left_out_PK, -1, positions.topk_ids_PK).astype(np.int32),
             values_PK.astype(np.float32),
             tail_P,
