@@ -8,7 +8,7 @@ from rich.console import Console
 
 from flows.approval_rule import is_asked_about
 from flows.prefect_api import PrefectApi
-from tasks.artifacts.errors import BadInputError, StoreError
+from tasks.artifacts.errors import BadInputError, MediusError
 from tasks.artifacts.runs import read_run
 from tasks.artifacts.store import Store
 
@@ -61,7 +61,8 @@ def _is_gone(store: Store, run: str) -> bool:
     """Whether the process that waits is known to have ended; one of another host never is."""
     try:
         record = read_run(store, run)
-    except StoreError:
+    except MediusError:
+        # Its store may be one that only the workers reach.
         return False
     return record is not None and record.is_dead()
 
