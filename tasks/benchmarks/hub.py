@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,9 @@ NLTK_DATA = "nltk_data"
 def confine_hub(scratch: Path, *, offline: bool, mirror: str | None = None) -> None:
     """Keeps what the Hugging Face libraries write in the scratch folder; they read these variables when imported.
 
-    Weights and the login token stay where this machine has them: 28 GB are not fetched for each evaluation.
+    Weights and the login token stay where this machine has them: 28 GB are not fetched for each evaluation. What the
+    library `datasets` prepares is no other process's, nor an earlier launch's: a task that shuffles as it prepares its
+    documents draws nothing where it finds them, and the next one would come in another order.
 
     Args:
         offline: nothing at all is asked of the hub.
@@ -28,7 +31,8 @@ def confine_hub(scratch: Path, *, offline: bool, mirror: str | None = None) -> N
     os.environ.setdefault("HF_HUB_CACHE", str(home / "hub"))
     os.environ.setdefault("HF_TOKEN_PATH", str(home / "token"))
     os.environ["HF_HOME"] = str(scratch / "huggingface")
-    os.environ["HF_DATASETS_CACHE"] = str(scratch / "huggingface" / "datasets")
+    (scratch / "huggingface").mkdir(parents=True, exist_ok=True)
+    os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="datasets-", dir=scratch / "huggingface")
     os.environ["HF_MODULES_CACHE"] = str(scratch / "huggingface" / "modules")
     os.environ["TQDM_DISABLE"] = "1"
     if offline:

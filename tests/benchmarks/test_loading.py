@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -58,6 +61,39 @@ def test_shuffled_choices_are_in_one_order_in_every_launch(mirror: Path, launch:
     answers = [row[-1] for rows in seen[0][0].values() for row in rows]
     assert len(answers) == 18
     assert len(set(answers)) > 1
+
+
+_LOADING = """
+import json, sys
+from pathlib import Path
+from tasks.benchmarks.hub import confine_hub
+confine_hub(Path(sys.argv[1]), offline=True, mirror=sys.argv[2])
+from tasks.benchmarks.checks import documents_sha256
+from tasks.benchmarks.loading import harness_tasks
+print(json.dumps({name: documents_sha256(task) for name, task in harness_tasks(sys.argv[3], sys.argv[2]).items()}))
+"""
+
+
+def test_processes_ask_the_same_whatever_others_have_prepared(tmp_path: Path) -> None:
+    mirror = write_gpqa(tmp_path / "mirror", items=200)
+
+    def load_in(scratch: str, name: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", _LOADING, str(tmp_path / scratch), str(mirror), name]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+
+    def hashes(process: subprocess.Popen[str]) -> dict[str, str]:
+        said, _ = process.communicate(timeout=300)
+        assert process.returncode == 0
+        found: dict[str, str] = json.loads(said.splitlines()[-1])
+        return found
+
+    alone = hashes(load_in("alone", "leaderboard_gpqa"))
+    assert len(alone) == 3
+    # An earlier launch was killed when it had one of the three.
+    assert hashes(load_in("shared", "leaderboard_gpqa_main"))
+    ranks = [load_in("shared", "leaderboard_gpqa") for _ in range(2)]
+    assert [hashes(rank) for rank in ranks] == [alone, alone]
 
 
 def test_cleaning_reads_the_questions_in_the_order_in_which_they_are_asked(mirror: Path, launch: Launch) -> None:
