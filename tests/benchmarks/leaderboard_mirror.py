@@ -20,7 +20,7 @@ GROUPS = {
     "leaderboard_gpqa": "acc_norm",
     "leaderboard_mmlu_pro": "acc",
     "leaderboard_musr": "acc_norm",
-    "leaderboard_math_hard": "exact_match",
+    "leaderboard_math_hard": "exact_match_original",
 }
 """The six entries, and the mean over items that is measured of each. Of IFEval the leaderboard shows another number:
 the mean of this one and of inst_level_strict_acc, which is over instructions."""
