@@ -24,12 +24,14 @@ from transformers import (
 from tasks.artifacts.errors import BadInputError
 from tasks.evaluate.broken_numbers import broken_numbers
 from tasks.evaluate.chat_text import chat_text
+from tasks.evaluate.plain_text import PlainTextLM
 from tasks.evaluate.stage import EvaluateRecipe
+from tasks.modeling.document_start import start_token
 
 _LoglikelihoodRequest = tuple[tuple[str, str] | None, list[int], list[int]]
 
 
-class ExactLM(HFLM):  # type: ignore[misc, unused-ignore]
+class ExactLM(PlainTextLM, HFLM):  # type: ignore[misc, unused-ignore]
     """One model, `name` in the recipe; `before_batch` is called before each batch."""
 
     def __init__(
@@ -58,6 +60,9 @@ class ExactLM(HFLM):  # type: ignore[misc, unused-ignore]
         self._before_batch = before_batch
         self._task_of: dict[str, str] = {}
         """Prompt → the task that asks it, for errors."""
+
+    def find_document_start(self) -> int:
+        return start_token(self.model, self.tokenizer)
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """The conversation as text.

@@ -20,6 +20,7 @@ from lm_eval.api.model import LM
 
 from tasks.artifacts.errors import BadInputError
 from tasks.benchmarks.loading import LoadedTasks, data_digest
+from tasks.evaluate.plain_text import PlainTextLM
 from tasks.evaluate.stage import EvaluateRecipe
 
 
@@ -51,6 +52,8 @@ def evaluate_entry(lm: LM, entry: LoadedTasks, recipe: EvaluateRecipe) -> tuple[
     for task in entry.tasks.values():
         task.set_fewshot_seed(seed=recipe.seed)
     as_chat = recipe.apply_chat_template and not entry.plain_text
+    if isinstance(lm, PlainTextLM):
+        lm.plain_text = entry.plain_text
     results = lm_eval.evaluate(
         lm,
         {"tasks": entry.tasks, "groups": {}},

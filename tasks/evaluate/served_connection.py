@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from transformers import AutoConfig
+
 from tasks.artifacts.errors import BadInputError
 from tasks.benchmarks.loading import LoadedTasks
 from tasks.evaluate.served import ModelServer
 from tasks.evaluate.served_lm import ServedChat, ServedCompletions
 from tasks.evaluate.served_probe import probe
 from tasks.evaluate.stage import EvaluateRecipe
+from tasks.modeling.model_files import weights_directory
 from tasks.modeling.tokenizer_files import load_tokenizer
 from tasks.runtime.endpoint import key_from_environment
 from tasks.worker.job import InputArtifact, Job
@@ -66,5 +69,6 @@ def served_lm(
         **options,
     )
     lm.set_up(name, served, recipe, key, job)
-    lm.read_with(tokenizer)
+    config = AutoConfig.from_pretrained(weights_directory(directory), trust_remote_code=False)
+    lm.read_with(tokenizer, config.get_text_config().bos_token_id)
     return lm

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import aiohttp
@@ -22,9 +22,11 @@ from tasks.artifacts.errors import BadInputError, MediusError
 from tasks.artifacts.fingerprint import sha256_hex
 from tasks.evaluate.broken_numbers import broken_numbers
 from tasks.evaluate.chat_text import chat_text
+from tasks.evaluate.plain_text import PlainTextLM
 from tasks.evaluate.served import ServedModel
 from tasks.evaluate.served_probe import ServerError, is_refusal
 from tasks.evaluate.stage import EvaluateRecipe
+from tasks.modeling.document_start import likeliest_start
 from tasks.modeling.tokenizer_files import tokenizer_digest
 from tasks.worker.job import Job
 
@@ -167,17 +169,24 @@ class ServedChat(ServedLM, LocalChatCompletion):  # type: ignore[misc, unused-ig
         return content
 
 
-class ServedCompletions(ServedLM, LocalCompletionsAPI):  # type: ignore[misc, unused-ignore]
+class ServedCompletions(PlainTextLM, ServedLM, LocalCompletionsAPI):  # type: ignore[misc, unused-ignore]
     """Token ids, made here by the tokenizer of a model of the comparison."""
 
-    def read_with(self, tokenizer: PreTrainedTokenizerFast) -> None:
-        """Takes the tokenizer, loaded as everywhere else."""
-        self.tokenizer = tokenizer
+    def read_with(self, tokenizer: PreTrainedTokenizerFast, config_bos: int | None) -> None:
+        """Takes the tokenizer, loaded as everywhere else, and the BOS of its model's config."""
+        self.tokenizer, self._config_bos = tokenizer, config_bos
         template = tokenizer.chat_template if self._recipe.apply_chat_template else None
         self.about["tokenizer"] = {
             "digest": tokenizer_digest(tokenizer),
             "template_sha256": sha256_hex(str(template).encode()) if template else None,
         }
+
+    def find_document_start(self) -> int:
+        return likeliest_start(self.tokenizer, self._config_bos, self._nats)
+
+    def _nats(self, start: int, texts: Sequence[Sequence[int]]) -> float:
+        asked = [(("", ""), [start], list(ids[: self.max_length - 1])) for ids in texts]
+        return -sum(value for value, _ in self._loglikelihood_tokens(asked, disable_tqdm=True))
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         return chat_text(

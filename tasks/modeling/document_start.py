@@ -9,6 +9,8 @@ after <|im_start|>, and 1.028, 0.648, 1.488 and 2.124 after <|endoftext|>.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -34,8 +36,23 @@ def start_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> i
     Raises:
         BadInputError: the tokenizer has neither BOS nor end token.
     """
-    config = model.config.get_text_config()
-    named = [tokenizer.bos_token_id, config.bos_token_id, tokenizer.eos_token_id]
+    num_tokens = real_vocab_size(tokenizer)
+    bos = model.config.get_text_config().bos_token_id
+    return likeliest_start(tokenizer, bos, lambda start, texts: _nats(model, start, texts, num_tokens))
+
+
+def likeliest_start(
+    tokenizer: PreTrainedTokenizerFast,
+    config_bos: int | None,
+    nats_after: Callable[[int, Sequence[Sequence[int]]], float],
+) -> int:
+    """As start_token, of a model that is asked by `nats_after`(start, texts): what token ids take in all, each after
+    this start.
+
+    Raises:
+        BadInputError: the tokenizer has neither BOS nor end token.
+    """
+    named = [tokenizer.bos_token_id, config_bos, tokenizer.eos_token_id]
     first = next((token for token in named if token is not None), None)
     if first is None:
         raise BadInputError("the tokenizer has neither a BOS nor an end token, so that no text can be started; set one")
@@ -45,18 +62,18 @@ def start_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> i
     candidates = list(dict.fromkeys(candidates))
     if len(candidates) == 1:
         return candidates[0]
-    nats = {token: _probe(model, tokenizer, token, num_tokens) for token in candidates}
+    texts = [tokenizer.encode(text, add_special_tokens=False) for text in _PROBES]
+    nats = {token: nats_after(token, texts) for token in candidates}
     best = min(candidates, key=nats.__getitem__)
     # Not a number compares false: a broken model keeps its BOS, and whoever measures it says what is wrong.
     return best if nats[best] < (1 - MARGIN) * nats[candidates[0]] else candidates[0]
 
 
 @torch.inference_mode()
-def _probe(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, start: int, num_tokens: int) -> float:
-    """Nats of the probes after `start`."""
+def _nats(model: PreTrainedModel, start: int, texts: Sequence[Sequence[int]], num_tokens: int) -> float:
     nats = 0.0
-    for text in _PROBES:
-        ids_T = torch.tensor([start, *tokenizer.encode(text, add_special_tokens=False)], device=model.device)
+    for text in texts:
+        ids_T = torch.tensor([start, *text], device=model.device)
         logits_PV = model(ids_T[None], use_cache=False).logits[0, :-1, :num_tokens].float()
         nats += float(cross_entropy(logits_PV, ids_T[1:], reduction="sum"))
     return nats

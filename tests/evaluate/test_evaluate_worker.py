@@ -25,8 +25,9 @@ from tasks.evaluate.stage import STAGE, EvaluateGates, EvaluateRecipe
 from tasks.evaluate.turns import deal
 from tasks.exercises import Exercise, generate, is_correct
 from tasks.logits.rows import make_row, read_rows, write_rows
+from tasks.modeling.document_start import start_token
 from tasks.modeling.statistics import ratio_with_error
-from tasks.modeling.tokenizer_files import load_tokenizer
+from tasks.modeling.tokenizer_files import load_tokenizer, real_vocab_size
 from tasks.worker.spec import WorkerSpec
 
 RunStage = Callable[..., Artifact]
@@ -139,9 +140,11 @@ def test_cloze_items_are_answered_by_the_likeliest_word_of_plain_text(
 
 @torch.no_grad()
 def word_logprob(model: Any, tokenizer: Any, context: str, word: str) -> float:
-    whole, before = (tokenizer(text, add_special_tokens=False).input_ids for text in (f"{context} {word}", context))
+    texts = (f"{context} {word}", context)
+    start = start_token(model, tokenizer)
+    whole, before = ([start, *tokenizer(text, add_special_tokens=False).input_ids] for text in texts)
     assert whole[: len(before)] == before
-    logprobs_TV = model(torch.tensor([whole])).logits[0].log_softmax(-1)
+    logprobs_TV = model(torch.tensor([whole])).logits[0, :, : real_vocab_size(tokenizer)].log_softmax(-1)
     return float(sum(logprobs_TV[at - 1, whole[at]] for at in range(len(before), len(whole))))
 
 
