@@ -1,7 +1,7 @@
 """lm-eval's wrapper around one model, made strict: what it would cut, drop or let pass in silence ends the evaluation.
 
 Greedy decoding is greedy, prompts are whole, the chat template has all messages and the recipe's date, and logits are
-finite numbers.
+finite numbers of tokens that the tokenizer has.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from tasks.evaluate.chat_text import chat_text
 from tasks.evaluate.plain_text import PlainTextLM
 from tasks.evaluate.stage import EvaluateRecipe
 from tasks.modeling.document_start import start_token
+from tasks.modeling.tokenizer_files import real_vocab_size
 
 _LoglikelihoodRequest = tuple[tuple[str, str] | None, list[int], list[int]]
 
@@ -58,6 +59,7 @@ class ExactLM(PlainTextLM, HFLM):  # type: ignore[misc, unused-ignore]
         )
         self._name, self._recipe = name, recipe
         self._before_batch = before_batch
+        self._num_tokens = real_vocab_size(tokenizer)
         self._task_of: dict[str, str] = {}
         """Prompt → the task that asks it, for errors."""
 
@@ -132,32 +134,35 @@ class ExactLM(PlainTextLM, HFLM):  # type: ignore[misc, unused-ignore]
 
     def _model_generate(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         self._before_batch()
-        finite = LogitsProcessorList([_Finite(self._name, self._recipe.dtype)])
-        tokens_BT: torch.Tensor = super()._model_generate(*args, logits_processor=finite, **kwargs)
+        real = LogitsProcessorList([_RealLogits(self._real_logits)])
+        tokens_BT: torch.Tensor = super()._model_generate(*args, logits_processor=real, **kwargs)
         return tokens_BT
 
     def _model_call(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         self._before_batch()
-        logits_BTV: torch.Tensor = super()._model_call(*args, **kwargs)
-        _check_finite(logits_BTV, self._name, self._recipe.dtype)
-        return logits_BTV
+        return self._real_logits(super()._model_call(*args, **kwargs))
+
+    def _real_logits(self, logits: torch.Tensor) -> torch.Tensor:
+        """The logits, in place, with those of rows that only pad the embedding matrix ruled out.
+
+        Raises:
+            BadInputError: there are broken numbers among the others: of those, too, there is a largest.
+        """
+        logits[..., self._num_tokens :] = -torch.inf
+        # A row's largest logit is NaN or infinite where any is NaN or +inf; a model may rule tokens out by -inf.
+        if not bool(torch.isfinite(logits.amax(dim=-1)).all()):
+            raise broken_numbers(self._name, "a prompt", self._recipe.dtype)
+        return logits
 
 
 _REMEDY = "lower num_fewshot or max_new_tokens, or leave out the task or the model"
 
 
-class _Finite(LogitsProcessor):
-    """Looks at each step of a generation and changes nothing: of broken numbers, too, there is a largest."""
+class _RealLogits(LogitsProcessor):
+    """The same for each step of a generation."""
 
-    def __init__(self, name: str, dtype: str) -> None:
-        self.name, self.dtype = name, dtype
+    def __init__(self, real_logits: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        self.real_logits = real_logits
 
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        _check_finite(scores, self.name, self.dtype)
-        return scores
-
-
-def _check_finite(logits: torch.Tensor, name: str, dtype: str) -> None:
-    # A row's largest logit is NaN or infinite where any is NaN or +inf; a model may rule tokens out by -inf.
-    if not bool(torch.isfinite(logits.amax(dim=-1)).all()):
-        raise broken_numbers(name, "a prompt", dtype)
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.Tensor:  # type: ignore[override, unused-ignore]
+        return self.real_logits(scores)

@@ -21,7 +21,7 @@ from tasks.evaluate.exact_lm import ExactLM
 from tasks.evaluate.harness import evaluate_entry
 from tasks.evaluate.stage import EvaluateRecipe
 from tasks.modeling.model_files import load_causal_lm
-from tasks.modeling.tokenizer_files import load_tokenizer
+from tasks.modeling.tokenizer_files import load_tokenizer, real_vocab_size
 
 ModelFolder = Callable[..., Path]
 DATE = "26 Jul 2024"
@@ -180,6 +180,24 @@ def test_a_prompt_that_does_not_fit_is_refused_and_one_that_just_fits_is_not(
         BadInputError, match=r"a prompt of task choices of .* tokens does not fit the context of final, 96"
     ):
         evaluate_entry(lm, asked(room + 1), recipe)
+
+
+def test_rows_that_only_pad_the_embedding_are_no_answers(
+    around: Callable[..., ExactLM], tokenizer: PreTrainedTokenizerFast
+) -> None:
+    lm = around()
+    generated = {task.task_name: task for task in exercise_tasks(_exercises(), 4)}
+    entries = [LoadedTasks("choices", {"choices": choices()}, "acc"), LoadedTasks("all", generated, "exact_match")]
+    put = [float("-inf")]
+
+    def pad(_module: Any, _args: Any, output: Any) -> Any:
+        output.logits[..., real_vocab_size(tokenizer) :] = put[0]
+        return output
+
+    lm.model.register_forward_hook(pad)
+    without = [evaluate_entry(lm, entry, RECIPE)[0] for entry in entries]
+    put[0] = 1e4
+    assert [evaluate_entry(lm, entry, RECIPE)[0] for entry in entries] == without
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
