@@ -71,7 +71,9 @@ def run(job: Job) -> None:
         (directory / "models" / f"{name}.json").write_text(each.model_dump_json(indent=1) + "\n", encoding="utf-8")
     text = json.dumps(results, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
     (directory / "results.json").write_text(text + "\n", encoding="utf-8")
-    against = {name: pairs[recipe.reference] for name, pairs in results["paired"].items() if name != recipe.reference}
+    # Empty where the reference has broken numbers, and so is in no pair.
+    paired = results["paired"].items()
+    against = {name: pairs[recipe.reference] for name, pairs in paired if recipe.reference in pairs}
     job.complete(directory, {"models": results["models"], "minus_reference": against})
 
 

@@ -72,16 +72,21 @@ def test_models_are_measured_item_by_item_on_texts_that_the_evaluation_leaves_ou
     assert not any("data/model-" in path for path in added), "a measured model is not measured again"
 
 
+@pytest.mark.parametrize("reference", ["base", "broken"])
 def test_a_model_of_broken_numbers_is_told_and_the_others_are_measured(
-    run_stage: RunStage, inputs: dict[str, Artifact], model_folder: ModelFolder, tmp_path: Path
+    run_stage: RunStage, inputs: dict[str, Artifact], model_folder: ModelFolder, tmp_path: Path, reference: str
 ) -> None:
     broken = shutil.copytree(model_folder(1), tmp_path / "broken")
     weights = load_file(broken / "model.safetensors")
     weights["model.norm.weight"] = torch.full_like(weights["model.norm.weight"], float("nan"))
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
-    results = read(run_stage("compare", RECIPE, {**inputs, "model.broken": broken}), "results.json")
+    done = run_stage("compare", {**RECIPE, "reference": reference}, {**inputs, "model.broken": broken})
+    results = read(done, "results.json")
     assert results["models"]["broken"]["fault"] == "it gives logits that are not finite"
-    assert set(results["paired"]) == {"base", "other"}
+    assert {name: set(pairs) for name, pairs in results["paired"].items()} == {"base": {"other"}, "other": {"base"}}
+    manifest = done.manifest()
+    assert manifest is not None
+    assert set(manifest.metrics["minus_reference"]) == ({"other"} if reference == "base" else set())
 
 
 @pytest.mark.parametrize(
