@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,8 @@ from transformers import AutoConfig
 
 from tasks.artifacts.errors import BadInputError
 from tasks.fuse.stage import BASE
-from tasks.modeling.model_files import num_rows, weights_directory
+from tasks.modeling.model_files import num_rows, read_json, weights_directory
+from tasks.modeling.stopping import first_ends
 from tasks.modeling.tokenizer_files import load_tokenizer, real_vocab_size, tokenizer_digest
 
 MEANING = (
@@ -36,13 +37,15 @@ TOLERATED = ("rms_norm_eps",)
 Instruct model 1e-6."""
 
 
-def check_alike(directories: Mapping[str, Path], say: Callable[[str], None]) -> None:
-    """Refuses models of other tensors or with rows of other tokens: mergekit would mix those or cut them to size.
+def check_alike(directories: Mapping[str, Path], chat_from: str, say: Callable[[str], None]) -> None:
+    """Refuses models of other tensors or with rows of other tokens: mergekit would mix those or cut them to size. And
+    a model to chat like that does not end as all branches do: the fusion would write their end, and go on.
 
-    `directories` are the models by name, BASE among them. `say` is told of differences that are let pass.
+    `directories` are the models by name, BASE and `chat_from` among them. `say` is told of differences that are let
+    pass.
 
     Raises:
-        BadInputError: naming two models and what differs.
+        BadInputError: naming the models and what differs.
     """
     base, *others = (
         _Model(name, directories[name]) for name in (BASE, *(name for name in directories if name != BASE))
@@ -78,6 +81,13 @@ def check_alike(directories: Mapping[str, Path], say: Callable[[str], None]) -> 
         for field in TOLERATED:
             if other.config[field] != base.config[field]:
                 say(f"{field} is {base.config[field]} in {BASE} and {other.config[field]} in {other.name}")
+    chat = next(model for model in (base, *others) if model.name == chat_from)
+    if others and (missing := frozenset.intersection(*(other.ends for other in others)) - chat.ends):
+        raise BadInputError(
+            f"all branches end an answer with {', '.join(chat.tokens(missing))}, and {chat_from}, whose token ids the "
+            f"fusion gets, with {', '.join(chat.tokens(chat.ends)) or 'nothing'}, so that it might never stop; set "
+            f"fuse.recipe.chat_from to one of {', '.join(other.name for other in others)}"
+        )
 
 
 class _Model:
@@ -85,7 +95,7 @@ class _Model:
 
     def __init__(self, name: str, directory: Path) -> None:
         self.name = name
-        tokenizer = load_tokenizer(directory)
+        self.tokenizer = tokenizer = load_tokenizer(directory)
         weights = weights_directory(directory)
         self.digest = tokenizer_digest(tokenizer)
         self.rows = num_rows(weights)
@@ -98,6 +108,12 @@ class _Model:
         # Not the file: versions of transformers write the same rope as rope_theta or as rope_parameters.
         config = AutoConfig.from_pretrained(weights, trust_remote_code=False).get_text_config()
         self.config: dict[str, Any] = {field: getattr(config, field, None) for field in (*MEANING, *TOLERATED)}
+        stored = weights / "generation_config.json"
+        generation = read_json(stored).get("eos_token_id") if stored.is_file() else None
+        self.ends = first_ends(generation, config.eos_token_id, tokenizer.eos_token_id)
+
+    def tokens(self, ids: Iterable[int]) -> list[str]:
+        return [str(token) for token in self.tokenizer.convert_ids_to_tokens(sorted(ids))]
 
 
 def tensor_shapes(directory: Path) -> dict[str, tuple[int, ...]]:

@@ -42,7 +42,7 @@ def run(job: Job) -> None:
     started = time.monotonic()
     recipe, runtime = FuseRecipe.model_validate(job.recipe), FuseRuntime.model_validate(job.runtime)
     directories = _input_directories(job, recipe)
-    check_alike(directories, job.log)
+    check_alike(directories, recipe.chat_from, job.log)
     configuration = MergeConfiguration.model_validate(recipe.mergekit_config())
 
     # mergekit gives "@" and "+" in a path a meaning: models are links named as in the recipe, in the current folder.

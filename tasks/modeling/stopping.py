@@ -35,12 +35,16 @@ PINNED_DAY = date(2024, 7, 26)
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> frozenset[int]:
     """The ids that stop generation: those of generation_config, else the config's, else the tokenizer's."""
     generation = model.generation_config
-    candidates = (
+    return first_ends(
         None if generation is None else generation.eos_token_id,
         model.config.get_text_config().eos_token_id,
         tokenizer.eos_token_id,
     )
-    given = next((ids for ids in candidates if ids is not None), ())
+
+
+def first_ends(*stated: Any) -> frozenset[int]:
+    """The first eos_token_id, one or several, that is not None."""
+    given = next((ids for ids in stated if ids is not None), ())
     return frozenset(given if isinstance(given, (list, tuple)) else [given])
 
 
