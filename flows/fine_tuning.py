@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
+from flows.conversation_sets import conversation_sets
 from tasks.artifacts.frozen import Frozen
 from tasks.benchmarks.declare import ExerciseTasks
 from tasks.choose.stage import ChooseConfig
@@ -64,22 +65,43 @@ def replay_fault(tuning: FineTuning, surgery: Mapping[str, bool], read: Mapping[
         own = ", ".join(branch for branch, changed in surgery.items() if not changed) or "none"
         why = "is in its teacher's vocabulary, which the fusion does not have" if name in surgery else "is no branch"
         return f"fine_tuning.replay.branch is {name!r}, which {why}; name a branch without surgery: {own}"
-    mine, theirs = tuning.corpus.recipe, read[name]
+    if (other := _other_split(tuning.corpus.recipe, read[name])) is None:
+        return None
+    return (
+        f"fine_tuning.replay reads rows of the branch {name}, and fine_tuning.corpus.recipe has another split than it "
+        f"{other}, so that conversations which the fine-tuning holds out would be trained on; take the branch's seed "
+        f"and at most its fraction"
+    )
+
+
+def _other_split(mine: CorpusRecipe, theirs: CorpusRecipe) -> str | None:
+    """The two splits, if `theirs` may train on what `mine` holds out."""
     # A document is held out by its hash, which is below the larger fraction whenever it is below the smaller one.
     if mine.seed == theirs.seed and mine.heldout_fraction <= theirs.heldout_fraction:
         return None
     return (
-        f"fine_tuning.replay reads rows of the branch {name}, and fine_tuning.corpus.recipe has another split than it "
         f"(seed {mine.seed}, heldout_fraction {mine.heldout_fraction:g}, against {theirs.seed} and "
-        f"{theirs.heldout_fraction:g}), so that conversations which the fine-tuning holds out would be trained on; "
-        f"take the branch's seed and at most its fraction"
+        f"{theirs.heldout_fraction:g})"
     )
 
 
-def choice_fault(tuning: FineTuning, evaluated: EvaluateRecipe) -> str | None:
-    """Why a choice would be made on what is reported, in one sentence; None if it is not."""
+def choice_fault(tuning: FineTuning, evaluated: EvaluateRecipe, read: Mapping[str, CorpusRecipe]) -> str | None:
+    """Why a choice would be made on what is reported or was learnt, in one sentence; None if it is not.
+
+    Args:
+        read: each corpus that models before the fusion learn from, by its place in the profile.
+    """
     if tuning.choose is None:
         return None
+    mine = conversation_sets(tuning.corpus.recipe, tuning.evolve.recipe)
+    for where, recipe in read.items():
+        shared = sorted(mine & conversation_sets(recipe, tuning.evolve.recipe))
+        if shared and (other := _other_split(tuning.corpus.recipe, recipe)) is not None:
+            return (
+                f"fine_tuning.choose reads conversations of {shared[0]} that fine_tuning.corpus.recipe holds out, and "
+                f"{where}.recipe reads that set with another split {other}, so that the candidates may have learnt "
+                f"them; take its seed and at most its fraction"
+            )
     if evaluated.bits_per_byte and evaluated.max_documents is None:
         return (
             "assessment.evaluate.recipe.max_documents is not set, so that the evaluation measures every held-out text "

@@ -240,8 +240,16 @@ class Profile(Frozen):
     def _fine_tuning_fits(self) -> Self:
         surgery = {name: branch.surgeon is not None for name, branch in self.branches.items()}
         read = {name: branch.corpus.recipe for name, branch in self.branches.items()}
+        learnt = {f"branches.{name}.corpus": recipe for name, recipe in read.items()}
+        for name, branch in self.branches.items():
+            for other, more in branch.more_logits.items():
+                if more.corpus is not None:
+                    learnt[f"branches.{name}.more_logits.{other}.corpus"] = more.corpus.recipe
+        for name, block in self.prepared.items():
+            if block.corpus is not None:
+                learnt[f"prepared.{name}.corpus"] = block.corpus.recipe
         tuning, evaluated = self.fine_tuning, self.assessment.evaluate.recipe
-        for fault in (replay_fault(tuning, surgery, read), choice_fault(tuning, evaluated)):
+        for fault in (replay_fault(tuning, surgery, read), choice_fault(tuning, evaluated, learnt)):
             if fault is not None:
                 raise ValueError(fault)
         return self

@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from flows.conversation_sets import conversation_sets
 from flows.costs import CostOptions, cost_of
 from flows.dag import build
 from flows.profiles import load_profile
 from tasks.artifacts.errors import BadInputError
 from tasks.artifacts.store import open_store
 from tasks.choose.stage import ChooseRecipe
+from tasks.corpus.stage import CorpusRecipe
+from tasks.evolve.stage import EvolveRecipe
 from tasks.publish.lineage import Made, planned
 from tasks.publish.sources import sources
 from tasks.runtime.declare import Step
@@ -59,6 +62,47 @@ def test_no_candidate_learnt_a_conversation_that_is_chosen_on(profile: str) -> N
         read = branch.corpus.recipe
         assert read.seed == held_out.seed
         assert read.heldout_fraction >= held_out.heldout_fraction
+
+
+DATASET = "fine_tuning.evolve.recipe.source={kind: dataset, rows: {origin: file, path: own.jsonl}}"
+
+
+@pytest.mark.parametrize(
+    ("profile", "sets", "refused"),
+    [
+        ("micro", ["seed=1"], r"of exercises/add that .* and branches.llama.corpus.recipe reads .* 0 and 0.1\)"),
+        ("micro", ["heldout_fraction=0.11"], r"take its seed and at most its fraction"),
+        ("micro", ["heldout_fraction=0.05"], None),
+        ("micro", [DATASET, "seed=1"], None),
+        ("medius", ["heldout_fraction=0.02"], r"of hub/arcee-ai/EvolKit-75K that"),
+        ("medius", ["heldout_fraction=0.02", "fine_tuning.choose=null"], None),
+    ],
+)
+def test_a_choice_on_what_a_branch_may_have_learnt_is_refused(
+    profile: str, sets: list[str], refused: str | None
+) -> None:
+    changes = [each if each.startswith("fine_tuning.") else f"fine_tuning.corpus.recipe.{each}" for each in sets]
+    if refused is None:
+        load_profile(profile, changes)
+        return
+    with pytest.raises(BadInputError, match=refused):
+        load_profile(profile, changes)
+
+
+def test_one_file_is_one_set_however_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own.jsonl").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    rows = {"origin": "file", "path": "own.jsonl"}
+    instructions = EvolveRecipe.model_validate({"source": {"kind": "dataset", "rows": rows}})
+    files = {"kind": "files", "paths": [f"{tmp_path}/*.jsonl"], "format": "jsonl"}
+    found = [
+        conversation_sets(
+            CorpusRecipe.model_validate({"sources": [source], "max_tokens": 8, "template_date": "2024-07-26"}),
+            instructions,
+        )
+        for source in ({"kind": "instructions"}, {**files, "messages_field": "m"}, {**files, "text_field": "t"})
+    ]
+    assert found == [{f"{tmp_path}/own.jsonl"}, {f"{tmp_path}/own.jsonl"}, set()]
 
 
 def test_without_a_choice_the_fine_tuned_model_goes_on() -> None:
