@@ -7,7 +7,7 @@ from typing import Literal
 
 from flows.conversation_sets import conversation_sets
 from tasks.artifacts.frozen import Frozen
-from tasks.benchmarks.declare import ExerciseTasks
+from tasks.benchmarks.declare import CLOZE, ExerciseTasks
 from tasks.choose.stage import ChooseConfig
 from tasks.clean.stage import CleanConfig
 from tasks.corpus.stage import CorpusConfig, CorpusRecipe
@@ -102,7 +102,7 @@ def choice_fault(tuning: FineTuning, evaluated: EvaluateRecipe, read: Mapping[st
                 f"{where}.recipe reads that set with another split {other}, so that the candidates may have learnt "
                 f"them; take its seed and at most its fraction"
             )
-    if evaluated.bits_per_byte and evaluated.max_documents is None:
+    if _reads_texts(evaluated) and evaluated.max_documents is None:
         return (
             "assessment.evaluate.recipe.max_documents is not set, so that the evaluation measures every held-out text "
             "and none is left for fine_tuning.choose; set it to a part of them, or fine_tuning.choose to null"
@@ -116,9 +116,13 @@ def choice_fault(tuning: FineTuning, evaluated: EvaluateRecipe, read: Mapping[st
     return None
 
 
+def _reads_texts(evaluated: EvaluateRecipe) -> bool:
+    return evaluated.bits_per_byte or CLOZE in evaluated.entries
+
+
 def documents_of(evaluated: EvaluateRecipe) -> int:
     """How many held-out texts, from the first on, are the evaluation's."""
-    if not evaluated.bits_per_byte:
+    if not _reads_texts(evaluated):
         return 0
     assert evaluated.max_documents is not None, "choice_fault tells it"
     return evaluated.skip_documents + evaluated.max_documents

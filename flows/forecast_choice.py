@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from flows.forecast_evaluation import CHARS_A_TOKEN
 from flows.model_sizes import Sizes
 from tasks.choose.stage import ChooseRecipe, ChooseRuntime
 from tasks.planning.assumptions import Assumptions, start_seconds, utilisation_of
@@ -29,6 +30,9 @@ def forecast_choice(step: Step, sizes: Sizes, given: Assumptions, hardware: Hard
     tokens = texts.tokens + chats.tokens
     if recipe.exercises is not None:
         tokens += len(recipe.exercises.kinds) * recipe.exercises.items_per_kind * given.tokens_per_exercise
+    if (cloze := recipe.cloze) is not None:
+        # Each choice is read with a context of its own.
+        tokens += cloze.items * cloze.choices * cloze.context_chars / CHARS_A_TOKEN
     reading = Reading(prompt_tokens=tokens, answers=NUM_PROMPTS, answer_tokens=recipe.max_new_tokens)
     window = min(float(recipe.window_tokens), max(corpus.longest, instructions.longest))
     arithmetic: Arithmetic = "float32" if recipe.dtype == "float32" else "bfloat16"

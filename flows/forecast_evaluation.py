@@ -17,7 +17,7 @@ from tasks.planning.hardware import Arithmetic, Hardware
 from tasks.planning.quantities import byte_size, figure
 from tasks.runtime.declare import Step
 
-_CHARS_A_TOKEN = 4.0
+CHARS_A_TOKEN = 4.0
 _LONG_CHOICES = 0.08
 """Of a cloze item's choices so many are of several tokens: 7.5 % with SmolLM2's 49,152 on Python's documentation."""
 
@@ -123,7 +123,7 @@ def _reading(recipe: EvaluateRecipe, given: Assumptions) -> Reading:
             continue
         if isinstance(task, ClozeTasks):
             # Choices of one token share a pass over the context; of others each has its own.
-            tokens = task.items * (1 + _LONG_CHOICES * task.choices) * task.context_chars / _CHARS_A_TOKEN
+            tokens = task.items * (1 + _LONG_CHOICES * task.choices) * task.context_chars / CHARS_A_TOKEN
             reading += Reading(prompt_tokens=tokens)
             continue
         known, written = ITEMS.get(task.name, (given.items_per_task, True))

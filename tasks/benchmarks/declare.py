@@ -31,7 +31,7 @@ CLOZE = "cloze"
 
 
 class ClozeTasks(Frozen):
-    """Which word follows in a held-out text of the evaluation (cloze_tasks.py), as plain text without a template."""
+    """Which word follows in a held-out text (cloze_items.py), as plain text without a template."""
 
     type: Literal["cloze"]
     items: int = Field(300, ge=20)

@@ -21,9 +21,10 @@ from tasks.benchmarks.checks import (
     check_version,
     documents_sha256,
 )
-from tasks.benchmarks.cloze_tasks import CLUSTER as CLOZE_CLUSTER
+from tasks.benchmarks.cloze_items import CLUSTER as CLOZE_CLUSTER
+from tasks.benchmarks.cloze_items import Text
 from tasks.benchmarks.cloze_tasks import METRIC as CLOZE_METRIC
-from tasks.benchmarks.cloze_tasks import Text, cloze_task
+from tasks.benchmarks.cloze_tasks import cloze_task
 from tasks.benchmarks.declare import CLOZE, ClozeTasks, ExerciseTasks, HarnessTasks, exercise_entry, revision_of
 from tasks.benchmarks.exercise_tasks import METRIC, exercise_tasks
 from tasks.benchmarks.hub import data_sets_from

@@ -17,5 +17,9 @@ class Measured(Frozen):
     """The assistant's turns of held-out conversations, their ends included."""
     exercises: tuple[bool, ...] = ()
     """Which were answered."""
+    cloze: tuple[bool, ...] = ()
+    """Of which cloze items the right word was the likeliest."""
+    cloze_documents: tuple[str, ...] = ()
+    """Of which text each is."""
     stopped: tuple[bool, ...] = ()
     """Which prompts were answered to an end."""

@@ -13,10 +13,10 @@ from tasks.modeling.statistics import mean_with_error, paired_mean, paired_ratio
 def build_results(measured: Mapping[str, Measured], default: str) -> dict[str, Any]:
     """Each candidate with its standard errors, and each but the default minus the default over the same items.
 
-    `models[a]` has fault, and where its logits are finite texts and answers (bits per byte), exercises (a share; None
-    without any) and stops {stopped, prompts, lost}; `minus_default[a]` has the first three as paired differences, for
-    those of which, as of the default, something was measured. A stop is lost that the default makes and the other
-    does not.
+    `models[a]` has fault, and where its logits are finite texts and answers (bits per byte), exercises and cloze (a
+    share; None without any) and stops {stopped, prompts, lost}; `minus_default[a]` has all but the stops as paired
+    differences, for those of which, as of the default, something was measured. A stop is lost that the default makes
+    and the other does not.
     """
     own = measured[default]
     return {
@@ -40,6 +40,7 @@ def _summary(measured: Measured, default: Measured) -> dict[str, Any]:
         "texts": ratio_with_error(*_bits_and_bytes(measured.texts)),
         "answers": ratio_with_error(*_bits_and_bytes(measured.answers)),
         "exercises": mean_with_error(measured.exercises) if measured.exercises else None,
+        "cloze": mean_with_error(measured.cloze, measured.cloze_documents) if measured.cloze else None,
         "stops": {"stopped": sum(stopped), "prompts": len(stopped), "lost": lost},
     }
 
@@ -49,6 +50,7 @@ def _pair(one: Measured, other: Measured) -> dict[str, Any]:
         "texts": _difference(one.texts, other.texts),
         "answers": _difference(one.answers, other.answers),
         "exercises": paired_mean(one.exercises, other.exercises) if one.exercises and other.exercises else None,
+        "cloze": paired_mean(one.cloze, other.cloze, one.cloze_documents) if one.cloze and other.cloze else None,
     }
 
 

@@ -3,8 +3,9 @@
 1. Out is what cannot be used: logits that are not finite, a broken chat template, or no prompt answered to an end.
    Where that is the default, the usable candidate with the fewest bits per byte of answers goes on.
 2. Another candidate takes the default's place if, over the same items,
-   a. it gains: exercises answered, or bits per byte of held-out answers, by NUM_ERRORS paired standard errors,
-   b. it is not worse by as many on the other of the two,
+   a. it gains: exercises answered, cloze items, or bits per byte of held-out answers, by NUM_ERRORS paired standard
+      errors,
+   b. it is not worse by as many on another of these,
    c. its bits per byte of held-out texts exceed the default's by at most `max_text_loss`, and
    d. it stops at the prompts that the default stops at, but for a share of `max_stops_lost`.
 3. Of several that do, the one with the fewest bits per byte of answers; the first named, if two are equal.
@@ -18,9 +19,10 @@ from typing import Any
 
 NUM_ERRORS = 2.0
 RULE = (
-    "another candidate takes the default's place if it gains two paired standard errors in exercises or in bits per "
-    "byte of held-out answers, loses as much in neither, and keeps to the bounds on texts and on stops"
+    "another candidate takes the default's place if it gains two paired standard errors in exercises, cloze items or "
+    "bits per byte of held-out answers, loses as much in none of them, and keeps to the bounds on texts and on stops"
 )
+_ITEMS = {"exercises": "of the exercises", "cloze": "of the cloze items"}
 
 
 @dataclass(frozen=True)
@@ -100,17 +102,15 @@ def _objection(
 
 
 def _beyond(pair: Mapping[str, Any], sign: int) -> bool:
-    """Whether one of the two measures of instructions is better (sign 1) or worse (-1) than chance would have it."""
+    """Whether a measure of what is gained is better (sign 1) or worse (-1) than chance would have it."""
     gains = [(-pair["answers"]["difference"], pair["answers"]["stderr"])]
-    if pair["exercises"] is not None:
-        gains.append((pair["exercises"]["difference"], pair["exercises"]["stderr"]))
+    gains += [(pair[task]["difference"], pair[task]["stderr"]) for task in _ITEMS if pair[task] is not None]
     return any(sign * gain > 0 and sign * gain >= NUM_ERRORS * stderr for gain, stderr in gains)
 
 
 def _gains(pair: Mapping[str, Any]) -> str:
     parts = [_signed(pair["answers"], "bits per byte of answers")]
-    if pair["exercises"] is not None:
-        parts.append(_signed(pair["exercises"], "of the exercises", digits=3))
+    parts += [_signed(pair[task], what, digits=3) for task, what in _ITEMS.items() if pair[task] is not None]
     return ", ".join(parts)
 
 

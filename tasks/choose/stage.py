@@ -4,8 +4,8 @@ Inputs: `model.<name>` for each candidate, `corpus` for held-out texts, `instruc
 vocabulary) for held-out conversations. The artifact is the chosen model, file by file, and choice.json with what was
 measured of each.
 
-The choice is made on what the evaluation does not read: held-out texts after its own (`skip_documents`), conversations
-that were held out of the fine-tuning, and exercises of the split `dev`.
+The choice is made on what the evaluation does not read: held-out texts after its own (`skip_documents`) and cloze items
+of them, conversations that were held out of the fine-tuning, and exercises of the split `dev`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from tasks.artifacts.frozen import Frozen
-from tasks.benchmarks.declare import ExerciseTasks
+from tasks.benchmarks.declare import ClozeTasks, ExerciseTasks
 from tasks.runtime.declare import GateResult, Gates, Runtime, Stage, StageConfig, at_least
 
 CHOICE = "choice.json"
@@ -36,6 +36,8 @@ class ChooseRecipe(Frozen):
     """Held-out conversations of `instructions`."""
     exercises: ExerciseTasks | None = None
     """Answered by greedy decoding; left out where the recipe is about something else."""
+    cloze: ClozeTasks | None = None
+    """Made of the same texts as the bits per byte."""
     window_tokens: int = Field(2048, ge=2)
     max_new_tokens: int = Field(64, ge=1)
     """In which an answer must come to its end to count as stopped."""
@@ -98,4 +100,4 @@ def judge(metrics: Mapping[str, Any], gates: ChooseGates) -> list[GateResult]:
     )
 
 
-STAGE = Stage(name="choose", version=1, config=ChooseConfig, judge=judge, accelerated=True)
+STAGE = Stage(name="choose", version=2, config=ChooseConfig, judge=judge, accelerated=True)

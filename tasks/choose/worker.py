@@ -16,6 +16,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from tasks.artifacts.errors import BadInputError
 from tasks.artifacts.manifest import ShardReceipt
+from tasks.benchmarks.cloze_items import CLUSTER, Text, cloze_items
+from tasks.choose.cloze import asked_choices, is_right
 from tasks.choose.conversations import asked_exercises, asked_of, exercises_of, is_answered
 from tasks.choose.measured import Measured
 from tasks.choose.results import build_results
@@ -25,6 +27,7 @@ from tasks.logits.heldout import HELDOUT_FILE, conversations_to_choose_on, texts
 from tasks.logits.rows import read_rows
 from tasks.modeling.compared_models import check_models
 from tasks.modeling.document_bits import document_bits
+from tasks.modeling.document_start import start_token
 from tasks.modeling.item_bits import Bits
 from tasks.modeling.model_files import load_causal_lm, resolve_device
 from tasks.modeling.model_identity import is_model_file
@@ -110,6 +113,8 @@ class _Bench:
         self.conversations = conversations_to_choose_on(rows, recipe.max_conversations, instructions.artifact.uri)
         self.written_with = str(instructions.json("corpus.json")["tokenizer_digest"])
         self.exercises = exercises_of(recipe.exercises) if recipe.exercises is not None else []
+        given = [Text(row.document, row.text) for row in self.texts]
+        self.cloze = cloze_items(recipe.cloze, given) if recipe.cloze is not None else []
 
     def commit(self, name: str, source: InputArtifact) -> None:
         """Measures a candidate and commits its shard."""
@@ -151,6 +156,8 @@ class _Bench:
                 for row, bits in zip(self.conversations, answers, strict=True)
             ),
             exercises=self._answered(model, tokenizer),
+            cloze=self._guessed(model, tokenizer),
+            cloze_documents=tuple(item[CLUSTER] for item in self.cloze),
             stopped=tuple(stopped_prompts(model, tokenizer, max_new_tokens=recipe.max_new_tokens, day=self.day)),
         )
 
@@ -167,6 +174,15 @@ class _Bench:
             is_answered(each, found.likeliest, ends)
             for each, found in zip(asked, self._predict(model, tokenizer, asked), strict=True)
         )
+
+    def _guessed(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> tuple[bool, ...]:
+        """Of which cloze items the right word is the likeliest."""
+        if not self.cloze:
+            return ()
+        start = start_token(model, tokenizer)
+        asked = [each for item in self.cloze for each in asked_choices(tokenizer, start, item)]
+        found = iter(self._predict(model, tokenizer, asked))
+        return tuple(is_right(item, [sum(next(found).bits) for _ in item["choices"]]) for item in self.cloze)
 
     def _predict(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, asked: Sequence[Asked]

@@ -107,7 +107,7 @@ def _measure(
 ) -> None:
     """Commits the parts that have no receipt yet."""
     # Heavy, and only right after confine_hub.
-    from tasks.benchmarks.cloze_tasks import Text
+    from tasks.benchmarks.cloze_items import Text
     from tasks.benchmarks.loading import data_digest, load_tasks
     from tasks.evaluate.bench import Bench
     from tasks.evaluate.served_connection import served_lm

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tasks.artifacts.errors import BadInputError
-from tasks.benchmarks.cloze_tasks import NUM_COMMON, Text
+from tasks.benchmarks.cloze_items import NUM_COMMON, Text
 from tasks.benchmarks.declare import ClozeTasks
 from tasks.benchmarks.loading import load_tasks
 

@@ -100,3 +100,19 @@ def test_without_exercises_the_answers_decide() -> None:
     }
     assert build_results(models, "fused")["models"]["tuned"]["exercises"] is None
     assert chosen(models["fused"], tuned=models["tuned"]).chosen == "tuned"
+
+
+def test_cloze_items_are_a_gain_and_a_loss_like_exercises() -> None:
+    def with_cloze(answers: float, right: int) -> Measured:
+        documents = tuple(f"{at // 5}" for at in range(100))
+        cloze = tuple(at * 7 % 100 < right for at in range(100))
+        given = {**measured(answers).model_dump(), "exercises": (), "cloze": cloze, "cloze_documents": documents}
+        return Measured.model_validate(given)
+
+    assert chosen(with_cloze(3.0, 40), tuned=with_cloze(3.0, 70)).chosen == "tuned"
+    choice = chosen(with_cloze(3.0, 70), tuned=with_cloze(2.0, 40))
+    assert choice.chosen == "fused", "fewer bits for what the fine-tuning teaches do not buy what it made forget"
+    assert "-0.300 ± 0.0" in choice.reason
+    assert "of the cloze items" in choice.reason
+    pair = build_results({"fused": with_cloze(3.0, 40), "tuned": with_cloze(3.0, 70)}, "fused")["minus_default"]
+    assert pair["tuned"]["cloze"]["clusters"] == 20, "items of one text are not independent"

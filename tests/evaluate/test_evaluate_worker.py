@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.errors import BadInputError
 from tasks.artifacts.manifest import InputRecord
-from tasks.benchmarks.cloze_tasks import Text
+from tasks.benchmarks.cloze_items import Text
 from tasks.benchmarks.declare import ClozeTasks
 from tasks.benchmarks.loading import load_tasks
 from tasks.evaluate.stage import STAGE, EvaluateGates, EvaluateRecipe

@@ -16,7 +16,8 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from tasks.artifacts.artifact import Artifact
-from tasks.benchmarks.cloze_tasks import METRIC, Text, cloze_task
+from tasks.benchmarks.cloze_items import Text
+from tasks.benchmarks.cloze_tasks import METRIC, cloze_task
 from tasks.benchmarks.declare import ClozeTasks
 from tasks.benchmarks.loading import LoadedTasks
 from tasks.evaluate.exact_lm import ExactLM

@@ -134,6 +134,10 @@ def test_a_fine_tuning_that_made_the_model_worse_reaches_the_choice(sets: list[s
     ("change", "message"),
     [
         ("assessment.evaluate.recipe.max_documents=null", "and none is left for fine_tuning.choose"),
+        (
+            "assessment.evaluate.recipe={tasks: [{type: cloze}], bits_per_byte: false, reference: a, candidate: b}",
+            "and none is left for fine_tuning.choose",
+        ),
         ("assessment.evaluate.recipe.tasks.0.split=dev", "of the split dev, on which fine_tuning.choose chooses"),
         ("fine_tuning.choose.recipe.exercises.split=test", "set exercises.split to dev"),
         ("models.tuned={recipe: {source: {kind: miniature, name: qwen-base}}}", "'tuned' would name two models"),

@@ -21,7 +21,7 @@ def test_candidates_differences_and_the_reason_are_shown(
     make: Callable[..., Artifact], record_of: Callable[..., StageRecord], store: Store
 ) -> None:
     def model(bits: float) -> dict[str, Any]:
-        measured = {"texts": estimate(bits), "answers": estimate(bits), "exercises": None}
+        measured = {"texts": estimate(bits), "answers": estimate(bits), "exercises": None, "cloze": estimate(0.5)}
         return {"fault": None, **measured, "stops": {"stopped": 7, "prompts": 8, "lost": 0}}
 
     difference = {"difference": -0.5, "stderr": 0.02, "z": -25.0}
@@ -32,7 +32,9 @@ def test_candidates_differences_and_the_reason_are_shown(
         "rule": "the better one",
         "verdicts": {"fused": "is worse than tuned", "odd": "it gives logits that are not finite"},
         "models": {"fused": model(2.5), "tuned": model(2.0), "odd": {"fault": "it gives logits that are not finite"}},
-        "minus_default": {"tuned": {"texts": difference, "answers": difference, "exercises": None}},
+        "minus_default": {
+            "tuned": {"texts": difference, "answers": difference, "exercises": None}
+        },  # as before cloze items
     }
     record = record_of(make("choose", "choose", {"choice.json": json.dumps(choice).encode()}))
     [section] = choice_sections([record], store)
@@ -42,9 +44,9 @@ def test_candidates_differences_and_the_reason_are_shown(
     assert "the better one" in note.text
     assert isinstance(candidates, Grid)
     assert candidates.table.rows == (
-        ("fused", "2.5000 ± 0.0100", "2.5000 ± 0.0100", "–", "7 of 8", "is worse than tuned"),
-        ("tuned", "2.0000 ± 0.0100", "2.0000 ± 0.0100", "–", "7 of 8", "chosen"),
-        ("odd", "–", "–", "–", "–", "it gives logits that are not finite"),
+        ("fused", "2.5000 ± 0.0100", "2.5000 ± 0.0100", "–", "0.500 ± 0.010", "7 of 8", "is worse than tuned"),
+        ("tuned", "2.0000 ± 0.0100", "2.0000 ± 0.0100", "–", "0.500 ± 0.010", "7 of 8", "chosen"),
+        ("odd", "–", "–", "–", "–", "–", "it gives logits that are not finite"),
     )
     assert isinstance(differences, Grid)
-    assert differences.table.rows == (("tuned", "-0.5000 ± 0.0200", "-0.5000 ± 0.0200", "–"),)
+    assert differences.table.rows == (("tuned", "-0.5000 ± 0.0200", "-0.5000 ± 0.0200", "–", "–"),)

@@ -14,6 +14,7 @@ _MEASURED = (
     ("texts", "bits per byte of texts", 4),
     ("answers", "bits per byte of answers", 4),
     ("exercises", "exercises", 3),
+    ("cloze", "cloze items", 3),
 )
 
 
@@ -25,9 +26,9 @@ def choice_sections(records: Sequence[StageRecord], store: Store) -> list[Sectio
         if choice is None:
             continue
         note = (
-            f"{choice['reason']}. Measured on what the evaluation does not read: held-out texts after its own, "
-            f"conversations that the fine-tuning never saw, exercises of the split dev. Rule, fixed before: "
-            f"{choice['rule']}."
+            f"{choice['reason']}. Measured on what the evaluation does not read: held-out texts after its own and "
+            f"cloze items of them, conversations that the fine-tuning never saw, exercises of the split dev. Rule, "
+            f"fixed before: {choice['rule']}."
         )
         blocks = [Note(note), Grid(_candidates(choice), "The candidates; ± is one standard error")]
         if choice["minus_default"]:
@@ -54,7 +55,7 @@ def _candidates(choice: Mapping[str, Any]) -> Table:
 
 def _differences(choice: Mapping[str, Any]) -> Table:
     rows = [
-        (name, *(with_error(pair[key], "difference", digits) for key, _, digits in _MEASURED))
+        (name, *(with_error(pair.get(key), "difference", digits) for key, _, digits in _MEASURED))
         for name, pair in choice["minus_default"].items()
     ]
     return Table((f"minus {choice['default']}", *(title for _, title, _ in _MEASURED)), tuple(rows))
