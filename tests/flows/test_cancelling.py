@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from threading import Event
 from types import SimpleNamespace
 from typing import Any, Self
@@ -58,7 +58,7 @@ class Server:
 
 
 @pytest.fixture
-def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def started(monkeypatch: pytest.MonkeyPatch) -> Callable[[Server], Server]:
     """started(server): as if a worker of that server had started this run."""
 
     def on(server: Server) -> Server:
