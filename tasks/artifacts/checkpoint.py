@@ -25,7 +25,7 @@ from tasks.artifacts.frozen import Frozen
 from tasks.artifacts.manifest import ObjectRecord
 
 _NAME = re.compile(r"step-(\d+)-[0-9a-f]+\.json")
-_FOLDER = re.compile(r"step-\d+-[0-9a-f]+")
+_FOLDER = re.compile(r"step-\d+-([0-9a-f]+)")
 
 
 class CheckpointRecord(Frozen):
@@ -67,7 +67,7 @@ class CheckpointFolder:
             )
         record = CheckpointRecord(step=step, objects=tuple(objects), inputs=self.inputs, state=state)
         self.artifact.store.put(self.artifact.path(f"{base}.json"), encode_record(record))
-        names = self._names()
+        names = _names(self.artifact)
         listed = _newest_first(names)
         own = base.rpartition("/")[2]
         for name, _ in listed[keep:]:
@@ -82,7 +82,7 @@ class CheckpointFolder:
 
     def latest(self, target: Path) -> Checkpoint | None:
         """The newest checkpoint that is whole and of these inputs, copied into a folder below `target`."""
-        for name, step in _newest_first(self._names()):
+        for name, step in _newest_first(_names(self.artifact)):
             directory = target / name.removesuffix(".json")
             try:
                 record = CheckpointRecord.model_validate_json(self.artifact.store.get(self._path(name)))
@@ -104,11 +104,6 @@ class CheckpointFolder:
     def _path(self, name: str) -> str:
         return self.artifact.path(f"checkpoints/{name}")
 
-    def _names(self) -> list[str]:
-        """Paths of all lists and files below checkpoints/."""
-        prefix = self._path("")
-        return [entry.path.removeprefix(prefix) for entry in self.artifact.store.list(prefix[:-1])]
-
     def _fetch(self, record: CheckpointRecord, directory: Path) -> None:
         for entry in record.objects:
             file = directory / entry.name
@@ -121,6 +116,24 @@ class CheckpointFolder:
         self.artifact.store.delete(self._path(name))
         for entry in list(self.artifact.store.list(self._path(name.removesuffix(".json")))):
             self.artifact.store.delete(entry.path)
+
+
+def checkpoint_lists(artifact: Artifact) -> list[tuple[str, int]]:
+    """(path in the store, step) of the list of each checkpoint that has one, newest first. No file is compared with
+    it."""
+    return [(artifact.path(f"checkpoints/{name}"), step) for name, step in _newest_first(_names(artifact))]
+
+
+def checkpoint_attempts(artifact: Artifact) -> set[str]:
+    """The attempts that left anything below checkpoints/, be it torn."""
+    folders = (name.partition("/")[0].removesuffix(".json") for name in _names(artifact))
+    return {match[1] for folder in folders if (match := _FOLDER.fullmatch(folder))}
+
+
+def _names(artifact: Artifact) -> list[str]:
+    """Paths of all lists and files below checkpoints/."""
+    prefix = artifact.path("checkpoints/")
+    return [entry.path.removeprefix(prefix) for entry in artifact.store.list(prefix[:-1])]
 
 
 def _newest_first(names: list[str]) -> list[tuple[str, int]]:

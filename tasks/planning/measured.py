@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tasks.artifacts.artifact import Artifact
+from tasks.artifacts.checkpoint import checkpoint_lists
 from tasks.artifacts.manifest import MAIN_SHARD, ShardReceipt
 from tasks.artifacts.store import ObjectInfo
 
@@ -115,22 +116,17 @@ def _rate(work: _Work) -> float | None:
 
 def training_progress(artifact: Artifact) -> TrainingProgress | None:
     """None before the first checkpoint."""
-    lists = [entry for entry in artifact.store.list(artifact.path("checkpoints")) if _is_list(entry.path)]
+    lists = checkpoint_lists(artifact)
     if not lists:
         return None
-    newest = max(lists, key=lambda entry: int(entry.path.rpartition("step-")[2].partition("-")[0]))
-    record: dict[str, Any] = json.loads(artifact.store.get(newest.path))
+    newest, _ = lists[0]
+    record: dict[str, Any] = json.loads(artifact.store.get(newest))
     state = record["state"].get("training", {})
     return TrainingProgress(
         step=int(record["step"]),
         tokens=float(state.get("tokens", 0)),
         tokens_per_second=_logged_speed(artifact),
     )
-
-
-def _is_list(path: str) -> bool:
-    folder, _, name = path.rpartition("/")
-    return folder.endswith("/checkpoints") and name.startswith("step-") and name.endswith(".json")
 
 
 def performance_lines(artifact: Artifact) -> list[dict[str, Any]]:

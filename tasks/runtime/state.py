@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from tasks.artifacts.artifact import Artifact, decode_record
+from tasks.artifacts.checkpoint import checkpoint_lists
 from tasks.artifacts.errors import ObjectMissingError
 from tasks.artifacts.lease import LeaseRecord, holder_is_dead
 from tasks.artifacts.manifest import Manifest
@@ -45,10 +46,9 @@ def step_state(step: Step, store: Store) -> StepState:
             return StepState(step, "gate failed", ", ".join(entry.gate for entry in failed), manifest)
         return StepState(step, "finished", f"digest {manifest.digest[:12]}", manifest)
     num_shards = sum(1 for _ in store.list(artifact.path("shards")))
-    checkpoints = [entry.path for entry in store.list(artifact.path("checkpoints")) if entry.path.endswith(".json")]
     saved = f"{num_shards} shards" if num_shards else ""
-    if checkpoints:
-        newest = max(int(path.rpartition("step-")[2].partition("-")[0]) for path in checkpoints)
+    if checkpoints := checkpoint_lists(artifact):
+        _, newest = checkpoints[0]
         saved = f"checkpoint at step {newest}"
     # A stage whose workers share its shards has a lease for each that is being made.
     leases = [artifact.path("lease.json"), *(entry.path for entry in store.list(artifact.path("leases")))]

@@ -19,6 +19,7 @@ from flows.profiles import load_profile
 from flows.stack_processes import living_runs, marked, wait_until
 from flows.stack_services import STORE, worker_name
 from tasks.artifacts.artifact import Artifact
+from tasks.artifacts.checkpoint import checkpoint_lists
 from tasks.artifacts.store import Store, open_store
 from tasks.artifacts.verify import find_damage
 from tests.flows.test_stack import Running
@@ -143,7 +144,7 @@ def test_a_recipe_that_is_cancelled_takes_the_training_on_another_pool_with_it(r
     assert wait_until(lambda: not {run, child} & living_runs(), 180), "their processes are still there"
     assert wait_for_end(running, run)["state_type"] == "CANCELLED"
     assert wait_for_end(running, child)["state_type"] == "CANCELLED"
-    assert any(entry.path.endswith(".json") for entry in store.list(training.path("checkpoints")))
+    assert checkpoint_lists(training)
 
 
 def makers(dump: Artifact) -> set[str]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tasks.artifacts.artifact import Artifact
+from tasks.artifacts.checkpoint import checkpoint_lists
 from tasks.artifacts.manifest import Manifest
 from tasks.artifacts.store import Store, open_store
 from tasks.artifacts.verify import find_damage
@@ -66,8 +67,7 @@ class Scene:
 
     def checkpoint(self, label: str) -> int:
         """Step of the newest checkpoint, 0 without any."""
-        steps = [re.fullmatch(r"step-(\d+)-\w+\.json", name) for name in self.names(label, "checkpoints")]
-        return max((int(match[1]) for match in steps if match), default=0)
+        return next((step for _, step in checkpoint_lists(Artifact(self.store, self.steps[label].directory))), 0)
 
     def logs(self, label: str) -> list[str]:
         """What the step's launches said, of those whose end the runtime has seen."""

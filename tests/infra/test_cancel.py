@@ -8,6 +8,7 @@ import pytest
 
 from flows.stack_processes import living_runs
 from tasks.artifacts.artifact import Artifact
+from tasks.artifacts.checkpoint import checkpoint_lists
 from tasks.artifacts.runs import read_run
 from tasks.artifacts.store import open_store
 from tests.infra.guarded_server import GuardedServer
@@ -52,8 +53,8 @@ def test_cancelling_waits_for_a_checkpoint_longer_than_prefect_does(
     assert run in living_runs(), "so nothing takes the run for a dead one"
 
     (tmp_path / "save").touch()
-    checkpoints = Artifact(store, step_of(tmp_path).directory).path("checkpoints")
-    guarded.wait(lambda: any(e.path.endswith(".json") for e in store.list(checkpoints)), 120, "the checkpoint")
+    artifact = Artifact(store, step_of(tmp_path).directory)
+    guarded.wait(lambda: checkpoint_lists(artifact), 120, "the checkpoint")
     guarded.wait(lambda: run not in living_runs(), 60, "the end of all processes")
     assert not list((guarded.folder / ".medius/scratch").rglob("spec.json")), "its scratch folder is gone"
 

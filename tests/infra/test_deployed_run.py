@@ -21,6 +21,7 @@ from flows.profiles import load_profile
 from flows.stack_processes import wait_until
 from flows.stack_services import STORE
 from tasks.artifacts.artifact import Artifact
+from tasks.artifacts.checkpoint import checkpoint_lists
 from tasks.artifacts.store import open_store
 from tests.faults.test_workers import Stack
 from tests.flows.test_stack import Running
@@ -107,10 +108,7 @@ def test_a_killed_run_s_training_is_taken_up_from_its_checkpoint(
     artifact = Artifact(open_store(STORE), step.directory)
     run = start(running, until=STAGE, **options)
 
-    def saved() -> bool:
-        return any(entry.path.endswith(".json") for entry in artifact.store.list(artifact.path("checkpoints")))
-
-    assert wait_until(saved, 900)
+    assert wait_until(lambda: bool(checkpoint_lists(artifact)), 900)
     os.kill(Stack(running).flow_process(run), signal.SIGKILL)
     assert reaches(running, run, "CRASHED"), "its worker lives, and tells"
     # Prefect's worker tells the end a second time, 3 s after its runner: a retry in between is marked as crashed again.

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tasks.artifacts.artifact import Artifact
+from tasks.artifacts.checkpoint import checkpoint_lists
 from tasks.artifacts.errors import InterruptedRunError
 from tasks.artifacts.store import Store
 from tasks.runtime.declare import Step
@@ -71,14 +72,11 @@ def test_a_worker_that_was_asked_to_stop_saves_although_its_run_is_killed(
     start: Start, launcher: str, count: int, announced: Path, store: Store, tmp_path: Path
 ) -> None:
     scratch, step = tmp_path / "scratch", errand("a", steps=100_000)
-    checkpoints = Artifact(store, step.directory).path("checkpoints")
+    artifact = Artifact(store, step.directory)
     ask_and_kill(start(launcher, count, 120), scratch)
 
-    def saved() -> bool:
-        return any(entry.path.endswith(".json") for entry in store.list(checkpoints))
-
     assert all(is_alive(worker) for worker in processes(announced))
-    assert not saved()
+    assert not checkpoint_lists(artifact)
     [lock] = scratch.glob("*/*.lock")
     # The next run of the step waits for it, and goes on from what it saves.
     context = RunContext(store=store, scratch=scratch)
@@ -104,7 +102,7 @@ def test_a_worker_that_was_asked_to_stop_saves_although_its_run_is_killed(
     wait_for(lambda: any("saves its last checkpoint" in event.message for event in said), 60, "the next run waits")
     assert not processes(tmp_path / "again")
     (tmp_path / "save").touch()
-    wait_for(saved, 60, "the checkpoint is there")
+    wait_for(lambda: checkpoint_lists(artifact), 60, "the checkpoint is there")
     wait_for(lambda: not any(map(is_alive, processes(announced))), 20, "the workers end")
     wait_for(lambda: not lock.exists() and not lock.with_suffix("").exists(), 20, "the launch's folder is gone")
     again.join(120)

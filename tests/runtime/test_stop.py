@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tasks.artifacts.artifact import Artifact, encode_record
+from tasks.artifacts.checkpoint import checkpoint_lists
 from tasks.artifacts.errors import InterruptedRunError, LeaseLostError, WorkerInterruptedError
 from tasks.artifacts.lease import Lease, LeaseRecord
 from tasks.artifacts.store import Store
@@ -204,8 +205,7 @@ def test_a_signal_to_every_process_of_a_launch_reaches_its_ranks_alone(
     running.thread.join(60)
     assert isinstance(running.error, WorkerInterruptedError)
     assert running.error.retryable
-    checkpoints = Artifact(context.store, step.directory).path("checkpoints")
-    assert any(entry.path.endswith(".json") for entry in context.store.list(checkpoints))
+    assert checkpoint_lists(Artifact(context.store, step.directory))
     assert not any(map(is_alive, launch))
 
 
@@ -218,8 +218,7 @@ def test_ranks_under_torchrun_are_stopped_like_any_worker(context: RunContext, a
     running.thread.join(30)
     assert isinstance(running.error, InterruptedRunError)
     assert not any(is_alive(process) for process in processes(announced))
-    checkpoints = Artifact(context.store, step.directory).path("checkpoints")
-    assert any(entry.path.endswith(".json") for entry in context.store.list(checkpoints))
+    assert checkpoint_lists(Artifact(context.store, step.directory))
 
 
 def test_a_worker_whose_parent_is_gone_before_it_begins_does_not_begin(tmp_path: Path) -> None:

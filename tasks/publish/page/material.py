@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tasks.artifacts.artifact import Artifact
+from tasks.artifacts.checkpoint import checkpoint_attempts
 from tasks.artifacts.errors import ObjectMissingError
 from tasks.artifacts.manifest import MAIN_SHARD, Manifest
 from tasks.artifacts.store import Store
@@ -89,12 +90,11 @@ def stage_records(states: Iterable[StepState], store: Store) -> list[StageRecord
 def _launches_seen(store: Store, directory: str, manifest: Manifest) -> int:
     """By the attempts in data/<shard>-<attempt>/…, logs/worker-<attempt>.log and checkpoints/step-<N>-<attempt>/…"""
     seen = {entry.path.split("/")[1].rpartition("-")[2] for entry in manifest.objects}
-    for folder, begin in (("logs", "worker-"), ("checkpoints", "step-")):
-        for entry in store.list(f"{directory}/{folder}"):
-            name = entry.path.removeprefix(f"{directory}/{folder}/").split("/")[0]
-            if name.startswith(begin):
-                seen.add(name.rpartition("-")[2].split(".")[0])
-    return len(seen)
+    for entry in store.list(f"{directory}/logs"):
+        name = entry.path.removeprefix(f"{directory}/logs/").split("/")[0]
+        if name.startswith("worker-"):
+            seen.add(name.rpartition("-")[2].split(".")[0])
+    return len(seen | checkpoint_attempts(Artifact(store, directory)))
 
 
 def judged_gates(store: Store, directory: str) -> tuple[JudgedGate, ...]:
