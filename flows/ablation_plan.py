@@ -120,11 +120,6 @@ def part_name(branch: str) -> str:
 
 def _comparison(profile: Profile, reference: str) -> CompareConfig:
     evaluated, compare = profile.assessment.evaluate.recipe, profile.ablations.compare
-    if evaluated.bits_per_byte and evaluated.max_documents is None:
-        raise BadInputError(
-            "assessment.evaluate.recipe.max_documents is not set, so that the evaluation measures every held-out text "
-            "and none is left to choose on; set it to a part of them"
-        )
     recipe = CompareRecipe(
         reference=reference,
         skip_documents=documents_of(evaluated),

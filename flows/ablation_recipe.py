@@ -139,11 +139,7 @@ def _without_replayed_teacher(config: SftConfig) -> SftConfig:
 def _measured(profile: Profile) -> EvaluateConfig:
     """The profile's evaluation on items and texts that it does not report."""
     reported, measure = profile.assessment.evaluate, profile.ablations.recipe
-    if reported.recipe.bits_per_byte and reported.recipe.max_documents is None:
-        raise BadInputError(
-            "assessment.evaluate.recipe.max_documents is not set, so that the evaluation measures every held-out text "
-            "and none is left to choose on; set it to a part of them"
-        )
+    reported_documents = documents_of(reported.recipe)
     tasks = measure.tasks or _on_dev(reported.recipe)
     if not tasks:
         raise BadInputError(
@@ -160,7 +156,7 @@ def _measured(profile: Profile) -> EvaluateConfig:
         "parents": (),
         "twins": {},
         "served": {},
-        "skip_documents": documents_of(reported.recipe),
+        "skip_documents": reported_documents,
         "max_documents": measure.max_documents,
     }
     given = {field: getattr(reported.recipe, field) for field in type(reported.recipe).model_fields}

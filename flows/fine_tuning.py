@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Literal
 
 from flows.conversation_sets import conversation_sets
+from tasks.artifacts.errors import BadInputError
 from tasks.artifacts.frozen import Frozen
-from tasks.benchmarks.declare import CLOZE, ExerciseTasks
+from tasks.benchmarks.declare import ExerciseTasks
 from tasks.choose.stage import ChooseConfig
 from tasks.clean.stage import CleanConfig
 from tasks.corpus.stage import CorpusConfig, CorpusRecipe
@@ -102,11 +103,8 @@ def choice_fault(tuning: FineTuning, evaluated: EvaluateRecipe, read: Mapping[st
                 f"{where}.recipe reads that set with another split {other}, so that the candidates may have learnt "
                 f"them; take its seed and at most its fraction"
             )
-    if _reads_texts(evaluated) and evaluated.max_documents is None:
-        return (
-            "assessment.evaluate.recipe.max_documents is not set, so that the evaluation measures every held-out text "
-            "and none is left for fine_tuning.choose; set it to a part of them, or fine_tuning.choose to null"
-        )
+    if (fault := _texts_fault(evaluated)) is not None:
+        return f"{fault}, or fine_tuning.choose to null"
     splits = {task.split for task in evaluated.tasks if isinstance(task, ExerciseTasks)}
     if (exercises := tuning.choose.recipe.exercises) is not None and exercises.split in splits:
         return (
@@ -116,13 +114,22 @@ def choice_fault(tuning: FineTuning, evaluated: EvaluateRecipe, read: Mapping[st
     return None
 
 
-def _reads_texts(evaluated: EvaluateRecipe) -> bool:
-    return evaluated.bits_per_byte or CLOZE in evaluated.entries
+def _texts_fault(evaluated: EvaluateRecipe) -> str | None:
+    """Why there is no text to choose on beside an evaluation's; None if there may be some."""
+    if not evaluated.reads_texts or evaluated.max_documents is not None:
+        return None
+    return (
+        "assessment.evaluate.recipe.max_documents is not set, so that the evaluation reads every held-out text and "
+        "none is left to choose on; set it to a part of them"
+    )
 
 
 def documents_of(evaluated: EvaluateRecipe) -> int:
-    """How many held-out texts, from the first on, are the evaluation's."""
-    if not _reads_texts(evaluated):
-        return 0
-    assert evaluated.max_documents is not None, "choice_fault tells it"
-    return evaluated.skip_documents + evaluated.max_documents
+    """How many held-out texts, from the first on, are the evaluation's.
+
+    Raises:
+        BadInputError: all of them are.
+    """
+    if (fault := _texts_fault(evaluated)) is not None:
+        raise BadInputError(fault)
+    return evaluated.skip_documents + (evaluated.max_documents or 0) if evaluated.reads_texts else 0

@@ -41,7 +41,7 @@ def require_choice(choice: Step, store: Store) -> None:
 
 def require_texts(corpus: Step, recipe: ChooseRecipe | CompareRecipe | EvaluateRecipe, store: Store) -> None:
     """Raises BadInputError where the evaluation takes all held-out texts, or all but one."""
-    if isinstance(recipe, EvaluateRecipe) and not recipe.bits_per_byte:
+    if isinstance(recipe, EvaluateRecipe) and not recipe.reads_texts:
         return
     texts, where = _counted(corpus, enough.HELDOUT_TEXTS, store)
     if texts is not None:

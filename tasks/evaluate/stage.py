@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from tasks.artifacts.frozen import Frozen
-from tasks.benchmarks.declare import ClozeTasks, EvaluationTasks, ExerciseTasks, HarnessTasks
+from tasks.benchmarks.declare import CLOZE, ClozeTasks, EvaluationTasks, ExerciseTasks, HarnessTasks
 from tasks.evaluate.served import ModelServer, ServedModel
 from tasks.runtime.declare import GateResult, Gates, Runtime, Stage, StageConfig, at_least, at_most
 
@@ -52,6 +52,11 @@ class EvaluateRecipe(Frozen):
     def entries(self) -> list[str]:
         """What is measured of each model, one by one: kinds of exercises, tasks and groups of the harness."""
         return [entry for task in self.tasks for entry in task.entries]
+
+    @property
+    def reads_texts(self) -> bool:
+        """Whether anything is measured on held-out texts, or made of them."""
+        return self.bits_per_byte or CLOZE in self.entries
 
     @field_validator("template_date")
     @classmethod

@@ -27,6 +27,11 @@ def _content() -> Iterator[None]:
         yield
 
 
+CLOZE_ALONE = (
+    "assessment.evaluate.recipe={tasks: [{type: cloze}], bits_per_byte: false, max_documents: null, reference: base,"
+    "candidate: tuned}"
+)
+"""An evaluation that measures no text as such, and reads all of them for its items."""
 DOCUMENTS = "assessment.evaluate.recipe.max_documents=4"
 
 
@@ -116,6 +121,7 @@ def test_nothing_of_an_ablation_is_in_a_key() -> None:
             None,
             "none is left to",
         ),
+        *[(kind, [CLOZE_ALONE, "fine_tuning.choose=null"], None, "none is left to") for kind in ("reversion", "fusion")],
         (
             "fusion",
             ["ablations.fusion=[{merge_method: ties, weights: [[1]]}]"],

@@ -139,6 +139,16 @@ def tasks_of(name: str) -> str:
             ["assessment.evaluate.recipe.max_documents=null", "fine_tuning.choose=null"],
             "none is left to choose on",
         ),
+        (
+            "tiny",
+            [
+                "assessment.evaluate.recipe.tasks=[{type: cloze, items: 40}]",
+                "assessment.evaluate.recipe.bits_per_byte=false",
+                "assessment.evaluate.recipe.max_documents=null",
+                "fine_tuning.choose=null",
+            ],
+            "none is left to choose on",
+        ),
         ("micro", ["models.all={recipe: {source: {kind: miniature, name: qwen-base}}}",
                    "assessment.baselines=[all]", "assessment.evaluate.recipe.reference=all"], "'all' is called like"),
         ("tiny", ["ablations.recipe.tasks=[{type: exercises, kinds: [sort]}]"], "set their split to dev"),

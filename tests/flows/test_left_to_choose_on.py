@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 
 from flows.dag import build
-from flows.left_to_choose_on import corpora_of_choice, require_choice
+from flows.left_to_choose_on import corpora_of_choice, require_choice, require_texts
 from flows.profiles import load_profile
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.errors import BadInputError
 from tasks.artifacts.fingerprint import sha256_hex
 from tasks.artifacts.manifest import Manifest, ObjectRecord, Provenance, digest_of
 from tasks.artifacts.store import Store
+from tasks.evaluate.stage import EvaluateRecipe
 from tasks.logits.enough_to_choose import HELDOUT_CONVERSATIONS, HELDOUT_TEXTS
 from tasks.runtime.declare import Step
 from tests.golden.keys import constant_content
@@ -81,6 +82,21 @@ def test_too_little_to_choose_on_is_told(
     else:
         with pytest.raises(BadInputError, match=message):
             require_choice(choice, store)
+
+
+@pytest.mark.parametrize("cloze", [True, False])
+def test_cloze_items_need_texts_too(written: Callable[..., None], store: Store, cloze: bool) -> None:
+    tasks = ["assessment.evaluate.recipe.tasks=[{type: cloze, items: 40}]", "assessment.evaluate.gates.min_items=null"]
+    profile = load_profile("micro", [*(tasks if cloze else []), "assessment.evaluate.recipe.bits_per_byte=false"])
+    evaluation = next(step for step in build(profile) if step.label == "evaluate")
+    recipe = evaluation.config.recipe
+    assert isinstance(recipe, EvaluateRecipe)
+    written(evaluation.inputs["corpus"], **{HELDOUT_TEXTS: 1})
+    if cloze:
+        with pytest.raises(BadInputError, match="1 are left to choose on"):
+            require_texts(evaluation.inputs["corpus"], recipe, store)
+    else:
+        require_texts(evaluation.inputs["corpus"], recipe, store)
 
 
 def test_a_corpus_that_was_never_counted_is_the_workers_to_judge(written: Callable[..., None], store: Store) -> None:
