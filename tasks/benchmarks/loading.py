@@ -25,6 +25,7 @@ from tasks.benchmarks.cloze_items import CLUSTER as CLOZE_CLUSTER
 from tasks.benchmarks.cloze_items import Text
 from tasks.benchmarks.cloze_tasks import METRIC as CLOZE_METRIC
 from tasks.benchmarks.cloze_tasks import cloze_task
+from tasks.benchmarks.data_sets import faults_told
 from tasks.benchmarks.declare import CLOZE, ClozeTasks, ExerciseTasks, HarnessTasks, exercise_entry, revision_of
 from tasks.benchmarks.exercise_tasks import METRIC, exercise_tasks
 from tasks.benchmarks.hub import data_sets_from
@@ -139,27 +140,29 @@ def harness_tasks(name: str, mirror: str | None = None, revision: str | None = N
 
     Raises:
         BadInputError: there is no such task, or its data cannot be read.
+        TransientStoreError: the hub cannot be reached for them.
     """
     manager = _manager()
     if name not in manager.all_tasks:
         raise BadInputError(f"the harness has no task or group {name!r}; list the names with: lm-eval ls tasks")
-    try:
-        with data_sets_from(mirror, revision), fixed_random_state():
-            tasks: dict[str, ConfigurableTask] = manager.load(name)["tasks"]
-            for task in tasks.values():
-                _keep_documents(task)
-    except (datasets.exceptions.DatasetsError, OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())[:200]
+    instead = "name a folder with copies of the data sets as `mirror` in the stage's runtime"
+    if mirror is None:
+        advice = f"check that this machine may read the set, or {instead}"
+    else:
         advice = (
             f"put a whole copy of it into {mirror}, the `mirror` of the stage's runtime, which is read in the place of "
             f"the hub"
-            if mirror is not None
-            else "check that this machine reaches the hub and may read the set, or name a folder with copies of the "
-            "data sets as `mirror` in the stage's runtime"
         )
-        raise BadInputError(
-            f"the data of the evaluation set {name} cannot be read ({type(error).__name__}: {reason}); {advice}"
-        ) from error
+    with (
+        faults_told(
+            f"the data of the evaluation set {name}", advice=advice, instead=instead if mirror is None else None
+        ),
+        data_sets_from(mirror, revision),
+        fixed_random_state(),
+    ):
+        tasks: dict[str, ConfigurableTask] = manager.load(name)["tasks"]
+        for task in tasks.values():
+            _keep_documents(task)
     return tasks
 
 

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks.artifacts.errors import BadInputError, TransientStoreError
+from tasks.artifacts.errors import BadInputError
 from tasks.artifacts.fingerprint import sha256_hex
+from tasks.benchmarks.data_sets import faults_told
 from tasks.corpus.stage import (
     ExercisesSource,
     FilesSource,
@@ -172,16 +173,5 @@ def _stream(where: str, builder: str, **options: Any) -> Iterator[Mapping[str, A
     # It reads where its caches are when it is imported, which a decontamination decides.
     import datasets
 
-    try:
+    with faults_told(where, advice="correct the corpus source", instead="take the documents from files"):
         yield from datasets.load_dataset(builder, streaming=True, **options)
-    except ConnectionError as error:
-        if datasets.config.HF_HUB_OFFLINE:
-            raise BadInputError(
-                f"{where} is on the hub and HF_HUB_OFFLINE is set; unset it, or take the documents from files"
-            ) from error
-        raise TransientStoreError(f"the hub cannot be reached for {where}; try again when the network is up") from error
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        first_line = (str(error).splitlines() or [""])[0]
-        raise BadInputError(
-            f"{where} cannot be read as a data set ({type(error).__name__}: {first_line}); correct the corpus source"
-        ) from error

@@ -9,6 +9,7 @@ from typing import Any
 
 from tasks.artifacts.errors import BadInputError
 from tasks.artifacts.fingerprint import canonical_json, file_sha256, sha256_hex
+from tasks.benchmarks.data_sets import faults_told
 from tasks.evolve.calls import Message
 from tasks.evolve.parsing import looks_like_endpoint_error
 from tasks.evolve.row_sources import FileRows, HubRows, InlineRows, PackageRows, StoredRows
@@ -153,14 +154,8 @@ def _column(rows: StoredRows, cache: Path) -> Sequence[Any]:
         where = rows.path
         file = str(_checked(rows))
         arguments = {"path": rows.format, "data_files": file, "split": "train", "cache_dir": str(cache)}
-    try:
+    with faults_told(where, advice="correct evolve.recipe.source", instead="take the rows from a file"):
         table = datasets.load_dataset(**arguments)
-    except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise BadInputError(
-            f"the rows of {where} cannot be read ({type(error).__name__}: {reason}); correct evolve.recipe.source, or "
-            f"check that this machine reaches the hub"
-        ) from error
     if rows.messages_field not in table.column_names:
         raise BadInputError(
             f"{where} has no field {rows.messages_field!r}, only {', '.join(table.column_names)}; set messages_field "

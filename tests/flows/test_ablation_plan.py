@@ -121,7 +121,10 @@ def test_nothing_of_an_ablation_is_in_a_key() -> None:
             None,
             "none is left to",
         ),
-        *[(kind, [CLOZE_ALONE, "fine_tuning.choose=null"], None, "none is left to") for kind in ("reversion", "fusion")],
+        *[
+            (kind, [CLOZE_ALONE, "fine_tuning.choose=null"], None, "none is left to")
+            for kind in ("reversion", "fusion")
+        ],
         (
             "fusion",
             ["ablations.fusion=[{merge_method: ties, weights: [[1]]}]"],

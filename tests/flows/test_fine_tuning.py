@@ -133,7 +133,10 @@ def test_a_fine_tuning_that_made_the_model_worse_reaches_the_choice(sets: list[s
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("assessment.evaluate.recipe.max_documents=null", "none is left to choose on; .* or fine_tuning.choose to null"),
+        (
+            "assessment.evaluate.recipe.max_documents=null",
+            "none is left to choose on; .* or fine_tuning.choose to null",
+        ),
         (
             "assessment.evaluate.recipe={tasks: [{type: cloze}], bits_per_byte: false, reference: a, candidate: b}",
             "none is left to choose on; .* or fine_tuning.choose to null",
