@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import struct
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from tasks.artifacts.errors import BadInputError
 from tasks.artifacts.fingerprint import content_digest, file_sha256
 from tasks.modeling.legal_files import LEGAL_FILES
+from tasks.modeling.raw_files import largest_id, tensor_entries
 
 ALLOWED_FILES = ("*.safetensors", "*.json", "*.jinja", "merges.txt", "tokenizer.model", *LEGAL_FILES)
 """Weights as safetensors, configs, tokenizers and licences. Pickles and Python files run code when they are loaded."""
@@ -74,23 +74,19 @@ def complete_generation_config(directory: Path) -> None:
 
 def describe(directory: Path) -> dict[str, Any]:
     """parameters (None without weights), bytes, rows of the embedding (None without a config), and vocab_size, which is
-    the largest id plus one."""
+    the largest id plus one.
+
+    Raises:
+        BadInputError: weights are no safetensors file.
+    """
     weights = [path for path in model_files(directory) if fnmatch(path.name, WEIGHTS)]
     stored = directory / "config.json"
     config = json.loads(stored.read_text(encoding="utf-8")) if stored.is_file() else {}
     tokenizer = json.loads((directory / "tokenizer.json").read_text(encoding="utf-8"))
-    ids = [*tokenizer["model"]["vocab"].values(), *(entry["id"] for entry in tokenizer["added_tokens"])]
+    tensors = [tensor for path in weights for tensor in tensor_entries(path, "the model").values()]
     return {
-        "parameters": sum(_parameters(path) for path in weights) if weights else None,
+        "parameters": sum(math.prod(tensor["shape"]) for tensor in tensors) if weights else None,
         "bytes": sum(path.stat().st_size for path in model_files(directory)),
         "rows": config.get("vocab_size"),
-        "vocab_size": max(ids) + 1,
+        "vocab_size": largest_id(tokenizer) + 1,
     }
-
-
-def _parameters(path: Path) -> int:
-    """Elements of all tensors of a safetensors file, from its header: 8 bytes of length, then JSON."""
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(length))
-    return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.artifacts.errors import BadInputError
+from tasks.modeling.raw_files import largest_id, tensor_entries
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -56,8 +57,7 @@ def read_layout(directory: Path, where: str) -> Layout:
     rows = config.get("vocab_size")
     if not isinstance(rows, int):
         raise BadInputError(f"config.json of {where} has no vocab_size; export the model with save_pretrained")
-    tokenizer = _json(directory, "tokenizer.json", where)
-    last = _last_id(tokenizer)
+    last = largest_id(_json(directory, "tokenizer.json", where))
     if last >= rows:
         raise BadInputError(
             f"the tokenizer of {where} has ids up to {last} and the model {rows} rows; take the tokenizer that belongs "
@@ -114,7 +114,7 @@ def _architecture(config: Mapping[str, Any], where: str) -> str:
 
 def _tensors(directory: Path, where: str) -> dict[str, dict[str, Any]]:
     """dtype and shape of every tensor by name."""
-    files = {file.name: _header(file, where) for file in sorted(directory.glob("*.safetensors"))}
+    files = {file.name: tensor_entries(file, where) for file in sorted(directory.glob("*.safetensors"))}
     if not files:
         raise BadInputError(f"{where} has no safetensors at its root, so it is no model to publish")
     stored = {tensor: about for header in files.values() for tensor, about in header.items()}
@@ -139,22 +139,6 @@ def _tensors(directory: Path, where: str) -> dict[str, dict[str, Any]]:
             f"{INDEX} of {where} and the weights do not agree on the tensor {tensor}; export the model again"
         )
     return stored
-
-
-def _header(file: Path, where: str) -> dict[str, dict[str, Any]]:
-    try:
-        with file.open("rb") as stream:
-            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-        return {name: tensor for name, tensor in header.items() if name != "__metadata__"}
-    except (ValueError, MemoryError, OverflowError, AttributeError) as error:
-        raise BadInputError(f"{file.name} of {where} is no safetensors file; export the model again") from error
-
-
-def _last_id(tokenizer: Mapping[str, Any]) -> int:
-    """The largest id of a tokenizer.json, whose vocabulary is a mapping or (Unigram) a list."""
-    vocabulary = (tokenizer.get("model") or {}).get("vocab") or {}
-    ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else [len(vocabulary) - 1]
-    return max([*ids, *(entry["id"] for entry in tokenizer.get("added_tokens") or ())], default=-1)
 
 
 def _check_end(generation: Mapping[str, Any], rows: int, where: str) -> None:

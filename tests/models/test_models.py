@@ -58,6 +58,22 @@ def test_a_folder_is_taken_as_it_is_and_no_code_with_it(run_stage, folder: Path,
     assert manifest.metrics["parameters"] * 2 < manifest.metrics["bytes"]
 
 
+def test_a_vocabulary_may_be_a_list(run_stage, folder: Path) -> None:
+    pieces = [["<unk>", 0.0], *([f"piece{index}", -float(index)] for index in range(1, 9))]
+    added = {"id": 9, "content": "<end>", "special": True, "single_word": False, "lstrip": False, "rstrip": False,
+             "normalized": False}  # fmt: skip
+    unigram = {"version": "1.0", "model": {"type": "Unigram", "unk_id": 0, "vocab": pieces}, "added_tokens": [added]}
+    (folder / "tokenizer.json").write_text(json.dumps(unigram))
+    artifact = run_stage("models", {"source": {"kind": "directory", "path": str(folder)}}, {})
+    assert artifact.manifest().metrics["vocab_size"] == 10
+
+
+def test_weights_without_a_header_are_refused(run_stage, folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"pickle")
+    with pytest.raises(BadInputError, match=r"model\.safetensors of the model is no safetensors file"):
+        run_stage("models", {"source": {"kind": "directory", "path": str(folder)}}, {})
+
+
 def test_a_licence_comes_along_and_is_part_of_the_content(run_stage, folder: Path) -> None:
     before = DirectorySource(path=str(folder)).with_identity()
     texts = {"LICENSE": "terms", "USE_POLICY.md": "policy", "NOTICE.txt": "notice"}
