@@ -8,17 +8,18 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from tasks.artifacts.frozen import Frozen
+from tasks.exercises.fields import Difficulty, Kinds
 
 
 class ExerciseTasks(Frozen):
     """Generated exercises, one harness task a kind: no download, answers checked by the generator's own rule."""
 
     type: Literal["exercises"]
-    kinds: tuple[str, ...] = Field(min_length=1)
+    kinds: Kinds
     items_per_kind: int = Field(100, ge=2)
     seed: int = 0
     split: Literal["dev", "test"] = "test"
-    difficulty: int | None = None
+    difficulty: Difficulty | None = None
 
     @property
     def entries(self) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ from tasks.artifacts.pinned import Pinned
 from tasks.benchmarks.declare import ClozeTasks, ExerciseTasks, HarnessTasks
 from tasks.benchmarks.evaluation_sets import Decontamination, EvaluationSet, Reasons, evaluation_sets
 from tasks.exercises import KINDS
+from tasks.exercises.fields import Difficulty, Kinds
 from tasks.exercises.library_code import library_code
 from tasks.exercises.library_text import documents_sha256, library_documents
 from tasks.runtime.declare import GateResult, Gates, Runtime, Stage, StageConfig, at_least, recipe_with
@@ -154,20 +155,12 @@ class ExercisesSource(Frozen):
     """Generated exercises of the train split, as conversations of a question and an answer."""
 
     kind: Literal["exercises"] = "exercises"
-    kinds: tuple[str, ...] = KINDS
+    kinds: Kinds = KINDS
     count: int = Field(ge=1)
     """Of each kind."""
     seed: int = 0
-    difficulty: Literal[1, 2, 3] | None = None
+    difficulty: Difficulty | None = None
     """None takes the three in turns."""
-
-    @field_validator("kinds")
-    @classmethod
-    def _known(cls, kinds: tuple[str, ...]) -> tuple[str, ...]:
-        unknown = [kind for kind in kinds if kind not in KINDS]
-        if unknown or not kinds:
-            raise ValueError(f"unknown kinds {unknown}; choose from {', '.join(KINDS)}")
-        return kinds
 
     def with_identity(self) -> Self:
         """Itself: the exercises are a function of these fields."""

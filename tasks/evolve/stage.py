@@ -15,6 +15,7 @@ from tasks.artifacts.frozen import Frozen
 from tasks.evolve.endpoint import Endpoint
 from tasks.evolve.method_file import MethodFile
 from tasks.evolve.row_sources import Conversations, Seeds
+from tasks.exercises.fields import Difficulty, Kinds
 from tasks.runtime.declare import GateResult, Gates, Runtime, Stage, StageConfig, at_least, at_most
 
 
@@ -22,9 +23,8 @@ class ExercisesSource(Frozen):
     """Verifiable generated tasks with their right answers, of the training split only."""
 
     kind: Literal["exercises"]
-    kinds: tuple[str, ...] = Field(min_length=1)
-    """Names from tasks.exercises.KINDS."""
-    difficulties: tuple[int, ...] = Field(min_length=1)
+    kinds: Kinds
+    difficulties: tuple[Difficulty, ...] = Field(min_length=1)
     """Levels in the order in which they stand in the data."""
     count: int = Field(ge=1)
     """Exercises of each kind at each level, before repeated prompts are removed."""

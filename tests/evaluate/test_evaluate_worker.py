@@ -338,9 +338,6 @@ def test_bad_inputs_are_refused_before_the_work(
 ) -> None:
     with pytest.raises(BadInputError, match="'tein', which is not among its models"):
         run_stage("evaluate", {**RECIPE, "parents": ["tein"]}, inputs)
-    kinds = [{"type": "exercises", "kinds": ["sword"]}]
-    with pytest.raises(BadInputError, match="no kind of exercise 'sword'"):
-        run_stage("evaluate", {**RECIPE, "tasks": kinds}, inputs)
     fits = r"a prompt of task exercise_sort of \d+ tokens does not fit the context of base, 96, beside the 80 that"
     with pytest.raises(BadInputError, match=fits):
         run_stage("evaluate", {**RECIPE, "max_new_tokens": 80}, inputs)

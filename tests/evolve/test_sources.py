@@ -17,7 +17,7 @@ from tasks.artifacts.fingerprint import file_sha256
 from tasks.evolve.row_sources import PackageRows
 from tasks.evolve.sources import conversation
 from tasks.evolve.stage import EvolveRecipe
-from tasks.exercises import KINDS, split_of
+from tasks.exercises import split_of
 from tests.evolve.reading import metrics_of, read, rows_of
 
 RunStage = Callable[..., Artifact]
@@ -59,12 +59,6 @@ def test_exercises_are_the_same_bytes_each_time(run_stage: RunStage) -> None:
         first.store.delete(entry.path)
     assert read(run_stage("evolve", EXERCISES, {}), name) == text
     assert read(other, name) != text
-
-
-def test_an_unknown_kind_is_named_with_those_there_are(run_stage: RunStage) -> None:
-    recipe = {"source": {**EXERCISES["source"], "kinds": ["sing"]}}
-    with pytest.raises(BadInputError, match=f"'sing'; choose from {', '.join(KINDS)}"):
-        run_stage("evolve", recipe, {})
 
 
 def test_exercises_load_no_library_of_the_other_sources() -> None:
