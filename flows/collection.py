@@ -16,12 +16,12 @@ from tasks.artifacts.garbage import ARTIFACTS, DAY, find_garbage, folder_of, is_
 from tasks.artifacts.removal import remove
 from tasks.artifacts.runs import RunRecord, all_runs, read_run, run_path, runs_written_since
 from tasks.artifacts.store import Store, UnfinishedUpload
+from tasks.planning.quantities import byte_size
 from tasks.runtime.launch_folder import SCRATCH, dead_launches, remove_dead
 from tasks.worker.input_cache import INPUT_CACHE, INPUTS, idle_inputs, remove_idle
 
 _KEY_DIGITS = 16
 """Of an artifact's key, at the end of its folder's name."""
-_UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
 def collect(
@@ -56,7 +56,7 @@ class _Collection:
             all_runs(self.store), profiles, datetime.now(UTC) - timedelta(seconds=DAY * keep_days), self._say
         )
         for garbage in find_garbage(self.store, kept.roots, self.grace, log_seconds=DAY * keep_days, tell=self._say):
-            what = f"{garbage.folder}: {len(garbage.paths):,} objects, {_bytes(garbage.size)}: {garbage.reason}"
+            what = f"{garbage.folder}: {len(garbage.paths):,} objects, {byte_size(garbage.size)}: {garbage.reason}"
             gone = not self.delete or remove(self.store, garbage, self.grace, self._claimed)
             self._tell(what if gone else f"{what}; left, as a run came back to it meanwhile")
             if gone:
@@ -70,7 +70,7 @@ class _Collection:
                 remove_dead(lock_file)
         self._remove_inputs(kept.roots)
         done = "removed" if self.delete else "could be removed"
-        self._say(f"{self.objects:,} objects, {_bytes(self.size)}, {done} from {self.store.uri}")
+        self._say(f"{self.objects:,} objects, {byte_size(self.size)}, {done} from {self.store.uri}")
         if self.found and not self.delete:
             self._say("nothing was removed; add --delete to do that")
 
@@ -104,7 +104,7 @@ class _Collection:
         for cache in (SCRATCH.resolve() / INPUTS, *([Path(named)] if named else [])):
             for folder in idle_inputs(cache, keys, self.grace):
                 size = sum(file.lstat().st_size for file in folder.rglob("*"))
-                what = f"{folder}: {_bytes(size)}: an input on this host that no profile or retained run has"
+                what = f"{folder}: {byte_size(size)}: an input on this host that no profile or retained run has"
                 gone = not self.delete or remove_idle(folder, self.grace)
                 self._tell(what if gone else f"{what}; left, as a stage came back to it meanwhile")
 
@@ -121,11 +121,3 @@ class _Collection:
 
     def _say(self, sentence: str) -> None:
         self.console.print(sentence, soft_wrap=True, markup=False)
-
-
-def _bytes(size: float) -> str:
-    for unit in _UNITS[:-1]:
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} {_UNITS[-1]}"

@@ -170,6 +170,15 @@ def test_what_is_found_is_told_at_once_and_a_run_that_begins_meanwhile_keeps_wha
     assert store.exists(f"{second}/manifest.json")
 
 
+def test_what_rounds_to_a_thousand_is_one_of_the_next_unit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    store, console = open_store(str(tmp_path / "store")), Console(file=io.StringIO(), width=200)
+    store.put("artifacts/models/a-0123456789abcdef/manifest.json", b" " * 999_600)
+    collect(store, console, (), 30, 0, delete=False)
+    assert isinstance(console.file, io.StringIO)
+    assert "1 objects, 1 MB, could be removed" in console.file.getvalue()
+
+
 def test_uploads_that_nobody_finished_go_but_not_those_of_a_living_run(
     medius: Medius, server: SeaweedServer, tmp_path: Path
 ) -> None:
