@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from rich.console import Console
@@ -18,13 +19,15 @@ from tasks.artifacts.verify import find_damage
 from tasks.dump_logits.recomputed import RECOMPUTED_FILE, Recomputed
 from tasks.dump_logits.stage import DumpLogitsRuntime
 from tasks.logits.schema import SCHEMA_FILE
-from tasks.runtime.launch import WorkerProcess, worker_command, worker_environment
-from tasks.runtime.launch_folder import scratch_folder
+from tasks.runtime.declare import Runtime
+from tasks.runtime.devices import Devices, devices_of
+from tasks.runtime.launch import launch
+from tasks.runtime.launch_folder import SCRATCH, SPEC_FILE, scratch_folder
 from tasks.worker.input_cache import INPUTS
 from tasks.worker.spec import WorkerSpec
 
-SCRATCH = Path(".medius/scratch")
 _LINE_SECONDS = 5
+_LOOK_SECONDS = 0.5
 AUDITED_POSITIONS = 1024
 """Of each store that is compared with another model, where the command line says no number."""
 
@@ -146,7 +149,8 @@ def recompute(
     """Runs the teacher, or `reference`, on sampled rows in processes of its own, on the GPUs if there are any.
 
     Raises:
-        BadInputError: the reference is in another store.
+        BadInputError: the reference is in another store, this host has GPUs, but fewer than `processes`, or this
+            installation has no torch.
         WorkerFailedError: the process ended with an error.
     """
     inputs = dict(manifest.inputs)
@@ -160,7 +164,10 @@ def recompute(
     attempt = uuid.uuid4().hex[:8]
     launcher: Literal["python", "torchrun"] = "torchrun" if processes > 1 else "python"
     runtime = DumpLogitsRuntime(launcher=launcher, num_processes=processes, tensor_parallel=processes)
-    with scratch_folder(SCRATCH.resolve(), f"recompute-{manifest.key[:16]}", attempt) as scratch:
+    with (
+        _devices(runtime, f"recomputing {manifest.label}") as devices,
+        scratch_folder(SCRATCH.resolve(), f"recompute-{manifest.key[:16]}", attempt) as scratch,
+    ):
         spec = WorkerSpec(
             stage=manifest.stage,
             label=manifest.label,
@@ -174,10 +181,9 @@ def recompute(
             runtime=runtime.model_dump(mode="json"),
             inputs=inputs,
         )
-        spec_file = scratch / "spec.json"
+        spec_file = scratch / SPEC_FILE
         spec_file.write_text(spec.model_dump_json(indent=1))
-        command = worker_command("tasks.dump_logits.recompute", spec_file, runtime)
-        process = WorkerProcess(command, worker_environment(runtime), scratch)
+        process = launch("tasks.dump_logits.recompute", spec_file, runtime, devices)
         try:
             code = process.wait(lambda: None)
         finally:
@@ -187,3 +193,18 @@ def recompute(
             why = end[1] if end is not None else process.log_tail()
             raise WorkerFailedError(f"the teacher could not be run again ({why})")
         return Recomputed.model_validate_json((scratch / RECOMPUTED_FILE).read_bytes())
+
+
+@contextmanager
+def _devices(runtime: Runtime, label: str) -> Iterator[Devices]:
+    """The GPUs that the processes need, waited for while stages have them."""
+    said = False
+    while True:
+        with devices_of(runtime, label) as devices:
+            if devices is not None:
+                yield devices
+                return
+        if not said:
+            Console(stderr=True, highlight=False).print(f"{label} waits: stages have the accelerators of this host")
+            said = True
+        time.sleep(_LOOK_SECONDS)

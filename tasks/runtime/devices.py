@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.artifacts.errors import BadInputError
-from tasks.runtime.declare import Step
+from tasks.runtime.declare import Runtime, Step
 from tasks.runtime.provenance import accelerators
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -54,7 +54,22 @@ def visible_devices() -> tuple[str, ...]:
 
 @contextmanager
 def devices_for(step: Step) -> Iterator[Devices | None]:
-    """Takes the accelerators that a step's worker needs, all or none; None where others have them.
+    """`devices_of` a step's worker, which needs none where its stage computes on processors.
+
+    Raises:
+        BadInputError: it needs more than there are.
+    """
+    if not step.stage.accelerated:
+        yield Devices()
+        return
+    with devices_of(step.config.runtime, step.label) as devices:
+        yield devices
+
+
+@contextmanager
+def devices_of(runtime: Runtime, label: str) -> Iterator[Devices | None]:
+    """Takes the accelerators that a worker needs, all or none; None where others have them. `label` is what messages
+    call it.
 
     A launch over several nodes takes all of this host: of its nodes only the launching one is known here, and two such
     launches would meet on all.
@@ -62,15 +77,15 @@ def devices_for(step: Step) -> Iterator[Devices | None]:
     Raises:
         BadInputError: it needs more than there are.
     """
-    runtime, visible = step.config.runtime, visible_devices()
-    if not step.stage.accelerated or runtime.device == "cpu" or not visible:
+    visible = visible_devices()
+    if runtime.device == "cpu" or not visible:
         yield Devices()
         return
     alone = runtime.num_nodes == 1
     wanted = runtime.num_processes if alone else len(visible)
     if wanted > len(visible):
         raise BadInputError(
-            f"{step.label} needs {wanted} accelerators on one host (runtime.num_processes), and here are "
+            f"{label} needs {wanted} accelerators on one host (runtime.num_processes), and here are "
             f"{len(visible)}: {', '.join(visible)}; lower num_processes, or give the stage a runtime.pool whose "
             f"machines have as many"
         )

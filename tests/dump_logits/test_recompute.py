@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -13,6 +15,8 @@ from tasks.artifacts.errors import BadInputError, WorkerFailedError
 from tasks.artifacts.manifest import InputRecord
 from tasks.dump_logits import recompute as worker
 from tasks.dump_logits.recomputed import RECOMPUTED_FILE, Recomputed
+from tasks.runtime.declare import Runtime
+from tasks.runtime.devices import VISIBLE, devices_of
 from tasks.worker.job import Job
 from tasks.worker.spec import WorkerSpec
 from tests.dump_logits.conftest import LENGTHS, VOCAB, make_model, make_tokenizer, quantise_to_fp8
@@ -158,4 +162,37 @@ def test_it_runs_in_a_process_of_its_own_and_says_why_it_cannot(
     config = manifest_of(inputs["teacher"]).object("config.json")
     (inputs["teacher"].store.local_path(inputs["teacher"].path(config.path))).unlink()
     with pytest.raises(WorkerFailedError, match=r"could not be run again \(.*config.json is missing"):
+        recompute(artifact, manifest_of(artifact), 20)
+
+
+def test_it_waits_for_accelerators_that_a_stage_has(
+    run_stage: Make, inputs: Inputs, recipe_of: Make, tmp_path: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    artifact = run_stage("dump_logits", recipe_of(), inputs)
+    # Not a real device, and with locks that no other test has.
+    monkeypatch.setenv(VISIBLE, "4")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with ThreadPoolExecutor(1) as pool:
+        with devices_of(Runtime(), "a stage") as taken:
+            assert taken is not None
+            found = pool.submit(recompute, artifact, manifest_of(artifact), 20)
+            time.sleep(1)
+            assert not found.done()
+            assert not (tmp_path / ".medius").exists()
+        assert found.result(timeout=120).num_positions == 20
+    assert capsys.readouterr().err.count("recomputing dump_logits waits: stages have the accelerators") == 1
+
+
+def test_more_processes_than_accelerators_and_an_installation_without_torch_are_told(
+    run_stage: Make, inputs: Inputs, recipe_of: Make, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    artifact = run_stage("dump_logits", recipe_of(), inputs)
+    monkeypatch.setenv(VISIBLE, "4")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with pytest.raises(BadInputError, match="needs 2 accelerators on one host"):
+        recompute(artifact, manifest_of(artifact), 20, processes=2)
+    monkeypatch.setattr("tasks.runtime.launch.find_spec", lambda _name: None)
+    with pytest.raises(BadInputError, match="this installation has no torch"):
         recompute(artifact, manifest_of(artifact), 20)
