@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from tasks.artifacts.store import Store
 from tasks.planning.quantities import byte_size, span
 from tasks.publish.page.blocks import Section
-from tasks.publish.page.material import StageRecord, of_stage
+from tasks.publish.page.material import RESULTS, StageRecord, object_json, of_stage
 from tasks.publish.page.sections.choice import choice_sections
 from tasks.publish.page.sections.data import data_sections
 from tasks.publish.page.sections.effort import effort_section, figures_section, lineage_section
@@ -17,7 +17,6 @@ from tasks.publish.page.sections.overview import gates_section, graph_section
 from tasks.publish.page.sections.results import results_sections
 from tasks.publish.page.sections.surgery import surgery_sections
 from tasks.publish.page.sections.training import training_sections
-from tasks.publish.report import read_results
 from tasks.publish.tables import with_error
 
 
@@ -69,7 +68,7 @@ def _glance(records: Sequence[StageRecord], store: Store) -> list[tuple[str, str
     """(name, value, remark) of the few numbers at the top."""
     told: list[tuple[str, str, str]] = []
     for record in of_stage(records, "evaluate")[:1]:
-        results = read_results(store, record.directory)
+        results = object_json(store, record, RESULTS)
         if results is None:
             continue
         candidate, reference = results["candidate"], results["reference"]

@@ -10,11 +10,13 @@ from typing import Any
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.checkpoint import checkpoint_attempts
 from tasks.artifacts.errors import ObjectMissingError
+from tasks.artifacts.fingerprint import sha256_hex
 from tasks.artifacts.manifest import MAIN_SHARD, Manifest
 from tasks.artifacts.store import Store
 from tasks.runtime.gates import acceptance_reason, read_verdict
 from tasks.runtime.state import StepState
 
+RESULTS = "results.json"
 TRAINING_LOG = "training_log.jsonl"
 SURGERY_RECORD = "surgery.json"
 MAX_RECEIPTS = 256
@@ -160,8 +162,9 @@ def _object(store: Store, record: StageRecord, name: str) -> bytes | None:
     entry = record.manifest.object(name) if record.manifest is not None else None
     if entry is None:
         return None
+    # A report of a damaged store still shows all the rest; `medius verify` names the damage.
     try:
-        return store.get(f"{record.directory}/{entry.path}")
+        data = store.get(f"{record.directory}/{entry.path}")
     except ObjectMissingError:
-        # A report of a damaged store still shows all the rest; `medius verify` names the damage.
         return None
+    return data if sha256_hex(data) == entry.sha256 else None

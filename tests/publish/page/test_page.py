@@ -168,6 +168,24 @@ def test_a_lost_object_costs_its_drawing_only(run: list[StageRecord], store: Sto
     assert len(page) > 0.8 * len(whole)
 
 
+@pytest.mark.parametrize("damaged", [None, b"", b'{"candidate": 1}'])
+def test_results_that_are_damaged_cost_their_section_only(
+    run: list[StageRecord], store: Store, damaged: bytes | None
+) -> None:
+    record = next(record for record in run if record.stage == "evaluate")
+    assert record.manifest is not None
+    entry = record.manifest.object("results.json")
+    assert entry is not None
+    path = f"{record.directory}/{entry.path}"
+    store.delete(path)
+    if damaged is not None:
+        store.put(path, damaged)
+    page = Reading(html(run, store, "tiny"))
+    titles = [data for tag, data in page.words if tag == "h2"]
+    assert titles[:2] == ["Stages", "Gates"]
+    assert "accuracy of final" not in page.text
+
+
 def test_captured_mass_is_summed_over_the_shards(
     make: Make, pipeline: dict[str, Artifact], record_of: RecordOf, store: Store
 ) -> None:

@@ -16,8 +16,8 @@ from tasks.publish.entries import (
 )
 from tasks.publish.page.blocks import Figure, Figures, Grid, Note, Section
 from tasks.publish.page.estimates import Estimate, estimates_chart
-from tasks.publish.page.material import StageRecord, of_stage
-from tasks.publish.report import kl_by_model, read_results
+from tasks.publish.page.material import RESULTS, StageRecord, object_json, of_stage
+from tasks.publish.report import kl_by_model
 from tasks.publish.tables import (
     MISSING,
     Table,
@@ -40,7 +40,7 @@ def results_sections(
     sections = []
     evaluations = of_stage(records, "evaluate")
     for record in evaluations:
-        results = read_results(store, record.directory)
+        results = object_json(store, record, RESULTS)
         if results is None:
             continue
         kl = kl_by_model(store, record.directory)
