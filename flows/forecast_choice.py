@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 from flows.forecast_evaluation import CHARS_A_TOKEN
 from flows.model_sizes import Sizes
 from tasks.choose.stage import ChooseRecipe, ChooseRuntime
+from tasks.modeling.stop_prompts import PROMPTS
+from tasks.modeling.weight_files import num_weight_files
 from tasks.planning.assumptions import Assumptions, start_seconds, utilisation_of
 from tasks.planning.flops import forward_flops
 from tasks.planning.forecast import RECORDS, Forecast
@@ -15,9 +15,6 @@ from tasks.planning.generation import Reading, writing_seconds
 from tasks.planning.hardware import Arithmetic, Hardware
 from tasks.planning.quantities import byte_size, figure
 from tasks.runtime.declare import Step
-
-NUM_PROMPTS = 8
-"""Of tasks/modeling/stopping.py, which imports torch."""
 
 
 def forecast_choice(step: Step, sizes: Sizes, given: Assumptions, hardware: Hardware) -> Forecast:
@@ -33,7 +30,7 @@ def forecast_choice(step: Step, sizes: Sizes, given: Assumptions, hardware: Hard
     if (cloze := recipe.cloze) is not None:
         # Each choice is read with a context of its own.
         tokens += cloze.items * cloze.choices * cloze.context_chars / CHARS_A_TOKEN
-    reading = Reading(prompt_tokens=tokens, answers=NUM_PROMPTS, answer_tokens=recipe.max_new_tokens)
+    reading = Reading(prompt_tokens=tokens, answers=len(PROMPTS), answer_tokens=recipe.max_new_tokens)
     window = min(float(recipe.window_tokens), max(corpus.longest, instructions.longest))
     arithmetic: Arithmetic = "float32" if recipe.dtype == "float32" else "bfloat16"
     devices = hardware.devices_of(runtime.threads)
@@ -46,7 +43,7 @@ def forecast_choice(step: Step, sizes: Sizes, given: Assumptions, hardware: Hard
         flops += read + a_token * reading.answers * reading.answer_tokens
         seconds += read / speed + writing_seconds(
             reading,
-            batch=NUM_PROMPTS,
+            batch=len(PROMPTS),
             weight_bytes=model.bytes(recipe.dtype),
             bandwidth=devices * hardware.memory_bandwidth * given.memory_utilisation,
             flops_a_token=a_token,
@@ -73,7 +70,7 @@ def forecast_choice(step: Step, sizes: Sizes, given: Assumptions, hardware: Hard
         },
         stored=stored,
         moved=moved + stored,
-        objects=6 + math.ceil(stored / 5e9) + 3 * len(candidates) + RECORDS,
+        objects=6 + num_weight_files(stored) + 3 * len(candidates) + RECORDS,
         how=(
             f"{len(candidates)} models, each reads {figure(tokens)} tokens and writes {reading.answers:.0f} answers; "
             f"the chosen one, {byte_size(stored)}, is stored again",

@@ -6,6 +6,7 @@ import math
 
 from flows.forecast_text import TrainingText, training_text
 from flows.model_sizes import Sizes
+from tasks.modeling.weight_files import num_weight_files
 from tasks.planning.architecture import Architecture
 from tasks.planning.assumptions import Assumptions, start_seconds, utilisation_of
 from tasks.planning.flops import forward_flops, masked_pairs, training_flops
@@ -127,7 +128,7 @@ def forecast_training(step: Step, sizes: Sizes, given: Assumptions, hardware: Ha
         scratch=max(weights, checkpoint),
         checkpoints=min(saved, runtime.keep_checkpoints) * checkpoint,
         moved=weights * (runtime.num_nodes + 1) + saved * checkpoint + data,
-        objects=OTHER_FILES + math.ceil(weights / 5e9) + RECORDS,
+        objects=OTHER_FILES + num_weight_files(weights) + RECORDS,
         how=(
             f"{steps:,} steps of {recipe.rows_per_step} rows: {learnt.tokens:.4g} tokens × 6 × "
             f"{model.shape.layer_weights:.4g} weights + {learnt.targets:.4g} targets × 6 × "

@@ -12,6 +12,7 @@ from flows.forecast_evaluation import forecast_evaluation
 from flows.forecast_training import forecast_training
 from flows.model_sizes import Sizes
 from tasks.evolve.stage import AutoEvolSource, EvolveRecipe
+from tasks.modeling.weight_files import num_weight_files
 from tasks.models.stage import GgufSource, HubSource
 from tasks.planning.architecture import Architecture
 from tasks.planning.assumptions import Assumptions, start_seconds, utilisation_of
@@ -20,15 +21,14 @@ from tasks.planning.hardware import CPU_CORE, Hardware, hardware_named
 from tasks.planning.measured import DumpProgress
 from tasks.planning.quantities import byte_size, figure
 from tasks.runtime.declare import Step
+from tasks.surgeon.batches import BY_TOKENSURGEON, PURSUED_ON_CPU, PURSUED_ON_GPU
 from tasks.surgeon.stage import RevertRecipe, SurgeonRuntime, TransplantRecipe
 
-WEIGHT_FILE_BYTES = 5e9
 MODEL_FILES = 5
 """Objects of a model besides its weights: configs and tokenizer."""
 DEFAULT_ACCELERATOR = "h100-sxm"
 APPROXIMATING = {"omp_anchored", "omp", "common_interpolation", "delta_transplant", "back_transplant"}
 """Methods and strategies of the surgeon that look for rows that a row is made of."""
-SURGEON_BATCH = 512
 CLEANED_ROWS_PER_SECOND = 300.0
 """Rows of about 400 words on one core: python -m tests.clean.speed."""
 
@@ -232,7 +232,9 @@ class Forecasts:
         utilisation = utilisation_of(hardware, self.given.surgeon_utilisation, self.given)
         speed = devices * hardware.peak("float32") * utilisation
         rows = 4.0 * anchors * rows_of.hidden
-        batch = 4.0 * (step.config.runtime.batch_size or SURGEON_BATCH) * (anchors + rows_of.hidden)
+        pursued = PURSUED_ON_GPU if hardware.accelerator else PURSUED_ON_CPU
+        at_once = step.config.runtime.batch_size or (pursued if anchored else BY_TOKENSURGEON)
+        batch = 4.0 * at_once * (anchors + rows_of.hidden)
         return replace(
             moved,
             flops=flops,
@@ -250,4 +252,4 @@ class Forecasts:
 
 
 def _model_objects(size: float) -> int:
-    return MODEL_FILES + math.ceil(size / WEIGHT_FILE_BYTES) + RECORDS
+    return MODEL_FILES + num_weight_files(size) + RECORDS

@@ -32,9 +32,8 @@ from tasks.modeling.model_files import (
     weights_directory,
     write_config,
 )
+from tasks.modeling.weight_files import MAX_FILE_BYTES
 from tasks.worker.job import Job, worker_main
-
-MAX_SHARD_BYTES = 5 * 10**9
 
 
 def run(job: Job) -> None:
@@ -59,7 +58,7 @@ def run(job: Job) -> None:
             MergeOptions(
                 device=resolve_device(runtime.device).type,
                 low_cpu_memory=runtime.low_cpu_memory,
-                out_shard_size=MAX_SHARD_BYTES,
+                out_shard_size=MAX_FILE_BYTES,
                 copy_tokenizer=False,
                 write_model_card=False,
                 random_seed=recipe.seed,

@@ -18,8 +18,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 from tasks.artifacts.errors import BadInputError
 from tasks.modeling.hub import referenced
 from tasks.modeling.tokenizer_files import TOKENIZER_FILES, load_tokenizer, reloads_exactly, save_tokenizer
+from tasks.modeling.weight_files import MAX_FILE_BYTES
 
-MAX_SHARD_SIZE = "5GB"
 TOKEN_ID_FIELDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -126,7 +126,7 @@ def save_causal_lm(model: PreTrainedModel, directory: Path, *, dtype: torch.dtyp
     """
     directory.mkdir(parents=True, exist_ok=True)
     state = None if dtype is None else _converted(model, dtype)
-    model.save_pretrained(directory, state_dict=state, max_shard_size=MAX_SHARD_SIZE)
+    model.save_pretrained(directory, state_dict=state, max_shard_size=MAX_FILE_BYTES)
     config = read_json(directory / "config.json")
     config["dtype"] = str(dtype or model.dtype).removeprefix("torch.")
     write_config(directory / "config.json", config)

@@ -13,21 +13,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from tasks.modeling.stop_prompts import PROMPTS
 from tasks.modeling.template_date import PINNED_CLOCK, date_string
 from tasks.modeling.tokenizer_files import real_vocab_size
 
-PROMPTS = (
-    "What is the capital of France? Answer with one word.",
-    "What is 12 + 30? Answer with the number only.",
-    "Name a colour.",
-    "Say hello.",
-    "Is ice colder than steam? Answer yes or no.",
-    "Translate to English: Guten Morgen.",
-    "Write one short sentence about a dog.",
-    "Reverse the word: stone",
-)
-"""Whoever can end a turn ends these within a few dozen tokens: SmolLM2-135M-Instruct 7 of them within 48, all within
-64."""
 PINNED_DAY = date(2024, 7, 26)
 """Printed by templates that print a date; the default of the profiles too."""
 

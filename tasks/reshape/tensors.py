@@ -12,9 +12,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from tasks.artifacts.errors import BadInputError
+from tasks.modeling.weight_files import MAX_FILE_BYTES
 
-MAX_FILE_BYTES = 5 * 10**9
-"""As transformers shards; also the most that is held in memory."""
 _LAYER = re.compile(r"^model\.layers\.(\d+)\.")
 _WITH_BIAS = re.compile(r"\.self_attn\.[qkv]_proj\.weight$")
 
@@ -53,7 +52,8 @@ def _renamed(name: str, new_index: Mapping[int, int] | None) -> str | None:
 def write_tensors(
     tensors: Iterator[tuple[str, torch.Tensor]], target: Path, *, max_bytes: int = MAX_FILE_BYTES
 ) -> tuple[int, set[torch.dtype]]:
-    """Writes model.safetensors, or numbered files of at most `max_bytes` with an index, as transformers names them.
+    """Writes model.safetensors, or numbered files of at most `max_bytes` with an index, as transformers names them. No
+    more than one file's tensors are held in memory.
 
     Returns:
         The number of parameters, and the dtypes they have.

@@ -14,11 +14,9 @@ import torch
 from torch import Tensor
 
 from tasks.artifacts.errors import BadInputError
+from tasks.surgeon.batches import PURSUED_ON_CPU, PURSUED_ON_GPU
 from tasks.surgeon.combinations import Combinations
 
-_CPU_BATCH = 16
-"""The basis of a batch, batch · k · anchors floats (32 MB here), is read in every step: it must stay in the cache."""
-_GPU_BATCH = 512
 _REFIT_BATCH = 64
 """Targets whose chosen anchors are copied in float64 at once: 64 · 64 · 896 · 8 bytes are 29 MB."""
 _NOTHING_LEFT = 1e-6
@@ -62,7 +60,7 @@ def anchored_pursuit(
     anchors_AD = anchors_AD.to(device, torch.float32)
     if k > anchors_AD.shape[0]:
         raise BadInputError(f"k is {k}, but there are only {anchors_AD.shape[0]} anchors to choose from; lower k")
-    size = batch_size or (_GPU_BATCH if device.type == "cuda" else _CPU_BATCH)
+    size = batch_size or (PURSUED_ON_GPU if device.type == "cuda" else PURSUED_ON_CPU)
     gram_AA = anchors_AD @ anchors_AD.T
     sources_NK = torch.empty((targets_ND.shape[0], k), dtype=torch.int64)
     weights_NK = torch.empty((targets_ND.shape[0], k))

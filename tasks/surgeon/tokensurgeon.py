@@ -21,11 +21,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from tasks.artifacts.errors import BadInputError
 from tasks.modeling.model_files import num_rows, stored_dtype, weights_directory
+from tasks.surgeon.batches import BY_TOKENSURGEON
 from tasks.surgeon.stage import TransplantRecipe
 from tasks.surgeon.stored_rows import stored_vocabulary
-
-BATCH_SIZE = 512
-"""Rows at once: tokensurgeon holds batch · shared tokens inner products, 225 MB at 110,000 shared."""
 
 
 class _NamedTokenizer(PreTrainedTokenizerFast):
@@ -73,7 +71,7 @@ def tokensurgeon_rows(
         f"--approximation-method={recipe.method}",
         f"--weight-scheme={recipe.weight_scheme}",
         "--cosine-similarity" if recipe.cosine_similarity else "--no-cosine-similarity",
-        f"--batch-size={batch_size or BATCH_SIZE}",
+        f"--batch-size={batch_size or BY_TOKENSURGEON}",
         f"--device={device.type}",
     ]
     # mergekit keeps open files by the name of the model, for the life of the process.

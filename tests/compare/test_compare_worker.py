@@ -18,7 +18,7 @@ from tasks.compare.measured import Measured
 from tasks.compare.results import build_results
 from tasks.logits.rows import read_rows
 from tasks.modeling.bits_per_byte import TEXTS
-from tasks.modeling.stopping import PROMPTS
+from tasks.modeling.stop_prompts import PROMPTS
 
 RunStage = Callable[..., Artifact]
 ModelFolder = Callable[..., Path]

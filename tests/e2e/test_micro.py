@@ -96,7 +96,7 @@ def test_prefect_shows_the_run(undisturbed: MicroRun) -> None:
 def test_the_published_model_loads_and_answers(undisturbed: MicroRun, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from tasks.modeling.stopping import PROMPTS
+    from tasks.modeling.stop_prompts import PROMPTS
 
     published = micro_steps()[-1]
     artifact = Artifact(open_store(undisturbed.store), published.directory)

@@ -20,6 +20,7 @@ from tasks.planning.hardware import OWN_TABLE
 from tasks.planning.logit_bytes import by_mass_alone
 from tasks.planning.text import Documents
 from tasks.runtime.declare import Step
+from tasks.surgeon.batches import BY_TOKENSURGEON, PURSUED_ON_CPU, PURSUED_ON_GPU
 
 DUMP, DISTILL = "branches.llama.dump_logits", "branches.llama.distill"
 
@@ -101,6 +102,25 @@ def test_two_threads_take_two_cores_and_half_the_time(tmp_path: Path) -> None:
         assert (one.devices, two.devices) == (1, 2)
         assert two.seconds["compute"] == pytest.approx(one.seconds["compute"] / 2)
         assert two.memory == one.memory
+
+
+@pytest.mark.parametrize(
+    ("method", "device", "at_once"),
+    [
+        ("omp_anchored", "cpu", PURSUED_ON_CPU),
+        ("omp_anchored", "cuda", PURSUED_ON_GPU),
+        ("omp", "cpu", BY_TOKENSURGEON),
+    ],
+)
+def test_a_surgery_holds_the_batch_of_its_method_and_device(
+    tmp_path: Path, method: str, device: str, at_once: int
+) -> None:
+    block = "branches.llama.surgeon"
+    sets = (f"{block}.recipe.method={method}", f"{block}.runtime.device={device}")
+    found = forecast(tmp_path, "surgeon-llama", *sets)
+    stated = forecast(tmp_path, "surgeon-llama", *sets, f"{block}.runtime.batch_size={at_once}")
+    assert found.memory["batch"] > 0
+    assert found.memory == stated.memory
 
 
 def test_a_data_sheets_bandwidth_is_not_reached(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ import pytest
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from tasks.modeling.stopping import PROMPTS, compared_stops, end_tokens, stopped_prompts
+from tasks.modeling.stop_prompts import PROMPTS
+from tasks.modeling.stopping import compared_stops, end_tokens, stopped_prompts
 from tasks.modeling.template_date import date_string
 from tasks.modeling.tokenizer_files import real_vocab_size
 

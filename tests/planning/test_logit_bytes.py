@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tasks.logits import writer
 from tasks.logits.positions import Positions
 from tasks.logits.prior import Prior
 from tasks.logits.rows import make_row
 from tasks.logits.schema import LogitFormat, Split, TopKSupport, plan_shards
 from tasks.logits.writer import write_shard
+from tasks.planning import logit_bytes
 from tasks.planning.logit_bytes import entries_of, store_size
 
 VOCAB, KEPT, LENGTH, PER_SHARD = 4096, 32, 64, 8
@@ -30,6 +32,13 @@ def positions(count: int, generator: np.random.Generator) -> Positions:
     return Positions(
         ids_PK, values_PK.astype(np.float32), tail_P, gold_P, none_PM, none_PM, np.empty((count, 0), np.uint16)
     )
+
+
+def test_the_writer_cuts_objects_by_the_same_bounds() -> None:
+    """Planning and logits may not import each other."""
+    assert (logit_bytes.OBJECT_BYTES, logit_bytes.MAX_DOCUMENTS_PER_OBJECT) == (
+        writer.OBJECT_BYTES, writer.MAX_DOCUMENTS_PER_OBJECT
+    )  # fmt: skip
 
 
 def test_a_written_store_has_the_objects_and_bytes_that_are_forecast(tmp_path: Path) -> None:
