@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
-import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +17,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.errors import BadInputError, TransientStoreError
 from tasks.artifacts.local_store import LocalStore
-from tasks.artifacts.store import Store
 from tasks.distill.stage import LossRecipe
 from tasks.distill.worker import training_rows
 from tasks.logits.reader import LogitReader
@@ -159,42 +155,6 @@ def cross_entropy(model: PreTrainedModel, rows: Sequence[Row]) -> float:
     return sum(found) / len(found)
 
 
-def stop_after_first_checkpoint(store: Store) -> threading.Thread:
-    """A SIGTERM to this process as soon as a checkpoint stands, as a preempted node gets it."""
-
-    def watch() -> None:
-        root = Path(store.uri.removeprefix("file://"))
-        deadline = time.monotonic() + 60
-        while not list(root.glob("artifacts/distill/*/checkpoints/step-*.json")) and time.monotonic() < deadline:
-            time.sleep(0.002)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    return thread
-
-
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_a_resumed_run_ends_with_the_same_bytes(
-    inputs: Inputs, store: Store, run_stage: Callable[..., Artifact], precision: str
-) -> None:
-    recipe = {**RECIPE, "steps": 30, "precision": precision}
-    runtime = {**RUNTIME, "checkpoint_every_steps": 2}
-    undisturbed = files(run_stage("distill", recipe, inputs, RUNTIME))
-    # The same training under another key, so that the second does not find the first.
-    recipe["log_every_steps"] = 4
-    thread = stop_after_first_checkpoint(store)
-    with pytest.raises(PreemptedError):
-        run_stage("distill", recipe, inputs, runtime)
-    thread.join()
-    resumed = run_stage("distill", recipe, inputs, runtime)
-    assert files(resumed)["model.safetensors"] == undisturbed["model.safetensors"]
-    lines = [json.loads(line) for line in files(resumed)["training_log.jsonl"].splitlines()]
-    assert [line["step"] for line in lines] == [0, 4, 8, 12, 16, 20, 24, 28, 30]
-    assert metrics(resumed)["heldout_kl_start"] > metrics(resumed)["heldout_kl"]
-    assert not list(resumed.store.list(resumed.path("checkpoints")))
-
-
 def stop_after(monkeypatch: pytest.MonkeyPatch, last: int) -> None:
     """Has the next launch be asked to stop after so many steps of its own."""
     step, taken = TrainingEngine.step, []
@@ -205,6 +165,27 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, last: int) -> None:
 
     monkeypatch.setattr(TrainingEngine, "step", counted)
     monkeypatch.setattr(Job, "stop_requested", property(lambda _: len(taken) == last))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_resumed_run_ends_with_the_same_bytes(
+    inputs: Inputs, run_stage: Callable[..., Artifact], monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    recipe = {**RECIPE, "steps": 30, "precision": precision}
+    runtime = {**RUNTIME, "checkpoint_every_steps": 2}
+    undisturbed = files(run_stage("distill", recipe, inputs, RUNTIME))
+    # The same training under another key, so that the second does not find the first.
+    recipe["log_every_steps"] = 4
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        with pytest.raises(PreemptedError):
+            run_stage("distill", recipe, inputs, runtime)
+    resumed = run_stage("distill", recipe, inputs, runtime)
+    assert files(resumed)["model.safetensors"] == undisturbed["model.safetensors"]
+    lines = [json.loads(line) for line in files(resumed)["training_log.jsonl"].splitlines()]
+    assert [line["step"] for line in lines] == [0, 4, 8, 12, 16, 20, 24, 28, 30]
+    assert metrics(resumed)["heldout_kl_start"] > metrics(resumed)["heldout_kl"]
+    assert not list(resumed.store.list(resumed.path("checkpoints")))
 
 
 @pytest.mark.parametrize(("zero", "last"), [(1, 3), (3, 4), (1, 5)], ids=["within", "at its end", "after"])
@@ -290,15 +271,17 @@ def test_a_student_that_is_the_teacher_has_nothing_to_learn(
     assert abs(found["train_loss"]) <= 1e-4
 
 
-def test_a_resumed_run_may_batch_otherwise(inputs: Inputs, store: Store, run_stage: Callable[..., Artifact]) -> None:
+def test_a_resumed_run_may_batch_otherwise(
+    inputs: Inputs, run_stage: Callable[..., Artifact], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Packing and accumulation are no part of a checkpoint: the last bits change, the result does not."""
     recipe = {**RECIPE, "steps": 30}
     undisturbed = metrics(run_stage("distill", recipe, inputs, RUNTIME))
     recipe["log_every_steps"] = 4
-    thread = stop_after_first_checkpoint(store)
-    with pytest.raises(PreemptedError):
-        run_stage("distill", recipe, inputs, {**RUNTIME, "checkpoint_every_steps": 2})
-    thread.join()
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        with pytest.raises(PreemptedError):
+            run_stage("distill", recipe, inputs, {**RUNTIME, "checkpoint_every_steps": 2})
     resumed = metrics(run_stage("distill", recipe, inputs, {**RUNTIME, "micro_batch_tokens": 100, "pack_tokens": 50}))
     for name in ("heldout_kl_start", "heldout_kl", "heldout_ce"):
         assert resumed[name] == pytest.approx(undisturbed[name], rel=1e-4)

@@ -24,6 +24,8 @@ from tasks.artifacts.store import open_store
 from tasks.worker.spec import WorkerSpec
 
 ROOT = Path(__file__).parents[2]
+WAITS = "waits for other workers"
+"""What a worker prints when it does."""
 
 
 class ForkedWorkers:
@@ -55,6 +57,7 @@ class ForkedWorkers:
         scratch.mkdir(parents=True)
         file = scratch / "spec.json"
         file.write_text(spec.model_dump_json())
+        (scratch / "worker.log").touch()
         assert self._server.stdin is not None
         assert self._server.stdout is not None
         self._server.stdin.write(f"{file}\n")
@@ -79,6 +82,14 @@ class Worker:
             assert time.monotonic() < deadline, f"not ended within {seconds} s:\n{self.log()}"
             time.sleep(0.005)
         return int(file.read_text())
+
+    def wait_until_it_waits(self, seconds: float) -> None:
+        """Until it has found that what is left is with other workers."""
+        deadline = time.monotonic() + seconds
+        while WAITS not in self.log():
+            assert not self.ended, self.log()
+            assert time.monotonic() < deadline, f"does not wait after {seconds} s:\n{self.log()}"
+            time.sleep(0.005)
 
     @property
     def ended(self) -> bool:
@@ -183,12 +194,20 @@ def killed_dump(
 
 
 def _serve() -> None:
+    from tasks.dump_logits.dump import Dump
     from tasks.dump_logits.worker import run
     from tasks.worker.job import worker_main
 
     # transformers imports these when a model is loaded.
     for family in ("llama", "qwen2"):
         importlib.import_module(f"transformers.models.{family}.modeling_{family}")
+    pause = Dump._pause
+
+    def tell_and_pause(self: Dump) -> None:
+        print(WAITS, flush=True)
+        pause(self)
+
+    Dump._pause = tell_and_pause  # type: ignore[method-assign]
     print("ready", flush=True)
     for line in sys.stdin:
         spec = Path(line.strip())

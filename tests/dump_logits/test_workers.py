@@ -122,7 +122,7 @@ def test_a_launch_waits_for_what_others_have_and_takes_it_over_when_they_die(
     assert begun(artifact, first)
     os.kill(first.process, 19)
     second = workers.start(spec_of("waiting"))
-    time.sleep(1.5)
+    second.wait_until_it_waits(60)
     assert not second.ended
     first.kill()
     assert second.wait(60) == 0, second.log()
@@ -136,7 +136,7 @@ def test_a_stop_is_honoured_while_waiting_for_others(workers: ForkedWorkers, spe
     assert begun(artifact, first)
     os.kill(first.process, 19)
     second = workers.start(spec_of("stopped"))
-    time.sleep(1)
+    second.wait_until_it_waits(60)
     (second.scratch / STOP_FILE).touch()
     assert second.wait(5) == EXIT_PREEMPTED
     first.kill()

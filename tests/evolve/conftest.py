@@ -30,6 +30,8 @@ class ServerReply:
     raw: str | None = None
     headers: dict[str, str] = field(default_factory=dict)
     delay: float = 0
+    after: threading.Event | None = None
+    """Held back until this is set."""
     hang_up: bool = False
     """Closes the connection without a word."""
     cut: bool = False
@@ -129,9 +131,12 @@ class Endpoint:
                 pass
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        # So that closing the server waits for their threads.
+        self._server.daemon_threads = False
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 
     def stop(self) -> None:
+        """Takes no more requests, and waits until none is under way."""
         if self._server is not None:
             self._server.shutdown()
             self._server.server_close()
@@ -156,6 +161,8 @@ class Endpoint:
                 reply = ServerReply(hang_up=True)
             if reply.is_answer and reply.delay < 1:
                 self.answered[hashlib.sha256(data).hexdigest()] += 1
+        if reply.after is not None:
+            assert reply.after.wait(20)
         time.sleep(reply.delay)
         try:
             self._send(handler, body, reply)

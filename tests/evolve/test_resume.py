@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.errors import BadInputError, CorruptArtifactError
 from tasks.artifacts.fingerprint import artifact_key
 from tasks.artifacts.store import Store
-from tasks.evolve.client import EndpointError
+from tasks.evolve.client import EndpointError, RecordedEndpoint
 from tasks.evolve.evolution import seeds_of
 from tasks.evolve.stage import AutoEvolSource
 from tasks.worker.job import EXIT_PREEMPTED
@@ -106,13 +107,23 @@ def test_a_server_that_goes_away_costs_no_finished_call(
 
 
 def test_a_call_that_ends_the_launch_takes_none_in_flight_with_it(
-    run_stage: RunStage, endpoint: Any, autoevol_recipe: Recipe, store: Store
+    run_stage: RunStage, endpoint: Any, autoevol_recipe: Recipe, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def respond(body: dict[str, Any]) -> Any:
-        if "number 3" in endpoint.prompt_of(body):
-            return endpoint.Reply(status=404, raw="{}", delay=0.1)
-        return endpoint.Reply(endpoint.scripted(body).content, delay=0.3)
+    all_asked, ending = threading.Event(), threading.Event()
+    stop = RecordedEndpoint.stop
 
+    def stop_and_tell(self: RecordedEndpoint) -> None:
+        stop(self)
+        ending.set()
+
+    def respond(body: dict[str, Any]) -> Any:
+        if len(endpoint.bodies) == 4:
+            all_asked.set()
+        if "number 3" in endpoint.prompt_of(body):
+            return endpoint.Reply(status=404, raw="{}", after=all_asked)
+        return endpoint.Reply(endpoint.scripted(body).content, after=ending)
+
+    monkeypatch.setattr(RecordedEndpoint, "stop", stop_and_tell)
     endpoint.respond = respond
     recipe = autoevol_recipe(num_seeds=4, method_rounds=0)
     with pytest.raises(BadInputError, match="status 404"):
@@ -132,7 +143,7 @@ def test_a_killed_worker_repeats_only_calls_in_flight(
     wait_for_calls(store, 10, process)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    time.sleep(0.1)  # the server ends the calls in flight, whose answers nobody reads
+    endpoint.restart()  # the server ends the calls in flight, whose answers nobody reads
     recorded, answered = len(recorded_calls(store)), sum(endpoint.answered.values())
     assert answered - recorded <= 3
     endpoint.respond = endpoint.scripted

@@ -96,14 +96,17 @@ def test_passes_of_a_split_are_read_ahead_and_in_order() -> None:
 
 
 class Recorded(CorpusRows):
-    """Notes what is read, takes a while over it, and does not find one row."""
+    """Notes what is read while its gate is open, takes a while over it, and does not find one row."""
 
     def __init__(self, rows: Sequence[TrainingRow], seconds: float = 0.0, missing: int | None = None) -> None:
         super().__init__(rows)
         self.seconds, self.missing = seconds, missing
         self.read = set[int]()
+        self.gate = threading.Event()
+        self.gate.set()
 
     def many(self, indices: Sequence[int]) -> list[TrainingRow]:
+        assert self.gate.wait(20)
         time.sleep(self.seconds)
         if self.missing is not None and self.missing in indices:
             raise ObjectMissingError(f"no logits for row {self.row_id(self.missing)}")
@@ -122,7 +125,11 @@ def test_steps_are_read_ahead_and_no_further() -> None:
         time.sleep(0.02)
     time.sleep(0.15)
     assert source.read == near
-    assert loader.load(1).wait_seconds < 0.05
+    # The step is there: nothing more has to be read for it.
+    source.gate.clear()
+    assert len(loader.load(1).batches) > 0
+    assert source.read == near
+    source.gate.set()
     # A jump reads what it asks for.
     assert {row_id for batch in loader.load(5).batches for row_id in batch.row_ids} == {
         ROWS[row].row_id for row in order.rows(5)
