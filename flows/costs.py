@@ -175,10 +175,10 @@ def step_costs(
     dumped = {step.inputs["corpus"].key for step in steps if step.stage.name == "dump_logits"}
     sizes = Sizes(store, options.given, options.tokens, dumped)
     forecasts = Forecasts(sizes, options.given, options.hardware)
-    return tuple(_step_cost(state, store, sizes, forecasts) for state in step_states(chosen, store))
+    return tuple(_step_cost(state, store, forecasts) for state in step_states(chosen, store))
 
 
-def _step_cost(state: StepState, store: Store, sizes: Sizes, forecasts: Forecasts) -> StepCost:
+def _step_cost(state: StepState, store: Store, forecasts: Forecasts) -> StepCost:
     step = state.step
     if state.manifest is not None and state.state in DONE:
         return StepCost(state, _finished(state, forecasts), Forecast())

@@ -18,16 +18,17 @@ from tasks.artifacts.frozen import Frozen
 class Pool(Frozen):
     """A work pool of infra/prefect.yaml."""
 
-    purpose: str
     limit: int | None = None
     """How many flow runs of it may run at once on this machine; None for any number."""
 
 
 POOLS = {
-    "medius": Pool(purpose="recipes and the upkeep of the store"),
-    "cpu": Pool(purpose="single stages that need no GPU, and the look for dead runs"),
-    # Two trainings on the same GPUs would each run out of memory.
-    "gpu": Pool(purpose="single stages on GPUs", limit=1),
+    # Recipes and the upkeep of the store.
+    "medius": Pool(),
+    # Single stages that need no GPU, and the look for dead runs.
+    "cpu": Pool(),
+    # Single stages on GPUs: two trainings on the same ones would each run out of memory.
+    "gpu": Pool(limit=1),
 }
 """The work pools of infra/prefect.yaml. Recipes run in one and single stages in the others, so that a recipe never
 takes the place of a stage."""

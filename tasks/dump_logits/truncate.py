@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tasks.dump_logits.head import Fill, Float32Head, Transform
+from tasks.dump_logits.head import Float32Head, Transform
 from tasks.dump_logits.largest import largest, lowest_of_largest
 from tasks.dump_logits.rounded import NUM_SPARE, RoundedLogits, can_round
 from tasks.dump_logits.sampling import drawn
@@ -98,19 +98,6 @@ class Truncation:
             for array, values in zip(result.arrays(), exact.arrays(), strict=True):
                 array[doubtful.numpy()] = values
         return result
-
-
-def truncate(
-    fill: Fill,
-    vocab_size: int,
-    gold_C: Tensor,
-    support: Support,
-    temperatures: Sequence[float] = (),
-    uniforms_CN: Tensor | None = None,
-) -> Positions:
-    """Truncates the distributions of one chunk whose logits come from `fill`."""
-    groups = Scan(vocab_size, temperatures)(fill, len(gold_C), gold_C.device)
-    return truncated(groups, gold_C, support, temperatures, uniforms_CN)
 
 
 def truncated(

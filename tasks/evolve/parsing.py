@@ -10,13 +10,13 @@ import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
-from typing import Literal
+from typing import Literal, get_args
 
 from tasks.evolve.calls import Completion
 from tasks.modeling.answer_signs import is_failed_answer, is_refusal, looks_like_endpoint_error
 
 Reason = Literal["unparsed", "unchanged", "refused", "truncated", "errored", "failed"]
-REASONS: tuple[Reason, ...] = ("unparsed", "unchanged", "refused", "truncated", "errored", "failed")
+REASONS: tuple[Reason, ...] = get_args(Reason)
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_right
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -292,7 +291,6 @@ class RowSet:
         self._reader = reader
         self._shards: list[ShardEntry] = [entry for entry in reader.schema.shards if entry.split == split]
         self._starts = [entry.first_row for entry in self._shards]
-        self._index: dict[str, int] | None = None
 
     def __len__(self) -> int:
         return self._reader.schema.num_rows[self.split]
@@ -317,26 +315,6 @@ class RowSet:
             rows += self._reader.read(shard, first, first + length)
         return rows
 
-    def stream(self, indices: Sequence[int], *, ahead: int = 16, threads: int = 2) -> Iterator[LogitRow]:
-        """Rows in the given order, of which up to `ahead` are read before they are asked for.
-
-        The position is the number of rows taken: `stream(indices[taken:])` goes on exactly there, and
-        `stream(indices[rank::world_size])` is a process's share.
-        """
-        size = max(1, ahead // threads)
-        with ThreadPoolExecutor(threads, thread_name_prefix="rows") as pool:
-            waiting: deque[Future[list[LogitRow]]] = deque()
-            try:
-                for start in range(0, len(indices), size):
-                    waiting.append(pool.submit(self.many, indices[start : start + size]))
-                    if len(waiting) > threads:
-                        yield from waiting.popleft().result()
-                while waiting:
-                    yield from waiting.popleft().result()
-            finally:
-                for future in waiting:
-                    future.cancel()
-
     def num_tokens(self, index: int) -> int:
         """T of a row, without reading its distributions."""
         shard, place = self._at(index)
@@ -351,18 +329,6 @@ class RowSet:
         """Hex sha256 of a row's token ids."""
         shard, place = self._at(index)
         return shard.row_id(place)
-
-    def index_of(self, row_id: str) -> int:
-        """Where the row with this id is.
-
-        Raises:
-            ObjectMissingError: it is not in this split.
-        """
-        if self._index is None:
-            self._index = {self.row_id(index): index for index in range(len(self))}
-        if row_id not in self._index:
-            raise ObjectMissingError(f"{self._reader.uri} has no logits for row {row_id} in split {self.split}")
-        return self._index[row_id]
 
     def _at(self, index: int) -> tuple[ShardReader, int]:
         if not 0 <= index < len(self):

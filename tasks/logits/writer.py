@@ -144,26 +144,3 @@ class ShardWriter:
                 for number, length in enumerate(lengths):
                     block[index - first, number, :length] = np.frombuffer(self._spool.read(length), np.uint8)
             array[first:last] = block
-
-
-def write_shard(
-    directory: Path, plan: ShardPlan, form: LogitFormat, rows: Sequence[Row], positions: Positions, prior: Prior
-) -> ShardHeader:
-    """Writes a shard whose T − 1 positions a row stand in memory, one row after the other.
-
-    Raises:
-        ValueError: rows and positions do not fit together, or a position is no distribution.
-    """
-    if sum(len(row.input_ids) - 1 for row in rows) != len(positions):
-        raise ValueError(f"the rows of shard {plan.name} do not have {len(positions)} positions")
-    writer = ShardWriter(directory, plan, form, rows, prior)
-    try:
-        start = 0
-        for index, row in enumerate(rows):
-            stop = start + len(row.input_ids) - 1
-            writer.add(index, positions.cut(start, stop))
-            start = stop
-        return writer.close()
-    except ValueError:
-        writer.discard()
-        raise

@@ -79,12 +79,6 @@ class Targets:
         """All but the draws."""
         return self.gold_N, self.topk_ids_NK, self.topk_logprobs_NK, self.tail_logprob_N
 
-    @classmethod
-    def of_gold(cls, gold_N: Tensor) -> Targets:
-        """Targets without a teacher."""
-        count = len(gold_N)
-        return cls(gold_N, gold_N.new_empty(count, 0), torch.empty(count, 0), torch.zeros(count))
-
 
 @dataclass(frozen=True)
 class LossWeights:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tasks.training.losses import HeadForm, LossWeights, Targets, head_loss
+from tests.training.parts import gold_targets
 
 V, D, K = 151_936, 896, 64
 """Those of Qwen2.5-0.5B, and 64 entries."""
@@ -37,7 +38,7 @@ class HeadInputs:
         logprobs_NB = torch.log_softmax(2 * torch.randn(num_positions, K + 1, generator=generator), 1)
         gold_N = torch.randint(V, (num_positions,), generator=generator)
         targets = Targets(gold_N, ids_NK, logprobs_NB[:, :-1].contiguous(), logprobs_NB[:, -1].contiguous())
-        targets, gold = (part.to(torch.device(device)) for part in (targets, Targets.of_gold(gold_N)))
+        targets, gold = (part.to(torch.device(device)) for part in (targets, gold_targets(gold_N)))
         return cls(hidden_ND.requires_grad_(), weight_VD.requires_grad_(), targets, gold)
 
     def fused(self, targets: Targets, weights: LossWeights) -> None:

@@ -83,17 +83,6 @@ class RealLogits:
             rows.append(make_row(self.tokens[start:stop], mask, "", "text", "library", "0" * 64))
         return rows
 
-    def position_offsets(self) -> npt.NDArray[np.int64]:
-        """(documents + 1,) in positions."""
-        return self.token_offsets - np.arange(len(self.token_offsets))
-
-    def tail_at(self, num_kept: int) -> npt.NDArray[np.float64]:
-        """log of the mass outside the `num_kept` likeliest, from the entries beyond them and the exact rest."""
-        beyond_PE = np.concatenate((self.topk_logprobs_PW[:, num_kept:], self.tail_logprob_P[:, None]), 1)
-        with np.errstate(divide="ignore"):
-            tail_P: npt.NDArray[np.float64] = np.log(np.exp(beyond_PE.astype(np.float64)).sum(1))
-        return tail_P
-
 
 @dataclass(frozen=True)
 class AnglePositions:

@@ -21,11 +21,11 @@ from tasks.logits.prior import PRIOR_SHARD, Prior, write_prior
 from tasks.logits.reader import DEFAULT_CACHE_BYTES, LogitReader, LogitRow
 from tasks.logits.rows import Row, make_row
 from tasks.logits.schema import SCHEMA_FILE, LogitFormat, LogitSchema, ShardEntry, ShardHeader, ShardPlan, Support
-from tasks.logits.writer import write_shard
 from tests.bench.jobs import finish
 from tests.bench.real_logits import TEXT, real_logits
 from tests.bench.supports import SAMPLED, TOP_64, Settings, positions_of
 from tests.bench.teachers import VOCABULARIES
+from tests.logits.whole_shard import write_shard
 
 ATTEMPT = "00000000"
 

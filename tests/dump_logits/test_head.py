@@ -13,9 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tasks.dump_logits.batches import length_buckets
 from tasks.dump_logits.head import Float32Head
 from tasks.dump_logits.largest import largest
-from tasks.dump_logits.truncate import truncate
 from tasks.logits.positions import Positions
 from tasks.logits.schema import TopKSupport
+from tests.dump_logits.truncation import truncate
 
 
 def by_definition(logits_CV: Tensor, num_kept: int) -> tuple[np.ndarray, np.ndarray]:

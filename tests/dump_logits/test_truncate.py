@@ -11,9 +11,10 @@ from torch import Tensor
 
 from tasks.dump_logits.head import Fill, Float32Head
 from tasks.dump_logits.scan import Scan
-from tasks.dump_logits.truncate import Truncation, truncate, truncated
+from tasks.dump_logits.truncate import Truncation, truncated
 from tasks.logits.positions import Positions, check
 from tasks.logits.schema import AdaptiveSupport, SampledSupport, Support, TopKSupport
+from tests.dump_logits.truncation import truncate
 
 CLOSE = {"rtol": 1e-6, "atol": 3e-6}
 VOCAB_SIZE = 1000

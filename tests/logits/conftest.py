@@ -13,7 +13,7 @@ from tasks.logits.positions import Positions
 from tasks.logits.prior import Prior, write_prior
 from tasks.logits.rows import Row, row_id_of
 from tasks.logits.schema import LogitFormat, LogitSchema, ShardEntry, Split, plan_shards
-from tasks.logits.writer import write_shard
+from tests.logits.whole_shard import write_shard
 
 NUM_KEPT = 8
 VOCAB = 300

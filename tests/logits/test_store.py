@@ -23,9 +23,10 @@ from tasks.logits.reader import LogitReader, LogitRow
 from tasks.logits.rows import Row, row_id_of
 from tasks.logits.schema import ShardPlan, Split, plan_shards
 from tasks.logits.verify import verify
-from tasks.logits.writer import ShardWriter, write_shard
+from tasks.logits.writer import ShardWriter
 from tests.logits.conftest import make_format, make_positions, make_prior, make_row, write_store
 from tests.logits.readme_decoder import read_document
+from tests.logits.whole_shard import write_shard
 
 
 def opened(artifact: Artifact, cache_bytes: int = 2**20) -> LogitReader:
@@ -77,7 +78,7 @@ def test_rows_come_back_as_they_were_written(
             assert got.row_id == row.row_id
             assert found.num_tokens(index) == len(row.input_ids)
             assert found.num_targets(index) == row.loss_mask[1:].sum()
-            assert found.index_of(row.row_id) == index
+            assert found.row_id(index) == row.row_id
             assert (got.input_ids.dtype, got.topk_ids_PK.dtype) == (np.int32, np.int32)
             np.testing.assert_array_equal(got.input_ids, row.input_ids)
             np.testing.assert_array_equal(got.loss_mask, row.loss_mask)
@@ -144,22 +145,6 @@ def test_each_row_is_decoded_once_under_shuffled_access(logit_store: Artifact, m
     for index in [4, 0, 6, 2, 5, 3] * 5:
         found[index]
     assert len(reads) == 6
-
-
-def test_a_stream_gives_rows_in_order_and_goes_on_where_it_was_left(logit_store: Artifact) -> None:
-    found = opened(logit_store).rows("train")
-    order = [3, 0, 6, 2, 2, 5, 1, 4, 0]
-    expected = [found.row_id(index) for index in order]
-    for ahead, threads in ((0, 1), (2, 2), (50, 3)):
-        assert [row.row_id for row in found.stream(order, ahead=ahead, threads=threads)] == expected
-    first = found.stream(order)
-    taken = [next(first).row_id for _ in range(4)]
-    first.close()
-    assert taken + [row.row_id for row in found.stream(order[4:])] == expected
-    shares = [[row.row_id for row in found.stream(order[rank::2])] for rank in range(2)]
-    assert sorted(shares[0] + shares[1]) == sorted(expected)
-    with pytest.raises(IndexError, match="row 99"):
-        list(found.stream([0, 99, 1]))
 
 
 def test_few_shards_are_open_however_many_there_are(logit_store: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,9 +225,10 @@ def test_rows_and_positions_that_do_not_fit_are_not_written(
     tmp_path: Path, rows: dict[Split, list[Row]], positions: dict[str, Positions]
 ) -> None:
     plan = ShardPlan(name="train-00000", split="train", first_row=0, num_rows=3)
-    cut = positions["train-00000"].cut(0, 302)
-    with pytest.raises(ValueError, match="do not have 302 positions"):
-        write_shard(tmp_path / "x", plan, make_format(), rows["train"][:3], cut, make_prior())
+    writer = ShardWriter(tmp_path / "x", plan, make_format(), rows["train"][:3], make_prior())
+    with pytest.raises(ValueError, match=r"\(3, 8\) entries for a document of 5 tokens"):
+        writer.add(0, positions["train-00000"].cut(0, 3))
+    writer.discard()
     with pytest.raises(ValueError, match="got 2 rows"):
         ShardWriter(tmp_path / "y", plan, make_format(), rows["train"][:2], make_prior())
 
@@ -258,8 +244,6 @@ def test_another_tokenizer_or_vocabulary_is_refused(logit_store: Artifact) -> No
 
 def test_missing_rows_splits_and_shards_are_named(logit_store: Artifact) -> None:
     reader = opened(logit_store)
-    with pytest.raises(ObjectMissingError, match="no logits for row abcd in split train"):
-        reader.rows("train").index_of("abcd")
     with pytest.raises(IndexError, match="row 7 of split train"):
         reader.rows("train")[7]
     manifest = manifest_of(logit_store)

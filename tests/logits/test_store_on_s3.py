@@ -33,7 +33,7 @@ def test_rows_on_s3_are_those_on_disk_in_any_order(
     here = LogitReader(logit_store.store, logit_store.directory, manifest).rows("train")
     there = copied(logit_store, open_store(f"s3://{BUCKET}/runs")).rows("train")
     order = [6, 2, 0, 5, 3, 1, 4, 2]
-    for index, row in zip(order, there.stream(order, ahead=4, threads=2), strict=True):
+    for index, row in zip(order, there.many(order), strict=True):
         for name in LogitRow.__dataclass_fields__:
             np.testing.assert_array_equal(getattr(row, name), getattr(here[index], name), err_msg=name)
 

@@ -21,8 +21,8 @@ from tasks.logits.prior import write_prior
 from tasks.logits.rows import Row
 from tasks.logits.schema import LogitFormat, ShardPlan, Split
 from tasks.logits.verify import Checked, verify
-from tasks.logits.writer import write_shard
 from tests.logits.conftest import make_format, make_positions, make_prior, make_row, write_store
+from tests.logits.whole_shard import write_shard
 from tests.seaweed import BUCKET, SeaweedServer
 
 Rows = dict[Split, list[Row]]

@@ -12,9 +12,9 @@ from tasks.logits.positions import Positions
 from tasks.logits.prior import Prior
 from tasks.logits.rows import make_row
 from tasks.logits.schema import LogitFormat, Split, TopKSupport, plan_shards
-from tasks.logits.writer import write_shard
 from tasks.planning import logit_bytes
 from tasks.planning.logit_bytes import entries_of, store_size
+from tests.logits.whole_shard import write_shard
 
 VOCAB, KEPT, LENGTH, PER_SHARD = 4096, 32, 64, 8
 ROWS: dict[Split, int] = {"train": 20, "heldout": 3}

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from tasks.artifacts.artifact import Artifact
@@ -17,9 +18,10 @@ from tasks.logits.positions import Positions
 from tasks.logits.prior import Prior, write_prior
 from tasks.logits.rows import Row, row_id_of, write_rows
 from tasks.logits.schema import LogitFormat, LogitSchema, ShardEntry, TeacherRecord, TopKSupport, Values, plan_shards
-from tasks.logits.writer import write_shard
 from tasks.modeling.model_files import save_causal_lm
 from tasks.modeling.tokenizer_files import save_tokenizer, tokenizer_digest
+from tasks.training.losses import Targets
+from tests.logits.whole_shard import write_shard
 
 VOCAB, ROWS, NUM_KEPT = 60, 64, 6
 LENGTHS = {"train": [5, 12, 3, 9, 17, 8, 2, 14, 6, 11, 4, 20], "heldout": [7, 15, 4]}
@@ -141,3 +143,9 @@ def logit_store(
     schema = LogitSchema(**form.model_dump(), rows_per_shard=8, num_rows=num_rows, shards=tuple(entries))
     (directory / "logits.json").write_text(schema.model_dump_json())
     return artifact_of(directory)
+
+
+def gold_targets(gold_N: Tensor) -> Targets:
+    """Targets without a teacher."""
+    count = len(gold_N)
+    return Targets(gold_N, gold_N.new_empty(count, 0), torch.empty(count, 0), torch.zeros(count))

@@ -23,9 +23,9 @@ from transformers import (
 from tasks.artifacts.errors import BadInputError
 from tasks.training.batches import Batch
 from tasks.training.head import LanguageModelLoss, head_form
-from tasks.training.losses import HeadForm, LossWeights, Targets
+from tasks.training.losses import HeadForm, LossWeights
 from tests.training.dense import relative
-from tests.training.parts import ROWS, VOCAB, make_model
+from tests.training.parts import ROWS, VOCAB, gold_targets, make_model
 
 SIZES: dict[str, Any] = {
     "vocab_size": ROWS,
@@ -76,7 +76,7 @@ def test_loss_and_gradients_are_those_of_the_models_own_logits(name: str) -> Non
     input_ids_BL = torch.tensor([[5, 9, 3, 50, 17, 2], [4, 4, 21, 8, 0, 0]])
     positions_N = torch.tensor([0, 1, 3, 4, 6, 8])
     gold_N = input_ids_BL.flatten()[positions_N + 1]
-    batch = Batch(("a", "b"), input_ids_BL, None, positions_N, Targets.of_gold(gold_N))
+    batch = Batch(("a", "b"), input_ids_BL, None, positions_N, gold_targets(gold_N))
 
     logits_NV = model(input_ids=input_ids_BL).logits.flatten(0, 1)[positions_N, :VOCAB].double()
     expected = torch.nn.functional.cross_entropy(logits_NV, gold_N, reduction="sum")

@@ -15,6 +15,7 @@ from tasks.training import losses
 from tasks.training.buckets import LOG_FLOOR
 from tasks.training.losses import PARTS, HeadForm, LossWeights, Targets, head_loss
 from tests.training.dense import dense_loss, drawn, gold_of, gradients, relative, teacher
+from tests.training.parts import gold_targets
 
 N, D, V, ROWS, K = 23, 12, 57, 64, 5
 EMPTY = (0, 2, 4)
@@ -180,7 +181,7 @@ def test_finite_at_the_edges(tensors: Tensors, scale: float) -> None:
         replace(full, tail_logprob_N=torch.full((N,), -torch.inf)),
         everything,
         replace(everything, tail_logprob_N=torch.full((N,), -16.0)),
-        Targets.of_gold(full.gold_N),
+        gold_targets(full.gold_N),
     ):
         for weights in (LossWeights(0.5, ce=0.5), LossWeights(reverse_kl=0.5, jsd=0.5, ce=0.5, temperature=2)):
             found = gradients(
@@ -212,7 +213,7 @@ def test_without_a_teacher_it_is_cross_entropy(tensors: Tensors) -> None:
     gold = gold_of(teacher_logits)
     expected = torch.nn.functional.cross_entropy(hidden @ weight[:V].T, gold, reduction="sum")
     for weights in (LossWeights(ce=1), LossWeights(ce=1, temperature=3)):
-        loss, parts = head_loss(hidden, weight, Targets.of_gold(gold), form=FORM, weights=weights)
+        loss, parts = head_loss(hidden, weight, gold_targets(gold), form=FORM, weights=weights)
         assert float(loss) == pytest.approx(float(expected), rel=1e-12)
         assert float(parts[3]) == pytest.approx(float(expected), rel=1e-12)
         assert parts[:3].abs().max() < 1e-12
