@@ -7,6 +7,7 @@ from typing import Any
 
 from tasks.choose.measured import Measured
 from tasks.modeling.item_bits import Bits
+from tasks.modeling.lost_stops import lost_stops
 from tasks.modeling.statistics import mean_with_error, paired_mean, paired_ratio, ratio_with_error
 
 
@@ -32,16 +33,18 @@ def _summary(measured: Measured, default: Measured) -> dict[str, Any]:
     if not measured.texts:
         return {"fault": measured.fault}
     # Without a template a model was not asked, and stops at nothing.
-    stopped = measured.stopped or (False,) * len(default.stopped)
-    before = default.stopped or (False,) * len(stopped)
-    lost = sum(was and not now for was, now in zip(before, stopped, strict=True))
+    num_prompts = len(measured.stopped or default.stopped)
     return {
         "fault": measured.fault,
         "texts": ratio_with_error(*_bits_and_bytes(measured.texts)),
         "answers": ratio_with_error(*_bits_and_bytes(measured.answers)),
         "exercises": mean_with_error(measured.exercises) if measured.exercises else None,
         "cloze": mean_with_error(measured.cloze, measured.cloze_documents) if measured.cloze else None,
-        "stops": {"stopped": sum(stopped), "prompts": len(stopped), "lost": lost},
+        "stops": {
+            "stopped": sum(measured.stopped),
+            "prompts": num_prompts,
+            "lost": lost_stops(default.stopped, measured.stopped),
+        },
     }
 
 

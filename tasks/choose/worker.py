@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import math
-import time
 from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
@@ -15,7 +13,6 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from tasks.artifacts.errors import BadInputError
-from tasks.artifacts.manifest import ShardReceipt
 from tasks.benchmarks.cloze_items import CLUSTER, Text, cloze_items
 from tasks.choose.cloze import asked_choices, is_right
 from tasks.choose.conversations import asked_exercises, asked_of, exercises_of, is_answered
@@ -36,8 +33,8 @@ from tasks.modeling.stopping import end_tokens, stopped_prompts
 from tasks.modeling.template_tests import template_fault
 from tasks.modeling.tokenizer_files import load_tokenizer, real_vocab_size, tokenizer_digest
 from tasks.worker.job import InputArtifact, Job, worker_main
+from tasks.worker.model_shards import measured_models
 
-_FILE = "measured.json"
 _BROKEN = "it gives logits that are not finite"
 
 
@@ -48,20 +45,7 @@ def run(job: Job) -> None:
     check_models("choose", "default", [recipe.default], models)
     if len(models) < 2:
         raise BadInputError(f"choose has the one model {', '.join(models)}; add inputs model.<name> to choose among")
-    receipts = job.receipts()
-    missing = [name for name in models if _shard(name) not in receipts]
-    if missing:
-        bench = _Bench(job, recipe, runtime)
-        for done, name in enumerate(missing, len(models) - len(missing)):
-            job.progress(done, len(models), "models", model=name)
-            bench.commit(name, models[name])
-            gc.collect()
-            if bench.device.type == "cuda":
-                torch.cuda.empty_cache()
-        job.progress(len(models), len(models), "models")
-        receipts = job.receipts()
-
-    measured = {name: _read(job, receipts[_shard(name)]) for name in models}
+    measured = measured_models(job, models, Measured.model_validate_json, lambda: _Bench(job, recipe, runtime).measure)
     results = build_results(measured, recipe.default)
     choice = choose(results, recipe.default, recipe.max_text_loss, recipe.max_stops_lost)
     job.log(choice.reason)
@@ -75,18 +59,9 @@ def run(job: Job) -> None:
     job.complete(directory, {**about, "chosen_stops": None if own["fault"] else own["stops"]["stopped"]})
 
 
-def _shard(name: str) -> str:
-    return f"model-{name}"
-
-
 def _write_json(file: Path, value: Mapping[str, Any]) -> None:
     text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
     file.write_text(text + "\n", encoding="utf-8")
-
-
-def _read(job: Job, receipt: ShardReceipt) -> Measured:
-    [entry] = receipt.objects
-    return Measured.model_validate_json(job.store.get(job.artifact.path(entry.path)))
 
 
 def _lay_out(job: Job, model: InputArtifact) -> Path:
@@ -116,17 +91,8 @@ class _Bench:
         given = [Text(row.document, row.text) for row in self.texts]
         self.cloze = cloze_items(recipe.cloze, given) if recipe.cloze is not None else []
 
-    def commit(self, name: str, source: InputArtifact) -> None:
-        """Measures a candidate and commits its shard."""
-        started = time.monotonic()
-        self._tick()
-        measured = self._measure(name, source)
-        shard = self.job.new_directory(_shard(name))
-        (shard / _FILE).write_text(measured.model_dump_json() + "\n", encoding="utf-8")
-        self.job.commit_shard(_shard(name), shard, {"seconds": time.monotonic() - started})
-        self.job.log(f"measured {name}{f': {measured.fault}' if measured.fault else ''}")
-
-    def _measure(self, name: str, source: InputArtifact) -> Measured:
+    def measure(self, name: str, source: InputArtifact) -> Measured:
+        """A candidate, item by item."""
         recipe, directory = self.recipe, source.directory()
         tokenizer = load_tokenizer(directory)
         digest = tokenizer_digest(tokenizer)

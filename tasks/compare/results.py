@@ -7,6 +7,7 @@ from typing import Any
 
 from tasks.compare.measured import Measured
 from tasks.modeling.item_bits import Bits
+from tasks.modeling.lost_stops import lost_stops
 from tasks.modeling.statistics import mean_with_error, paired_mean, paired_ratio, ratio_with_error
 
 HELDOUT = "heldout"
@@ -39,10 +40,6 @@ def _summary(measured: Measured, reference: Measured) -> dict[str, Any]:
     about: dict[str, Any] = {"tokenizer": measured.tokenizer, "fault": measured.fault}
     if measured.fault is not None:
         return about
-    # Without a chat template a model is not asked, and stops at nothing.
-    own = measured.stopped or (False,) * len(reference.stopped)
-    before = reference.stopped or (False,) * len(own)
-    lost = sum(was and not now for was, now in zip(before, own, strict=True))
     return {
         **about,
         "bits_per_byte": {
@@ -50,7 +47,11 @@ def _summary(measured: Measured, reference: Measured) -> dict[str, Any]:
             for kind, texts in _bits(measured).items()
         },
         "arithmetic": mean_with_error(measured.arithmetic),
-        "stops": {"stopped": sum(measured.stopped), "prompts": len(measured.stopped), "lost": lost},
+        "stops": {
+            "stopped": sum(measured.stopped),
+            "prompts": len(measured.stopped),
+            "lost": lost_stops(reference.stopped, measured.stopped),
+        },
         "template_fault": measured.template_fault,
     }
 

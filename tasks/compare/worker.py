@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -13,13 +11,11 @@ from datetime import date
 import torch
 
 from tasks.artifacts.errors import BadInputError
-from tasks.artifacts.manifest import ShardReceipt
-from tasks.compare.arithmetic import Sum, answered, pages
+from tasks.compare.arithmetic import answered, pages
 from tasks.compare.measured import Measured
 from tasks.compare.results import build_results
 from tasks.compare.stage import CompareRecipe, CompareRuntime
 from tasks.logits.heldout import HELDOUT_FILE, texts_to_choose_on
-from tasks.logits.rows import Row
 from tasks.modeling.bits_per_byte import TEXTS
 from tasks.modeling.compared_models import check_models
 from tasks.modeling.document_bits import DocumentBits, document_bits
@@ -29,8 +25,7 @@ from tasks.modeling.stopping import stopped_prompts
 from tasks.modeling.template_tests import template_fault
 from tasks.modeling.tokenizer_files import load_tokenizer, tokenizer_digest
 from tasks.worker.job import InputArtifact, Job, worker_main
-
-_FILE = "measured.json"
+from tasks.worker.model_shards import measured_models
 
 
 @dataclass(frozen=True)
@@ -46,24 +41,8 @@ def run(job: Job) -> None:
     if len(models) < 2:
         raise BadInputError(f"compare has the models {sorted(models)}, and two are needed; add inputs model.<name>")
     check_models("compare", "reference", [recipe.reference], models)
-    receipts = job.receipts()
-    missing = [name for name in models if _shard(name) not in receipts]
-    if missing:
-        corpus = job.input("corpus")
-        rows = texts_to_choose_on(
-            corpus.directory() / HELDOUT_FILE, recipe.skip_documents, recipe.max_documents, corpus.artifact.uri
-        )
-        bench = _Bench(job, recipe, runtime, rows, pages(recipe.num_arithmetic, recipe.seed))
-        for done, name in enumerate(missing, len(models) - len(missing)):
-            job.progress(done, len(models), "models", model=name)
-            bench.commit(name, models[name])
-            gc.collect()
-            if bench.device.type == "cuda":
-                torch.cuda.empty_cache()
-        job.progress(len(models), len(models), "models")
-        receipts = job.receipts()
-
-    measured = {name: _read(job, receipts[_shard(name)]) for name in sorted(models)}
+    measured = measured_models(job, models, Measured.model_validate_json, lambda: _Bench(job, recipe, runtime).measure)
+    measured = {name: measured[name] for name in sorted(models)}
     results = build_results(measured, recipe.reference)
     directory = job.new_directory("results")
     (directory / "models").mkdir()
@@ -77,31 +56,20 @@ def run(job: Job) -> None:
     job.complete(directory, {"models": results["models"], "minus_reference": against})
 
 
-def _shard(name: str) -> str:
-    return f"model-{name}"
-
-
 class _Bench:
     """What is the same for every model."""
 
-    def __init__(
-        self, job: Job, recipe: CompareRecipe, runtime: CompareRuntime, rows: Sequence[Row], asked: list[list[Sum]]
-    ) -> None:
+    def __init__(self, job: Job, recipe: CompareRecipe, runtime: CompareRuntime) -> None:
         self.job, self.recipe, self.batch_size = job, recipe, runtime.batch_size
         self.device = resolve_device(runtime.device)
-        self.rows, self.asked = rows, asked
+        corpus = job.input("corpus")
+        self.rows = texts_to_choose_on(
+            corpus.directory() / HELDOUT_FILE, recipe.skip_documents, recipe.max_documents, corpus.artifact.uri
+        )
+        self.asked = pages(recipe.num_arithmetic, recipe.seed)
 
-    def commit(self, name: str, source: InputArtifact) -> None:
-        """Measures a model and commits its shard."""
-        started = time.monotonic()
-        self._tick()
-        measured = self._measure(source)
-        shard = self.job.new_directory(_shard(name))
-        (shard / _FILE).write_text(measured.model_dump_json() + "\n", encoding="utf-8")
-        self.job.commit_shard(_shard(name), shard, {"seconds": time.monotonic() - started})
-        self.job.log(f"measured {name}{f': {measured.fault}' if measured.fault else ''}")
-
-    def _measure(self, source: InputArtifact) -> Measured:
+    def measure(self, _name: str, source: InputArtifact) -> Measured:
+        """A model, item by item."""
         recipe, directory = self.recipe, source.directory()
         tokenizer = load_tokenizer(directory)
         model = load_causal_lm(directory, dtype=getattr(torch, recipe.dtype), device=str(self.device))
@@ -137,11 +105,6 @@ class _Bench:
 
 def _records(bits: Sequence[DocumentBits]) -> tuple[Bits, ...]:
     return tuple(Bits(document=each.document, bits=each.bits, num_bytes=each.num_bytes) for each in bits)
-
-
-def _read(job: Job, receipt: ShardReceipt) -> Measured:
-    [entry] = receipt.objects
-    return Measured.model_validate_json(job.store.get(job.artifact.path(entry.path)))
 
 
 if __name__ == "__main__":

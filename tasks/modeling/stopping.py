@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from tasks.modeling.lost_stops import lost_stops
 from tasks.modeling.stop_prompts import PROMPTS
 from tasks.modeling.template_date import PINNED_CLOCK, date_string
 from tasks.modeling.tokenizer_files import real_vocab_size
@@ -83,7 +84,7 @@ def compared_stops(before: Sequence[bool], after: Sequence[bool]) -> dict[str, A
     if template_lost:
         share = 1.0
     elif reason is None:
-        share = sum(was and not now for was, now in zip(before, after, strict=True)) / sum(before)
+        share = lost_stops(before, after) / sum(before)
     return {
         "prompts": len(PROMPTS),
         "before": sum(before),
