@@ -12,7 +12,7 @@ from tasks.benchmarks.declare import ExerciseTasks
 from tasks.exercises import Exercise, generate
 from tasks.logits.rows import Row
 from tasks.modeling.predicted import Asked
-from tasks.modeling.template_date import PINNED_CLOCK, date_string
+from tasks.modeling.template_date import rendered
 
 
 def asked_of(row: Row) -> Asked:
@@ -38,15 +38,8 @@ def asked_exercises(
     """
     asked = []
     for exercise in exercises:
-        question = tokenizer.apply_chat_template(
-            [{"role": "user", "content": exercise.prompt}],
-            tokenize=False,
-            add_generation_prompt=True,
-            chat_template=PINNED_CLOCK + tokenizer.get_chat_template(),
-            date_string=date_string(day),
-        )
-        # The template writes its own BOS.
-        ids = tokenizer.encode(str(question), add_special_tokens=False)
+        question = rendered(tokenizer, [{"role": "user", "content": exercise.prompt}], day)
+        ids = tokenizer.encode(question, add_special_tokens=False)
         answer = tokenizer.encode(exercise.answer, add_special_tokens=False)
         whole = [*ids, *answer, end]
         asked.append(Asked(whole, range(len(ids), len(whole))))

@@ -11,13 +11,13 @@ of them, conversations that were held out of the fine-tuning, and exercises of t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import date
 from typing import Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from tasks.artifacts.frozen import Frozen
 from tasks.benchmarks.declare import ClozeTasks, ExerciseTasks
+from tasks.modeling.template_date import IsoDate
 from tasks.runtime.declare import GateResult, Gates, Runtime, Stage, StageConfig, at_least
 
 CHOICE = "choice.json"
@@ -41,18 +41,13 @@ class ChooseRecipe(Frozen):
     window_tokens: int = Field(2048, ge=2)
     max_new_tokens: int = Field(64, ge=1)
     """In which an answer must come to its end to count as stopped."""
-    template_date: str = "2024-07-26"
+    template_date: IsoDate = "2024-07-26"
     """An ISO date: what a chat template prints as today's date."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     max_text_loss: float = Field(0.02, ge=0)
     """By which part the bits per byte of texts may exceed the default's: 0.02 is 2 %."""
     max_stops_lost: float = Field(0.25, ge=0, le=1)
     """Share of the prompts at which the default stops and another one may go on for ever."""
-
-    @field_validator("template_date")
-    @classmethod
-    def _iso_date(cls, text: str) -> str:
-        return date.fromisoformat(text).isoformat()
 
     @model_validator(mode="after")
     def _not_the_test(self) -> Self:

@@ -10,12 +10,12 @@ are the ones that the stage `evaluate` measures (`max_documents` there).
 
 from __future__ import annotations
 
-from datetime import date
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from tasks.artifacts.frozen import Frozen
+from tasks.modeling.template_date import IsoDate
 from tasks.runtime.declare import Runtime, Stage, StageConfig
 
 
@@ -36,14 +36,9 @@ class CompareRecipe(Frozen):
     """Of the arithmetic."""
     max_new_tokens: int = Field(64, ge=1)
     """In which an answer must come to its end to count as stopped."""
-    template_date: str = "2024-07-26"
+    template_date: IsoDate = "2024-07-26"
     """An ISO date: what a chat template prints as today's date."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-
-    @field_validator("template_date")
-    @classmethod
-    def _iso_date(cls, text: str) -> str:
-        return date.fromisoformat(text).isoformat()
 
 
 class CompareRuntime(Runtime):

@@ -24,7 +24,7 @@ from tasks.artifacts.fingerprint import sha256_hex
 from tasks.corpus.documents import Document
 from tasks.exercises.holdout import Message
 from tasks.logits.rows import Row, make_row
-from tasks.modeling.template_date import PINNED_CLOCK, date_string
+from tasks.modeling.template_date import rendered
 
 _PROBE = (Message("user", "a"), Message("assistant", "b"), Message("user", "c"), Message("assistant", "d"))
 Overlong = Literal["split", "drop", "error"]
@@ -57,7 +57,7 @@ class Renderer:
         self.overlong_text = overlong_text
         self.overlong_chat = overlong_chat
         self.dropped: Counter[str] = Counter()
-        self._date_string = date_string(day)
+        self._day = day
         specials = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
         self._special = re.compile("|".join(re.escape(text) for text in specials)) if specials else None
         self.start_id = self._find_start_id()
@@ -120,20 +120,13 @@ class Renderer:
                 "tokenizer or text sources only"
             )
         try:
-            text = self.tokenizer.apply_chat_template(
-                [message._asdict() for message in messages],
-                tokenize=False,
-                add_generation_prompt=ask,
-                chat_template=PINNED_CLOCK + self.tokenizer.get_chat_template(),
-                date_string=self._date_string,
-            )
+            return rendered(self.tokenizer, [message._asdict() for message in messages], self._day, ask=ask)
         except TemplateError as error:
             roles = ", ".join(message.role for message in messages)
             raise BadInputError(
                 f"the chat template refuses a conversation of the roles {roles} ({error}); remove such conversations "
                 f"from the source"
             ) from error
-        return str(text)
 
     def _prefixes(self, document: Document) -> list[_Prefix]:
         """One for each answer, then the whole conversation."""

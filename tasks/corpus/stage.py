@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Iterable, Mapping
-from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -26,6 +25,7 @@ from tasks.exercises import KINDS
 from tasks.exercises.fields import Difficulty, Kinds
 from tasks.exercises.library_code import library_code
 from tasks.exercises.library_text import documents_sha256, library_documents
+from tasks.modeling.template_date import IsoDate
 from tasks.runtime.declare import GateResult, Gates, Runtime, Stage, StageConfig, at_least, recipe_with
 
 _SETTING = "this corpus source"
@@ -200,13 +200,8 @@ class CorpusRecipe(Frozen):
     """At most this many training rows. Held-out rows are never cut: every tokenizer holds out the same documents."""
     seed: int = 0
     """Orders the rows and chooses the held-out documents."""
-    template_date: str
+    template_date: IsoDate
     """An ISO date, such as 2024-07-26: what a chat template prints as today's date."""
-
-    @field_validator("template_date")
-    @classmethod
-    def _iso_date(cls, text: str) -> str:
-        return date.fromisoformat(text).isoformat()
 
 
 class CorpusDecontamination(Decontamination):

@@ -9,7 +9,7 @@ from jinja2 import TemplateError
 
 from tasks.artifacts.errors import BadInputError
 from tasks.evaluate.stage import EvaluateRecipe
-from tasks.modeling.template_date import PINNED_CLOCK, date_string
+from tasks.modeling.template_date import rendered
 
 
 def chat_text(
@@ -21,13 +21,12 @@ def chat_text(
         BadInputError: the template of the model `name` refuses it, such as for a system turn.
     """
     try:
-        rendered = tokenizer.apply_chat_template(
+        return rendered(
+            tokenizer,
             history,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
+            date.fromisoformat(recipe.template_date),
+            ask=add_generation_prompt,
             continue_final_message=not add_generation_prompt,
-            chat_template=PINNED_CLOCK + tokenizer.get_chat_template(),
-            date_string=date_string(date.fromisoformat(recipe.template_date)),
         )
     except TemplateError as error:
         roles = ", ".join(message["role"] for message in history)
@@ -37,4 +36,3 @@ def chat_text(
             f"question than the others; leave out the task that has it or this model, or set "
             f"evaluate.recipe.apply_chat_template to false"
         ) from error
-    return str(rendered)

@@ -7,14 +7,14 @@ and only these are measured: bits per byte of the same raw text, and the accurac
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import date
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from tasks.artifacts.frozen import Frozen
 from tasks.benchmarks.declare import CLOZE, ClozeTasks, EvaluationTasks, ExerciseTasks, HarnessTasks
 from tasks.evaluate.served import ModelServer, ServedModel
+from tasks.modeling.template_date import IsoDate
 from tasks.runtime.declare import GateResult, Gates, Runtime, Stage, StageConfig, at_least, at_most
 
 
@@ -33,7 +33,7 @@ class EvaluateRecipe(Frozen):
     served: dict[str, ServedModel] = Field(default_factory=dict)
     """Models behind servers by the names that they are compared under, beside those of the inputs."""
     apply_chat_template: bool = True
-    template_date: str = "2024-07-26"
+    template_date: IsoDate = "2024-07-26"
     """An ISO date: what a chat template prints as today's date."""
     max_new_tokens: int = Field(32, ge=1)
     """For the exercises; a harness task states its own."""
@@ -57,11 +57,6 @@ class EvaluateRecipe(Frozen):
     def reads_texts(self) -> bool:
         """Whether anything is measured on held-out texts, or made of them."""
         return self.bits_per_byte or CLOZE in self.entries
-
-    @field_validator("template_date")
-    @classmethod
-    def _iso_date(cls, text: str) -> str:
-        return date.fromisoformat(text).isoformat()
 
     @model_validator(mode="after")
     def _names(self) -> EvaluateRecipe:

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from tasks.modeling.lost_stops import lost_stops
 from tasks.modeling.stop_prompts import PROMPTS
-from tasks.modeling.template_date import PINNED_CLOCK, date_string
+from tasks.modeling.template_date import rendered
 from tasks.modeling.tokenizer_files import real_vocab_size
 
 PINNED_DAY = date(2024, 7, 26)
@@ -52,18 +52,8 @@ def stopped_prompts(
     """
     if not tokenizer.chat_template:
         return []
-    rendered = [
-        tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}],
-            tokenize=False,
-            add_generation_prompt=True,
-            chat_template=PINNED_CLOCK + tokenizer.get_chat_template(),
-            date_string=date_string(day),
-        )
-        for prompt in PROMPTS
-    ]
-    # The template writes its own BOS.
-    encoded = [tokenizer.encode(str(text), add_special_tokens=False) for text in rendered]
+    texts = [rendered(tokenizer, [{"role": "user", "content": prompt}], day) for prompt in PROMPTS]
+    encoded = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
     return _stopped(model, encoded, end_tokens(model, tokenizer), real_vocab_size(tokenizer), max_new_tokens)
 
 

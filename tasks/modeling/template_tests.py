@@ -12,7 +12,7 @@ from datetime import date
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerFast
 
-from tasks.modeling.template_date import PINNED_CLOCK, date_string
+from tasks.modeling.template_date import rendered
 
 _MARK = re.compile(r"<\|[^|<>\s]+\|>")
 _MESSAGES = (
@@ -27,21 +27,13 @@ def template_fault(tokenizer: PreTrainedTokenizerFast, day: date) -> str | None:
     if not tokenizer.chat_template:
         return "there is no chat template"
     try:
-        rendered = str(
-            tokenizer.apply_chat_template(
-                list(_MESSAGES),
-                tokenize=False,
-                add_generation_prompt=True,
-                chat_template=PINNED_CLOCK + tokenizer.get_chat_template(),
-                date_string=date_string(day),
-            )
-        )
+        text = rendered(tokenizer, _MESSAGES, day)
     except (TemplateError, TypeError, ValueError) as error:
         return f"the chat template does not render: {' '.join(str(error).split())}"
     for message in _MESSAGES:
-        if message["content"] not in rendered:
+        if message["content"] not in text:
             return f"the chat template leaves out the message {message['content']!r}"
-    for mark in dict.fromkeys(_MARK.findall(rendered)):
+    for mark in dict.fromkeys(_MARK.findall(text)):
         ids = tokenizer.encode(mark, add_special_tokens=False)
         if len(ids) != 1:
             return f"the template's {mark} is {len(ids)} tokens"
