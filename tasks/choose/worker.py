@@ -108,7 +108,7 @@ class _Bench:
             self.texts,
             window_tokens=recipe.window_tokens,
             batch_size=self.batch_size,
-            after_batch=self._tick,
+            after_batch=self.job.leave_if_asked,
         )
         conversations = self._predict(model, tokenizer, [asked_of(row) for row in self.conversations])
         answers = [sum(each.bits) for each in conversations]
@@ -160,15 +160,10 @@ class _Bench:
             [asked[index] for index in order],
             num_tokens=real_vocab_size(tokenizer),
             batch_size=self.batch_size,
-            after_batch=self._tick,
+            after_batch=self.job.leave_if_asked,
         )
         by_index = dict(zip(order, found, strict=True))
         return [by_index[index] for index in range(len(asked))]
-
-    def _tick(self) -> None:
-        """Between forward passes: ends a worker that was asked to stop."""
-        if self.job.stop_requested:
-            self.job.preempted()
 
 
 if __name__ == "__main__":

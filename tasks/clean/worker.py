@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
@@ -19,7 +18,6 @@ from tasks.clean.stage import STEPS, CleanRecipe, CleanRuntime
 from tasks.worker.job import Job, worker_main
 
 FILE = "instructions.jsonl"
-_PROGRESS_SECONDS = 1.0
 
 
 def run(job: Job) -> None:
@@ -82,8 +80,7 @@ def _index(job: Job, recipe: CleanRecipe, mirror: str | None) -> EvaluationIndex
 
     def log(text: str) -> None:
         job.log(text)
-        if job.stop_requested:
-            job.preempted()
+        job.leave_if_asked()
 
     where = "clean.recipe.not_decontaminated"
     return read_index(recipe.decontamination, recipe.evaluations, recipe.not_decontaminated, mirror, log, where)
@@ -91,14 +88,9 @@ def _index(job: Job, recipe: CleanRecipe, mirror: str | None) -> EvaluationIndex
 
 def _with_progress(job: Job, rows: Iterator[Row]) -> Iterator[Row]:
     """The rows; nothing is kept of a cleaning that is stopped, which takes a minute for 10,000 rows."""
-    told = time.monotonic()
     for done, row in enumerate(rows):
-        now = time.monotonic()
-        if now - told > _PROGRESS_SECONDS:
-            told = now
-            job.progress(done, None, "rows")
-            if job.stop_requested:
-                job.preempted()
+        if job.progress_each_second(done, None, "rows"):
+            job.leave_if_asked()
         yield row
 
 

@@ -80,14 +80,14 @@ class _Bench:
             [*self.rows, *texts],
             window_tokens=recipe.window_tokens,
             batch_size=self.batch_size,
-            after_batch=self._tick,
+            after_batch=self.job.leave_if_asked,
         )
         digest = tokenizer_digest(tokenizer)
         if not all(math.isfinite(each.bits) for each in bits):
             return Measured(tokenizer=digest, fault="it gives logits that are not finite")
         documents, fixed = bits[: -len(texts)], iter(bits[-len(texts) :])
         day = date.fromisoformat(recipe.template_date)
-        right = answered(model, tokenizer, self.asked, batch_size=self.batch_size, after_batch=self._tick)
+        right = answered(model, tokenizer, self.asked, batch_size=self.batch_size, after_batch=self.job.leave_if_asked)
         return Measured(
             tokenizer=digest,
             documents=_records(documents),
@@ -96,11 +96,6 @@ class _Bench:
             stopped=tuple(stopped_prompts(model, tokenizer, max_new_tokens=recipe.max_new_tokens, day=day)),
             template_fault=template_fault(tokenizer, day),
         )
-
-    def _tick(self) -> None:
-        """Between forward passes: ends a worker that was asked to stop."""
-        if self.job.stop_requested:
-            self.job.preempted()
 
 
 def _records(bits: Sequence[DocumentBits]) -> tuple[Bits, ...]:

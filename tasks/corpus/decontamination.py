@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
@@ -16,7 +15,6 @@ from tasks.worker.job import Job
 
 CONTAMINATED = "contaminated"
 NUM_EXAMPLES = 5
-_PROGRESS_SECONDS = 1.0
 
 
 class Contamination:
@@ -42,7 +40,7 @@ class Contamination:
 
     def clean(self, documents: Iterable[Document]) -> list[Document]:
         """Those that share text with no item, in their order."""
-        kept, told = [], time.monotonic()
+        kept = []
         for document in documents:
             self._compared += 1
             why = self._index.judge(_spoken(document))
@@ -52,10 +50,8 @@ class Contamination:
                 self._removed[document.source] += 1
                 if len(self._examples) < NUM_EXAMPLES:
                     self._examples.append({"document": document.sha256(), "source": document.source, **why})
-            if time.monotonic() - told > _PROGRESS_SECONDS:
-                told = time.monotonic()
-                self._job.progress(self._compared, None, "documents")
-                self._stop_if_asked()
+            if self._job.progress_each_second(self._compared, None, "documents"):
+                self._job.leave_if_asked()
         return kept
 
     @property
@@ -81,11 +77,7 @@ class Contamination:
 
     def _log(self, text: str) -> None:
         self._job.log(text)
-        self._stop_if_asked()
-
-    def _stop_if_asked(self) -> None:
-        if self._job.stop_requested:
-            self._job.preempted()
+        self._job.leave_if_asked()
 
 
 def _spoken(document: Document) -> list[Message]:

@@ -23,7 +23,6 @@ from tasks.modeling.tokenizer_files import TOKENIZER_FILES, load_tokenizer, toke
 from tasks.worker.job import InputArtifact, Job, worker_main
 
 _BATCH_DOCUMENTS = 256
-_PROGRESS_SECONDS = 1.0
 
 
 def run(job: Job) -> None:
@@ -126,7 +125,6 @@ def _split(
     if compared is not None:
         kept = compared.clean(kept)
         dropped[CONTAMINATED] += compared.num_removed
-    job.progress(0, len(kept), "documents")
     ordered = sorted(kept, key=lambda document: hashlib.sha256(f"{recipe.seed}/{document.content}".encode()).digest())
     train: list[Document] = []
     heldout: list[Document] = []
@@ -138,7 +136,8 @@ def _split(
 def _render(job: Job, renderer: Renderer, documents: list[Document], max_rows: int | None, seen: set[str]) -> list[Row]:
     """Rows of the documents until there are `max_rows`; a row whose tokens were there before is left out."""
     rows: list[Row] = []
-    num_tokens, started, told = 0, time.monotonic(), time.monotonic()
+    job.progress(0, len(documents), "documents")
+    num_tokens, started = 0, time.monotonic()
     for done, row in _rows_with_progress(renderer, documents):
         if row.row_id in seen:
             renderer.dropped["duplicate_row"] += 1
@@ -148,12 +147,9 @@ def _render(job: Job, renderer: Renderer, documents: list[Document], max_rows: i
         num_tokens += row.num_tokens
         if max_rows is not None and len(rows) >= max_rows:
             break
-        now = time.monotonic()
-        if now - told > _PROGRESS_SECONDS:
-            told = now
-            job.progress(done, len(documents), "documents", tokens_per_second=num_tokens / (now - started))
-            if job.stop_requested:
-                job.preempted()
+        speed = num_tokens / max(time.monotonic() - started, 1e-9)
+        if job.progress_each_second(done, len(documents), "documents", tokens_per_second=speed):
+            job.leave_if_asked()
     return rows
 
 

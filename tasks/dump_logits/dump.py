@@ -142,8 +142,7 @@ class Dump:
 
     def _look(self) -> None:
         """Between batches and while waiting: whether to stop, and a word to those who wait for this one."""
-        if self._job.stop_requested:
-            self._job.preempted()
+        self._job.leave_if_asked()
         now = time.monotonic()
         if self._group is not None and now - self._last_idle >= IDLE_SECONDS:
             self._last_idle = now

@@ -145,10 +145,6 @@ def _served(
 ) -> tuple[Distributions, dict[str, float]]:
     """A server that has been checked on the longest row, and what was measured of it."""
 
-    def look() -> None:
-        if job.stop_requested:
-            job.preempted()
-
     assert runtime.server is not None
     assert not isinstance(recipe.support, SampledSupport)
     server = held.enter_context(ServerClient(runtime.server))
@@ -162,7 +158,7 @@ def _served(
             f"{runtime.server.base_url} answers twice within {known['server_repeat_max']:.2g} nats, and as it "
             f"generates within {known['server_greedy_max']:.2g}{told}"
         )
-    return ServedForward(server, recipe.support, vocab_size, look), known
+    return ServedForward(server, recipe.support, vocab_size, job.leave_if_asked), known
 
 
 def _vocabulary(

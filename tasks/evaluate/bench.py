@@ -152,8 +152,7 @@ class _Ticker:
         self.said = 0.0
 
     def __call__(self) -> None:
-        if self.job.stop_requested:
-            self.job.preempted()
+        self.job.leave_if_asked()
         self.batches += 1
         if time.monotonic() - self.said >= 1:
             self.said = time.monotonic()

@@ -171,8 +171,7 @@ def _wait_for_others(job: Job, parts: Sequence[Part], total: int) -> None:
     """Until the other processes have committed all of these; one that fails has its launcher end this one too."""
     wanted, folder = {f"{part.shard}.json" for part in parts}, job.artifact.path("shards")
     while left := len(wanted - {entry.path.rpartition("/")[2] for entry in job.store.list(folder)}):
-        if job.stop_requested:
-            job.preempted()
+        job.leave_if_asked()
         job.progress(total - left, total, "measurements")
         time.sleep(_LOOK_SECONDS)
 

@@ -6,7 +6,6 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +72,7 @@ def run(job: Job) -> None:
     # Sorted, since the order of settings is in no key.
     (out / "merge_config.yml").write_text(yaml.safe_dump(recipe.mergekit_config(), sort_keys=True), encoding="utf-8")
     _begin(job, 1)
-    leave = partial(_leave_if_asked, job)
+    leave = job.leave_if_asked
     num_parameters, distances = _distances(out, {name: staging / name for name in directories}, leave)
     _begin(job, 2)
     quality = measure_fusion(
@@ -131,13 +130,8 @@ def _write_configs(out: Path, recipe: FuseRecipe, directories: dict[str, Path]) 
 
 def _begin(job: Job, step: int) -> None:
     """Begins a step, unless a stop was asked for. Nothing of an unfinished merge is kept: a next launch starts anew."""
-    _leave_if_asked(job)
+    job.leave_if_asked()
     job.progress(step, 3, "steps")
-
-
-def _leave_if_asked(job: Job) -> None:
-    if job.stop_requested:
-        job.preempted()
 
 
 def _distances(

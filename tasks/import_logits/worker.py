@@ -178,8 +178,7 @@ class _Import:
         shutil.rmtree(directory)
 
     def _tell(self, done: int) -> None:
-        if self._job.stop_requested:
-            self._job.preempted()
+        self._job.leave_if_asked()
         if time.monotonic() - self._told >= 1:
             self._told = time.monotonic()
             self._job.progress(done, self._total, "documents")

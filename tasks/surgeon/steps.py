@@ -28,5 +28,4 @@ class Steps:
         Raises:
             PreemptedError: it was.
         """
-        if self._job.stop_requested:
-            self._job.preempted()
+        self._job.leave_if_asked()

@@ -40,8 +40,6 @@ from tasks.training.rows import MixedRows, RowSource
 from tasks.training.settings import TrainingRecipe, TrainingRuntime
 from tasks.worker.job import InputArtifact, Job
 
-_PROGRESS_SECONDS = 1.0
-
 
 def local_directory(entry: InputArtifact, processes: Processes) -> Path:
     """The input on this node's disk: one process a node fetches, the others wait for it."""
@@ -101,7 +99,6 @@ class Training:
         self._train_rows = train
         self._measures_kl = measures_kl
         self._seconds: dict[str, float] = {}
-        self._next_progress = 0.0
         sizes = train.sizes if isinstance(train, MixedRows) else len(train)
         self._order = StepOrder(sizes, recipe.rows_per_step, recipe.seed, mixture)
         try:
@@ -254,7 +251,7 @@ class Training:
         """Mean KL and CE a target over the held-out split. A stop on the way saves `state`, if there is one."""
 
         def after_pass(done: int, total: int) -> None:
-            self._progress(done, total, "held-out batches")
+            self._job.progress_each_second(done, total, "held-out batches")
             if self._processes.any(self._job.stop_requested):
                 # After the last step it is saved already.
                 if state is not None and state.step < self._num_steps:
@@ -341,12 +338,6 @@ class Training:
             "world_size": self._processes.world_size,
             **{f"seconds_{name}": value for name, value in self._seconds.items()},
         }
-
-    def _progress(self, done: int, total: int, unit: str) -> None:
-        now = time.monotonic()
-        if done == total or now >= self._next_progress:
-            self._next_progress = now + _PROGRESS_SECONDS
-            self._job.progress(done, total, unit)
 
     @contextmanager
     def _timed(self, name: str) -> Iterator[None]:

@@ -102,6 +102,7 @@ class Job:
         self.checkpoints = CheckpointFolder(self.artifact, spec.attempt, self._digests)
         self.rank = int(os.environ.get("RANK", "0"))
         self._stop_requested = False
+        self._next_progress = 0.0
         self._events = (self.scratch / "events.jsonl").open("a", buffering=1) if self.rank == 0 else None
         signal.signal(signal.SIGTERM, self._on_sigterm)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, TO_RANKS_ALONE)
@@ -111,7 +112,7 @@ class Job:
 
     @property
     def stop_requested(self) -> bool:
-        """Whether to save and call `preempted()`; long loops look at it between steps.
+        """Whether to save and call `preempted()`; long loops look at it between steps, or call `leave_if_asked()`.
 
         The runtime asks through a file, which ranks on other nodes see, too. A SIGTERM to this process, as whoever
         takes the node away sends it, counts as well.
@@ -186,7 +187,15 @@ class Job:
 
     def progress(self, done: float, total: float | None, unit: str, **values: Any) -> None:
         """How far the stage is; `values` are shown beside it, such as tokens_per_second."""
+        self._next_progress = time.monotonic() + 1
         self._emit(Event(time=time.time(), kind="progress", done=done, total=total, unit=unit, values=values))
+
+    def progress_each_second(self, done: float, total: float | None, unit: str, **values: Any) -> bool:
+        """The same of quick steps: told a second after the last progress, and at the end. Returns whether it was."""
+        if done != total and time.monotonic() < self._next_progress:
+            return False
+        self.progress(done, total, unit, **values)
+        return True
 
     def metric(self, **values: Any) -> None:
         """One point of the stage's curves, such as step=10, loss=2.3."""
@@ -202,6 +211,11 @@ class Job:
         if self._events is not None:
             clean = Event.model_validate(redact_record(event))
             self._events.write(clean.model_dump_json(exclude_defaults=True) + "\n")
+
+    def leave_if_asked(self) -> None:
+        """Between steps of a worker that has nothing to save: ends it if it was asked to stop."""
+        if self.stop_requested:
+            self.preempted()
 
     def preempted(self) -> NoReturn:
         """Ends a worker that was asked to stop and has saved its state."""

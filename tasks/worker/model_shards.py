@@ -58,8 +58,7 @@ def _shard(name: str) -> str:
 
 def _commit(job: Job, name: str, source: InputArtifact, measure: Callable[[str, InputArtifact], Measured]) -> None:
     started = time.monotonic()
-    if job.stop_requested:
-        job.preempted()
+    job.leave_if_asked()
     measured = measure(name, source)
     shard = job.new_directory(_shard(name))
     (shard / _FILE).write_text(measured.model_dump_json() + "\n", encoding="utf-8")
