@@ -19,14 +19,12 @@ from pydantic_core import from_json
 
 from tasks.artifacts.errors import BadInputError, MediusError
 from tasks.dump_logits.served import TeacherServer
-from tasks.runtime.endpoint import key_from_environment
+from tasks.runtime.endpoint import QUOTED_CHARS, is_retried, key_from_environment, quoted
 
 POLL_SECONDS = 0.2
 """How soon a request to stop is noticed while answers are awaited."""
 CHECK_RETRIES = 2
 """Of the requests before any work: a wrong address should be told in seconds."""
-_QUOTED_CHARS = 300
-_REPEATED = {408, 409, 429}
 
 
 class TeacherServerError(MediusError):
@@ -172,7 +170,7 @@ class ServerClient:
 
     def _raise_for_status(self, error: openai.APIStatusError) -> NoReturn:
         what = f"status {error.status_code}: {self._quoted(_message(error.response.text))}"
-        if error.status_code in _REPEATED or error.status_code >= 500:
+        if is_retried(error.status_code):
             raise TeacherServerError(
                 f"{self.settings.base_url} did not recover in all tries ({what}); finished shards are kept: run again "
                 f"when it is well"
@@ -182,9 +180,7 @@ class ServerClient:
         ) from None
 
     def _quoted(self, text: str) -> str:
-        if self._key is not None:
-            text = text.replace(self._key, "[key]")
-        return " ".join(text.split())[:_QUOTED_CHARS]
+        return quoted(text, [self._key])
 
 
 def decoded(body: bytes, where: str) -> dict[str, Any]:
@@ -199,7 +195,7 @@ def decoded(body: bytes, where: str) -> dict[str, Any]:
         found = None
     if not isinstance(found, dict):
         raise TeacherServerError(
-            f"the answer to {where} is no JSON object: {body[:_QUOTED_CHARS]!r}; see what answers at runtime.server, "
+            f"the answer to {where} is no JSON object: {body[:QUOTED_CHARS]!r}; see what answers at runtime.server, "
             f"and run again"
         )
     return found

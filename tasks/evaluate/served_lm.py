@@ -28,6 +28,7 @@ from tasks.evaluate.served_probe import ServerError, is_refusal
 from tasks.evaluate.stage import EvaluateRecipe
 from tasks.modeling.document_start import likeliest_start
 from tasks.modeling.tokenizer_files import tokenizer_digest
+from tasks.runtime.endpoint import quoted
 from tasks.worker.job import Job
 
 T = TypeVar("T")
@@ -138,8 +139,7 @@ class ServedLM:
                 self._job.preempted()
             raise end.cause from None
         except (requests.RequestException, aiohttp.ClientError, TimeoutError, ValueError) as error:
-            what = " ".join(f"{type(error).__name__} {error}".split())[:300]
-            what = what if self._key is None else what.replace(self._key, "[key]")
+            what = quoted(f"{type(error).__name__} {error}", [self._key])
             raise ServerError(
                 f"the server of {self.name} stayed out of order through all tries ({what}); entries that are measured "
                 f"are kept: run again when it is well, or raise evaluate.runtime.servers.{self.name}.max_tries"

@@ -8,9 +8,7 @@ import requests
 
 from tasks.artifacts.errors import BadInputError, MediusError
 from tasks.evaluate.served import ModelServer, ServedModel
-
-_QUOTED_CHARS = 300
-_RETRIED = {408, 409, 429}
+from tasks.runtime.endpoint import is_retried, quoted
 
 
 class ServerError(MediusError):
@@ -21,7 +19,7 @@ class ServerError(MediusError):
 
 def is_refusal(status: int) -> bool:
     """Whether the same request would be refused again."""
-    return 400 <= status < 500 and status not in _RETRIED
+    return status >= 400 and not is_retried(status)
 
 
 def probe(name: str, served: ServedModel, server: ModelServer, key: str | None, tokens: list[int], asker: str) -> None:
@@ -53,8 +51,7 @@ def probe(name: str, served: ServedModel, server: ModelServer, key: str | None, 
             f"evaluate.runtime.servers.{name}, and run again"
         ) from None
     if not answer.ok:
-        body = answer.text if key is None else answer.text.replace(key, "[key]")
-        what = f"status {answer.status_code}: {' '.join(body.split())[:_QUOTED_CHARS]}"
+        what = f"status {answer.status_code}: {quoted(answer.text, [key])}"
         if is_refusal(answer.status_code):
             raise BadInputError(
                 f"the server of {name} at {url} refuses a first short call ({what}); check base_url and api_key_env in "

@@ -20,11 +20,9 @@ from tasks.artifacts.redact import secrets_of
 from tasks.evolve.calls import Completion, Request
 from tasks.evolve.endpoint import Endpoint
 from tasks.evolve.parsing import looks_like_endpoint_error
-from tasks.runtime.endpoint import key_from_environment
+from tasks.runtime.endpoint import is_retried, key_from_environment, quoted
 
-_RETRIED = {408, 409, 429}
 _REFUSED = {400, 413, 422}
-_QUOTED_CHARS = 300
 
 
 class CallFailedError(Exception):
@@ -127,7 +125,7 @@ class ChatCall:
     def _raise_for_status(self, error: openai.APIStatusError) -> NoReturn:
         status = error.status_code
         what = f"status {status}: {self._quoted(error.response.text)}"
-        if status in _RETRIED or status >= 500:
+        if is_retried(status):
             raise CallFailedError(what, _retry_after(error.response.headers)) from None
         if status in _REFUSED:
             raise RefusedError(what) from None
@@ -162,9 +160,7 @@ class ChatCall:
         return spent.model_copy(update=answered)
 
     def _quoted(self, text: str) -> str:
-        for secret in self._secrets:
-            text = text.replace(secret, "[key]")
-        return " ".join(text.split())[:_QUOTED_CHARS]
+        return quoted(text, self._secrets)
 
 
 def _counted(body: str) -> _Usage | None:

@@ -1,8 +1,10 @@
-"""What all clients of HTTP servers need: an address without secrets, and the key from the environment."""
+"""What all clients of HTTP servers need: an address and quotes without secrets, the key from the environment, and which
+statuses pass."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from typing import Annotated, TypeAlias
 from urllib.parse import urlsplit
 
@@ -10,6 +12,10 @@ from pydantic import AfterValidator
 
 from tasks.artifacts.errors import BadInputError
 from tasks.artifacts.redact import is_secret_name
+
+QUOTED_CHARS = 300
+"""So much of what a server said stands in a message."""
+_RETRIED = {408, 409, 429}
 
 
 def _no_secret_in_url(url: str) -> str:
@@ -53,3 +59,16 @@ def key_from_environment(name: str | None, field: str) -> str | None:
             f"stage runs"
         )
     return key
+
+
+def is_retried(status: int) -> bool:
+    """Whether a request that failed with this status may succeed later."""
+    return status in _RETRIED or status >= 500
+
+
+def quoted(text: str, secrets: Iterable[str | None]) -> str:
+    """What a server said, for a message: on one line, without the secrets, then cut."""
+    for secret in secrets:
+        if secret:
+            text = text.replace(secret, "[key]")
+    return " ".join(text.split())[:QUOTED_CHARS]
