@@ -15,10 +15,10 @@ from tasks.artifacts.artifact import Artifact, decode_record, encode_record
 from tasks.artifacts.errors import InterruptedRunError, ObjectMissingError
 from tasks.artifacts.frozen import Frozen
 from tasks.artifacts.store import Store
+from tasks.artifacts.timestamp import timestamp
 from tasks.planning.assumptions import assumptions
 from tasks.planning.quantities import money, span
 from tasks.runtime.declare import Step
-from tasks.runtime.provenance import timestamp
 
 RECORD = "approval.json"
 _GROWN = 1.1

@@ -90,22 +90,22 @@ def make_kubernetes_pools(pools: dict[str, KubernetesPool]) -> None:
         BadInputError: one exists whose flow runs are something else.
     """
     templates = {name: base_job_template(name, pool) for name, pool in pools.items()}
-    client = get_client(sync_client=True)
-    for name in pools:
-        try:
-            kind = client.read_work_pool(name).type
-        except ObjectNotFound:
-            continue
-        if kind != "kubernetes":
-            raise BadInputError(
-                f"the work pool {name} exists with type {kind}; delete it (prefect work-pool delete {name}) with "
-                f"its deployments, or deploy to another server"
+    with get_client(sync_client=True) as client:
+        for name in pools:
+            try:
+                kind = client.read_work_pool(name).type
+            except ObjectNotFound:
+                continue
+            if kind != "kubernetes":
+                raise BadInputError(
+                    f"the work pool {name} exists with type {kind}; delete it (prefect work-pool delete {name}) with "
+                    f"its deployments, or deploy to another server"
+                )
+        for name, pool in pools.items():
+            wanted = WorkPoolCreate(
+                name=name, type="kubernetes", description=pool.description, base_job_template=templates[name]
             )
-    for name, pool in pools.items():
-        wanted = WorkPoolCreate(
-            name=name, type="kubernetes", description=pool.description, base_job_template=templates[name]
-        )
-        client.create_work_pool(wanted, overwrite=True)
+            client.create_work_pool(wanted, overwrite=True)
 
 
 def main(prefect_file: Path, pools_file: Path) -> None:

@@ -20,10 +20,10 @@ from tasks.artifacts.probe import require_conditional_writes
 from tasks.artifacts.process_identity import own_process
 from tasks.artifacts.runs import WHOLE, RunKind, RunRecord, RunStep, require_ended, write_run
 from tasks.artifacts.store import Store, open_store
+from tasks.artifacts.timestamp import timestamp
 from tasks.runtime.declare import Step
 from tasks.runtime.execute import RunContext
 from tasks.runtime.launch_folder import SCRATCH
-from tasks.runtime.provenance import timestamp
 
 STOP = Event()
 """Set by the command line on the first Ctrl-C, and by `open_run` when the flow is cancelled or fails; also where the

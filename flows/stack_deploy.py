@@ -29,17 +29,17 @@ def make_pools(names: list[str]) -> None:
     """Makes pools whose flow runs are processes, with the limits of POOLS. Those that exist stay as they are, but for a
     limit that they lack.
     """
-    client = get_client(sync_client=True)
-    for name in names:
-        template = ProcessWorker.get_default_base_job_template()
-        limit = POOLS[name].limit if name in POOLS else None
-        try:
-            client.create_work_pool(
-                WorkPoolCreate(name=name, type="process", base_job_template=template, concurrency_limit=limit)
-            )
-        except ObjectAlreadyExists:
-            if limit is not None and client.read_work_pool(name).concurrency_limit is None:
-                client.update_work_pool(name, WorkPoolUpdate(concurrency_limit=limit))
+    with get_client(sync_client=True) as client:
+        for name in names:
+            template = ProcessWorker.get_default_base_job_template()
+            limit = POOLS[name].limit if name in POOLS else None
+            try:
+                client.create_work_pool(
+                    WorkPoolCreate(name=name, type="process", base_job_template=template, concurrency_limit=limit)
+                )
+            except ObjectAlreadyExists:
+                if limit is not None and client.read_work_pool(name).concurrency_limit is None:
+                    client.update_work_pool(name, WorkPoolUpdate(concurrency_limit=limit))
 
 
 def make_queues(content: dict[str, Any], without: Collection[str] = ()) -> None:
@@ -47,15 +47,15 @@ def make_queues(content: dict[str, Any], without: Collection[str] = ()) -> None:
     that exist stay as they are, but for a limit that they lack.
     """
     limits: dict[str, int] = content.get("definitions", {}).get("queues", {})
-    client = get_client(sync_client=True)
     pools = [entry["work_pool"] for entry in content["deployments"] if entry["name"] not in without]
-    for pool, queue in ((each["name"], each["work_queue_name"]) for each in pools if "work_queue_name" in each):
-        try:
-            client.create_work_queue(queue, concurrency_limit=limits[queue], work_pool_name=pool)
-        except ObjectAlreadyExists:
-            found = client.read_work_queue_by_name(queue, work_pool_name=pool)
-            if found.concurrency_limit is None:
-                client.update_work_queue(found.id, concurrency_limit=limits[queue])
+    with get_client(sync_client=True) as client:
+        for pool, queue in ((each["name"], each["work_queue_name"]) for each in pools if "work_queue_name" in each):
+            try:
+                client.create_work_queue(queue, concurrency_limit=limits[queue], work_pool_name=pool)
+            except ObjectAlreadyExists:
+                found = client.read_work_queue_by_name(queue, work_pool_name=pool)
+                if found.concurrency_limit is None:
+                    client.update_work_queue(found.id, concurrency_limit=limits[queue])
 
 
 def deploy(prefect_file: Path, without: Collection[str] = ()) -> None:

@@ -17,6 +17,7 @@ from tasks.artifacts.errors import BadInputError, CorruptArtifactError, ObjectCh
 from tasks.artifacts.frozen import Frozen
 from tasks.artifacts.process_identity import ProcessIdentity, own_process
 from tasks.artifacts.store import Store
+from tasks.artifacts.timestamp import timestamp
 
 _CLOCK_SECONDS = 2.0
 """By so much an object's modification time may be before the moment of its write: some servers tell whole seconds."""
@@ -153,8 +154,7 @@ def end_silent_run(store: Store, run: str, message: str) -> bool:
     lives = record.process is not None and record.process.lives_here()
     if record.state != "running" or lives:
         return False
-    ended = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    record = record.model_copy(update={"state": "interrupted", "ended": ended, "message": message})
+    record = record.model_copy(update={"state": "interrupted", "ended": timestamp(), "message": message})
     try:
         store.replace(run_path(run), encode_record(record), there.etag)
     except ObjectChangedError:

@@ -27,6 +27,8 @@ STEPS = (
     "near_duplicates",
 )
 """Fields of the recipe, in the order in which rows pass them."""
+NOT_DECONTAMINATED = "fine_tuning.clean.recipe.not_decontaminated"
+"""Where a profile says which sets are not compared with, for errors."""
 
 
 class Length(Frozen):
@@ -108,8 +110,7 @@ class CleanConfig(StageConfig):
             BadInputError: `not_decontaminated` names no such set.
         """
         recipe = self.recipe
-        where = "fine_tuning.clean.recipe.not_decontaminated"
-        sets = evaluation_sets(tasks, recipe.evaluations, recipe.not_decontaminated, where)
+        sets = evaluation_sets(tasks, recipe.evaluations, recipe.not_decontaminated, NOT_DECONTAMINATED)
         kept = sets if recipe.decontamination is not None else ()
         return self.model_copy(update={"recipe": recipe.model_copy(update={"evaluations": kept})})
 

@@ -14,7 +14,7 @@ from tasks.benchmarks.hub import confine_hub
 from tasks.clean.duplicates import ExactDuplicates, near_judge
 from tasks.clean.filters import Judge, cut_off, language_judge, length_judge, refused
 from tasks.clean.rows import Row, read_rows
-from tasks.clean.stage import STEPS, CleanRecipe, CleanRuntime
+from tasks.clean.stage import NOT_DECONTAMINATED, STEPS, CleanRecipe, CleanRuntime
 from tasks.worker.job import Job, worker_main
 
 FILE = "instructions.jsonl"
@@ -82,8 +82,8 @@ def _index(job: Job, recipe: CleanRecipe, mirror: str | None) -> EvaluationIndex
         job.log(text)
         job.leave_if_asked()
 
-    where = "clean.recipe.not_decontaminated"
-    return read_index(recipe.decontamination, recipe.evaluations, recipe.not_decontaminated, mirror, log, where)
+    settings, left_out = recipe.decontamination, recipe.not_decontaminated
+    return read_index(settings, recipe.evaluations, left_out, mirror, log, NOT_DECONTAMINATED)
 
 
 def _with_progress(job: Job, rows: Iterator[Row]) -> Iterator[Row]:

@@ -31,13 +31,14 @@ from tasks.artifacts.lease import Lease
 from tasks.artifacts.manifest import MAIN_SHARD, ArtifactRef, InputRecord, Manifest, Provenance, digest_of
 from tasks.artifacts.redact import redact_file
 from tasks.artifacts.store import Store
+from tasks.artifacts.timestamp import timestamp
 from tasks.runtime.declare import GateResult, Step
 from tasks.runtime.devices import Devices, devices_for
 from tasks.runtime.event_tail import EventTail
 from tasks.runtime.gates import judge, require_passed
 from tasks.runtime.launch import WorkerProcess, launch
 from tasks.runtime.launch_folder import SPEC_FILE, is_saved_from, scratch_folder
-from tasks.runtime.provenance import git_state, hardware, package_versions, timestamp
+from tasks.runtime.provenance import git_state, hardware, package_versions
 from tasks.runtime.worker_end import raise_for_end
 from tasks.worker.input_cache import INPUTS
 from tasks.worker.spec import Event, WorkerSpec

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-import time
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -64,8 +63,3 @@ def accelerators(driver: Path = Path("/proc/driver/nvidia/gpus")) -> list[str]:
             lines = file.read_text(errors="replace").splitlines()
             found += [line.partition(":")[2].strip() for line in lines if line.startswith("Model:")]
     return found
-
-
-def timestamp() -> str:
-    """Now, as ISO 8601 in UTC."""
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

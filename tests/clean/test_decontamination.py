@@ -79,7 +79,9 @@ def test_a_set_that_cannot_be_read_is_refused_or_named_with_a_reason(
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     with pytest.raises(
-        BadInputError, match=r"the data of the evaluation set mmlu_anatomy cannot be read .*mirror.*why"
+        BadInputError,
+        match=r"the data of the evaluation set mmlu_anatomy cannot be read .*mirror"
+        r".* in fine_tuning\.clean\.recipe\.not_decontaminated why",
     ):
         clean(lines, OF_MMLU, {"mirror": str(elsewhere)})
     with pytest.raises(BadInputError, match=r"folder of mirrored data sets .* does not exist"):

@@ -33,7 +33,7 @@ from tasks.artifacts.errors import BadInputError
 from tasks.artifacts.process_identity import own_process
 from tasks.artifacts.runs import RunRecord, read_run, write_run
 from tasks.artifacts.store import Store
-from tasks.runtime.provenance import timestamp
+from tasks.artifacts.timestamp import timestamp
 from tasks.runtime.stage_feed import ENDED
 from tests.runtime.conftest import wait_for
 

@@ -23,8 +23,8 @@ from tasks.artifacts.errors import BadInputError, InterruptedRunError
 from tasks.artifacts.process_identity import own_process
 from tasks.artifacts.runs import RunRecord, write_run
 from tasks.artifacts.store import Store
+from tasks.artifacts.timestamp import timestamp
 from tasks.runtime import stage_feed
-from tasks.runtime.provenance import timestamp
 from tasks.runtime.stage_events import StageEvents
 from tests.infra.guarded_server import PASSWORD, GuardedServer
 from tests.runtime.errand import errand
