@@ -26,6 +26,7 @@ from tasks.evolve.evolution import seeds_of
 from tasks.evolve.stage import AutoEvolSource
 from tasks.worker.job import EXIT_PREEMPTED
 from tasks.worker.spec import WorkerSpec
+from tests.evolve.reading import digest_of, read
 
 Recipe = Callable[..., dict[str, Any]]
 RunStage = Callable[..., Artifact]
@@ -33,20 +34,6 @@ RunStage = Callable[..., Artifact]
 
 def recorded_calls(store: Store) -> set[str]:
     return {entry.path for entry in store.list("artifacts") if "/calls/" in entry.path}
-
-
-def read(artifact: Artifact, name: str) -> str:
-    manifest = artifact.manifest()
-    assert manifest is not None
-    entry = manifest.object(name)
-    assert entry is not None
-    return artifact.store.get(artifact.path(entry.path)).decode()
-
-
-def digest_of(artifact: Artifact) -> str:
-    manifest = artifact.manifest()
-    assert manifest is not None
-    return manifest.digest
 
 
 def launch(recipe: dict[str, Any], runtime: dict[str, Any], store: Store, tmp_path: Path) -> subprocess.Popen[bytes]:
