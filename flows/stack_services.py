@@ -126,8 +126,7 @@ def s3_command(folder: Path, ports: Ports) -> list[str]:
 
 def prefect_command(ports: Ports) -> list[str]:
     """Prefect's server with its dashboard."""
-    server = [sys.executable, "-m", "prefect", "server", "start"]
-    return [*server, "--host", HOST, "--port", str(ports.prefect)]
+    return [sys.executable, "-m", "flows.sqlite_server", "--host", HOST, "--port", str(ports.prefect)]
 
 
 def worker_command(pool: str) -> list[str]:

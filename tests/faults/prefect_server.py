@@ -47,7 +47,7 @@ class PrefectServer:
         }
         with self.log.open("ab") as output:
             self.process = process = subprocess.Popen(
-                [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(self.port)],
+                [sys.executable, "-m", "flows.sqlite_server", "--host", HOST, "--port", str(self.port)],
                 env=environment(own),
                 cwd=self.folder,
                 stdin=subprocess.DEVNULL,
