@@ -6,7 +6,7 @@ from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.errors import BadInputError, TransientStoreError, WorkerFailedError, WorkerInterruptedError
 from tasks.artifacts.manifest import MAIN_SHARD
 from tasks.runtime.launch import WorkerProcess
-from tasks.worker.job import EXIT_BAD_INPUT, EXIT_PREEMPTED, EXIT_TRANSIENT
+from tasks.worker.job import EXIT_BAD_INPUT, EXIT_PREEMPTED, EXIT_SAID, EXIT_TRANSIENT
 
 _INTERRUPTED = (
     "Signal 9 (SIGKILL)", "Signal 15 (SIGTERM)", "exits with return code = -9", "exits with return code = -15",
@@ -64,6 +64,8 @@ def raise_for_end(label: str, artifact: Artifact, process: WorkerProcess, code: 
             f"{label}: {killed} (exit {code}); if nobody did that, the kernel may have, for want of memory. "
             f"A retry goes on from the last checkpoint or shard (log: {logs}).\n{tail}"
         )
+    if code == EXIT_SAID:
+        raise WorkerFailedError(f"{label}: {last} (log: {logs})")
     raise WorkerFailedError(
         f"{label}: {reason}Its worker ended with exit code {code}. Last lines of {logs}:\n{tail}\nMend the cause "
         f"and run the same command again; finished shards and checkpoints are kept."

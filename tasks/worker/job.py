@@ -40,6 +40,8 @@ EXIT_PREEMPTED = 75
 """The worker was asked to stop, saved what it had, and can go on from there (EX_TEMPFAIL)."""
 EXIT_TRANSIENT = 76
 """Something outside failed in a way that a later try may not meet."""
+EXIT_SAID = 77
+"""It failed for a reason that its last sentence tells in full, with what to do: lines of the log would only hide it."""
 
 
 class PreemptedError(Exception):
@@ -250,8 +252,8 @@ def worker_main(run: Callable[[Job], None]) -> NoReturn:
     except MediusError as error:
         message = str(error)
         print(f"{type(error).__name__}: {message}", file=sys.stderr)
-        code = EXIT_TRANSIENT if error.retryable else EXIT_BAD_INPUT
-        code = code if error.retryable or error.exit_code == EXIT_BAD_INPUT else 1
+        code = EXIT_BAD_INPUT if error.exit_code == EXIT_BAD_INPUT else EXIT_SAID
+        code = EXIT_TRANSIENT if error.retryable else code
     except Exception as error:
         message = f"{type(error).__name__}: {error}"
         traceback.print_exc()

@@ -23,6 +23,7 @@ from tasks.modeling.model_files import load_causal_lm
 from tasks.modeling.model_identity import first_alike, model_digest
 from tasks.modeling.stopping import PINNED_DAY, end_tokens
 from tasks.modeling.tokenizer_files import load_tokenizer, real_vocab_size
+from tests.committed import read
 
 RunStage = Callable[..., Artifact]
 ModelFolder = Callable[..., Path]
@@ -48,12 +49,6 @@ def manifest_of(artifact: Artifact) -> Manifest:
     return manifest
 
 
-def read(artifact: Artifact, name: str) -> Any:
-    entry = manifest_of(artifact).object(name)
-    assert entry is not None
-    return json.loads(artifact.store.get(artifact.path(entry.path)))
-
-
 def with_weights(source: Path, target: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> Path:
     shutil.copytree(source, target)
     weights = load_file(target / "model.safetensors")
@@ -69,9 +64,9 @@ def test_each_candidate_is_measured_on_what_the_evaluation_leaves_out(
     done = run_stage("choose", RECIPE, inputs)
     texts = [row for row in read_rows(corpus_folder / "heldout.parquet") if row.kind == "text"]
     chats = [row for row in read_rows(instructions_folder / "heldout.parquet") if row.kind == "chat"]
-    choice = read(done, "choice.json")
+    choice = json.loads(read(done, "choice.json"))
     for seed, name in ((1, "fused"), (2, "tuned")):
-        items = read(done, f"candidates/{name}.json")
+        items = json.loads(read(done, f"candidates/{name}.json"))
         assert [each["document"] for each in items["texts"]] == [row.document for row in texts[1:]]
         assert [each["document"] for each in items["answers"]] == [row.document for row in chats]
         model, tokenizer = load_causal_lm(model_folder(seed), dtype=torch.float32), load_tokenizer(model_folder(seed))
@@ -135,7 +130,7 @@ def test_a_candidate_of_broken_numbers_does_not_go_on(
 
     tuned = with_weights(model_folder(2), tmp_path / "broken", broken)
     done = run_stage("choose", RECIPE, {**inputs, "model.tuned": tuned})
-    choice = read(done, "choice.json")
+    choice = json.loads(read(done, "choice.json"))
     assert choice["chosen"] == "fused"
     assert choice["models"]["tuned"] == {"fault": "it gives logits that are not finite"}
     assert choice["minus_default"] == {}

@@ -9,17 +9,10 @@ from typing import Any
 
 from tasks.artifacts.artifact import Artifact
 from tasks.logits.rows import make_row, write_rows
+from tests.committed import read
 from tests.evaluate.test_plain_text import CLOZE, texts
 
 RunStage = Callable[..., Artifact]
-
-
-def read(artifact: Artifact, name: str) -> str:
-    manifest = artifact.manifest()
-    assert manifest is not None
-    entry = manifest.object(name)
-    assert entry is not None
-    return artifact.store.get(artifact.path(entry.path)).decode()
 
 
 def test_candidates_answer_what_an_evaluation_of_these_texts_asks(

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tasks.artifacts.artifact import Artifact
+from tests.committed import metrics_of, objects_of
 
 RunStage = Callable[..., Artifact]
 Line = dict[str, Any]
@@ -50,10 +51,7 @@ def clean(run_stage: RunStage, tmp_path: Path) -> Callable[..., dict[str, bytes]
         data = lines if isinstance(lines, bytes) else b"".join(encoded(line) for line in lines)
         (source / "instructions.jsonl").write_bytes(data)
         artifact = run_stage("clean", recipe or {}, {"instructions": source}, runtime)
-        manifest = artifact.manifest()
-        assert manifest is not None
-        files = {entry.name: artifact.store.get(artifact.path(entry.path)) for entry in manifest.objects}
-        return {**files, "metrics": json.dumps(manifest.metrics).encode()}
+        return {**objects_of(artifact), "metrics": json.dumps(metrics_of(artifact)).encode()}
 
     return run
 

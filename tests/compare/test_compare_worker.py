@@ -19,6 +19,7 @@ from tasks.compare.results import build_results
 from tasks.logits.rows import read_rows
 from tasks.modeling.bits_per_byte import TEXTS
 from tasks.modeling.stop_prompts import PROMPTS
+from tests.committed import read
 
 RunStage = Callable[..., Artifact]
 ModelFolder = Callable[..., Path]
@@ -35,22 +36,14 @@ def inputs(model_folder: ModelFolder, corpus_folder: Path, artifact_of: Callable
     }
 
 
-def read(artifact: Artifact, name: str) -> Any:
-    manifest = artifact.manifest()
-    assert manifest is not None
-    entry = manifest.object(name)
-    assert entry is not None
-    return json.loads(artifact.store.get(artifact.path(entry.path)))
-
-
 def test_models_are_measured_item_by_item_on_texts_that_the_evaluation_leaves_out(
     run_stage: RunStage, inputs: dict[str, Artifact], corpus_folder: Path
 ) -> None:
     done = run_stage("compare", RECIPE, inputs)
-    results = read(done, "results.json")
+    results = json.loads(read(done, "results.json"))
     texts = [row for row in read_rows(corpus_folder / "heldout.parquet") if row.kind == "text"]
     for name in ("base", "other"):
-        items, model = read(done, f"models/{name}.json"), results["models"][name]
+        items, model = json.loads(read(done, f"models/{name}.json")), results["models"][name]
         assert [document["document"] for document in items["documents"]] == [row.document for row in texts[1:]]
         assert model["bits_per_byte"]["heldout"]["bytes"] == sum(row.num_bytes for row in texts[1:])
         for kind, own in TEXTS.items():
@@ -81,7 +74,7 @@ def test_a_model_of_broken_numbers_is_told_and_the_others_are_measured(
     weights["model.norm.weight"] = torch.full_like(weights["model.norm.weight"], float("nan"))
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
     done = run_stage("compare", {**RECIPE, "reference": reference}, {**inputs, "model.broken": broken})
-    results = read(done, "results.json")
+    results = json.loads(read(done, "results.json"))
     assert results["models"]["broken"]["fault"] == "it gives logits that are not finite"
     assert {name: set(pairs) for name, pairs in results["paired"].items()} == {"base": {"other"}, "other": {"base"}}
     manifest = done.manifest()

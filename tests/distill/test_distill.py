@@ -23,6 +23,7 @@ from tasks.logits.reader import LogitReader
 from tasks.logits.rows import Row
 from tasks.training.engine import StepResult, TrainingEngine
 from tasks.worker.job import Job, PreemptedError
+from tests.committed import metrics_of, objects_of
 from tests.training.parts import (
     ROWS,
     VOCAB,
@@ -62,18 +63,6 @@ def _own_sigterm() -> Iterator[None]:
     signal.signal(signal.SIGTERM, before)
 
 
-def metrics(artifact: Artifact) -> dict[str, Any]:
-    manifest = artifact.manifest()
-    assert manifest is not None
-    return manifest.metrics
-
-
-def files(artifact: Artifact) -> dict[str, bytes]:
-    manifest = artifact.manifest()
-    assert manifest is not None
-    return {entry.name: artifact.store.get(artifact.path(entry.path)) for entry in manifest.objects}
-
-
 def heldout_kl(*stores: tuple[PreTrainedModel, Sequence[Row]], tied: bool = True) -> float:
     """The (K+1)-bucket KL of the untrained student to (teacher, held-out rows), from dense float64 logits."""
     student = make_model(tie_word_embeddings=tied)
@@ -108,14 +97,14 @@ def test_learns_and_exports(
     recipe = {**RECIPE, "optimizer": {"learning_rate": 0.01, "weight_decay": 0.5}}
     runtime = {**RUNTIME, "deepspeed_config": f"configs/deepspeed/zero{zero}.json"}
     artifact = run_stage("distill", recipe, inputs, runtime)
-    found = metrics(artifact)
+    found = metrics_of(artifact)
     assert found["heldout_kl_start"] == pytest.approx(heldout_kl(tied=tied), rel=1e-5)
     assert found["heldout_kl"] < found["heldout_kl_start"]
     assert (found["steps"], found["world_size"]) == (8, 1)
     assert found["tokens"] > found["target_tokens"] > 0
     assert {"heldout_ce", "heldout_ce_start", "train_loss", "tokens_per_second", "seconds_train"} <= found.keys()
 
-    made = files(artifact)
+    made = objects_of(artifact)
     assert not [name for name in made if name.endswith((".bin", ".pt", ".pkl"))]
     lines = [json.loads(line) for line in made["training_log.jsonl"].splitlines()]
     assert [line["step"] for line in lines] == [0, 3, 6, 8]
@@ -173,7 +162,7 @@ def test_a_resumed_run_ends_with_the_same_bytes(
 ) -> None:
     recipe = {**RECIPE, "steps": 30, "precision": precision}
     runtime = {**RUNTIME, "checkpoint_every_steps": 2}
-    undisturbed = files(run_stage("distill", recipe, inputs, RUNTIME))
+    undisturbed = objects_of(run_stage("distill", recipe, inputs, RUNTIME))
     # The same training under another key, so that the second does not find the first.
     recipe["log_every_steps"] = 4
     with monkeypatch.context() as patch:
@@ -181,10 +170,10 @@ def test_a_resumed_run_ends_with_the_same_bytes(
         with pytest.raises(PreemptedError):
             run_stage("distill", recipe, inputs, runtime)
     resumed = run_stage("distill", recipe, inputs, runtime)
-    assert files(resumed)["model.safetensors"] == undisturbed["model.safetensors"]
-    lines = [json.loads(line) for line in files(resumed)["training_log.jsonl"].splitlines()]
+    assert objects_of(resumed)["model.safetensors"] == undisturbed["model.safetensors"]
+    lines = [json.loads(line) for line in objects_of(resumed)["training_log.jsonl"].splitlines()]
     assert [line["step"] for line in lines] == [0, 4, 8, 12, 16, 20, 24, 28, 30]
-    assert metrics(resumed)["heldout_kl_start"] > metrics(resumed)["heldout_kl"]
+    assert metrics_of(resumed)["heldout_kl_start"] > metrics_of(resumed)["heldout_kl"]
     assert not list(resumed.store.list(resumed.path("checkpoints")))
 
 
@@ -201,14 +190,14 @@ def test_a_run_that_is_resumed_about_its_embedding_phase_ends_with_the_same_byte
         with pytest.raises(PreemptedError):
             run_stage("distill", recipe, inputs, runtime)
     resumed = run_stage("distill", recipe, inputs, runtime)
-    bytes_of_resumed = files(resumed)
+    bytes_of_resumed = objects_of(resumed)
     shutil.rmtree(Path(resumed.store.uri.removeprefix("file://")) / resumed.directory)
-    assert files(run_stage("distill", recipe, inputs, runtime)) == bytes_of_resumed
+    assert objects_of(run_stage("distill", recipe, inputs, runtime)) == bytes_of_resumed
 
     lines = [json.loads(line) for line in bytes_of_resumed["training_log.jsonl"].splitlines()][1:]
     assert [line["lr"] for line in lines] == pytest.approx([0.0025, 0.005, 0.0075, 0.01] * 2)
     whole = run_stage("distill", {**recipe, "embedding_steps": 0}, inputs, runtime)
-    first = json.loads(files(whole)["training_log.jsonl"].splitlines()[1])
+    first = json.loads(objects_of(whole)["training_log.jsonl"].splitlines()[1])
     assert first["loss"] == pytest.approx(lines[0]["loss"], rel=1e-6)
     assert first["grad_norm"] > 1.01 * lines[0]["grad_norm"], "the norm is that of what learns"
 
@@ -233,22 +222,22 @@ def test_a_training_that_only_lacks_its_end_is_not_trained_again(
     with monkeypatch.context() as patch:
         patch.setattr(TrainingEngine, "step", None)
         resumed = run_stage("distill", RECIPE, inputs, RUNTIME)
-    expected, found = files(resumed), metrics(resumed)
+    expected, found = objects_of(resumed), metrics_of(resumed)
     assert not list(resumed.store.list(resumed.path("checkpoints")))
     shutil.rmtree(Path(resumed.store.uri.removeprefix("file://")) / resumed.directory)
     undisturbed = run_stage("distill", RECIPE, inputs, RUNTIME)
-    assert files(undisturbed) == expected
+    assert objects_of(undisturbed) == expected
     for name in ("heldout_kl_start", "heldout_kl", "train_loss", "steps", "tokens", "target_tokens"):
-        assert found[name] == metrics(undisturbed)[name]
+        assert found[name] == metrics_of(undisturbed)[name]
 
 
 def test_twin_and_temperature(inputs: Inputs, run_stage: Callable[..., Artifact]) -> None:
     """The twin learns nothing from the teacher but is measured against it; T must be one that the dump took."""
     start = heldout_kl()
-    twin = metrics(run_stage("distill", {**RECIPE, "loss": {"forward_kl": 0, "ce": 1}}, inputs, RUNTIME))
+    twin = metrics_of(run_stage("distill", {**RECIPE, "loss": {"forward_kl": 0, "ce": 1}}, inputs, RUNTIME))
     assert twin["heldout_kl_start"] == pytest.approx(start, rel=1e-5)
     assert twin["heldout_kl"] > 0
-    warm = metrics(run_stage("distill", {**RECIPE, "loss": {"forward_kl": 1, "temperature": 2}}, inputs, RUNTIME))
+    warm = metrics_of(run_stage("distill", {**RECIPE, "loss": {"forward_kl": 1, "temperature": 2}}, inputs, RUNTIME))
     assert warm["heldout_kl_start"] == pytest.approx(start, rel=1e-5)
     assert warm["heldout_kl"] < start
     assert warm["heldout_kl"] < twin["heldout_kl"]
@@ -265,7 +254,7 @@ def test_a_student_that_is_the_teacher_has_nothing_to_learn(
         "logits": logit_store(tmp_path / "logits", artifact_of, TEACHER, make_rows(), values="float16"),
     }
     recipe = {**RECIPE, "loss": {"forward_kl": 1}, "optimizer": {"learning_rate": 1e-9}}
-    found = metrics(run_stage("distill", recipe, inputs, RUNTIME))
+    found = metrics_of(run_stage("distill", recipe, inputs, RUNTIME))
     assert -1e-6 < found["heldout_kl_start"] <= 1e-4
     assert found["heldout_kl"] <= 1e-4
     assert abs(found["train_loss"]) <= 1e-4
@@ -276,13 +265,15 @@ def test_a_resumed_run_may_batch_otherwise(
 ) -> None:
     """Packing and accumulation are no part of a checkpoint: the last bits change, the result does not."""
     recipe = {**RECIPE, "steps": 30}
-    undisturbed = metrics(run_stage("distill", recipe, inputs, RUNTIME))
+    undisturbed = metrics_of(run_stage("distill", recipe, inputs, RUNTIME))
     recipe["log_every_steps"] = 4
     with monkeypatch.context() as patch:
         stop_after(patch, 3)
         with pytest.raises(PreemptedError):
             run_stage("distill", recipe, inputs, {**RUNTIME, "checkpoint_every_steps": 2})
-    resumed = metrics(run_stage("distill", recipe, inputs, {**RUNTIME, "micro_batch_tokens": 100, "pack_tokens": 50}))
+    resumed = metrics_of(
+        run_stage("distill", recipe, inputs, {**RUNTIME, "micro_batch_tokens": 100, "pack_tokens": 50})
+    )
     for name in ("heldout_kl_start", "heldout_kl", "heldout_ce"):
         assert resumed[name] == pytest.approx(undisturbed[name], rel=1e-4)
     assert [resumed[name] for name in ("steps", "tokens", "target_tokens")] == [
@@ -310,12 +301,12 @@ def test_several_stores_are_mixed_by_weight(
     }
     given = {"student": inputs["student"], **stores}
     recipe = {**RECIPE, "rows_per_step": 8, "mixture": {"prose": 3, "sums": 1}}
-    found = metrics(run_stage("distill", recipe, given, RUNTIME))
+    found = metrics_of(run_stage("distill", recipe, given, RUNTIME))
     assert found["tokens"] == 8 * (6 * 5 + 2 * 9)
     start = heldout_kl((TEACHER, first["heldout"]), (other, second["heldout"]))
     assert found["heldout_kl_start"] == pytest.approx(start, rel=1e-5)
     assert found["heldout_kl"] < start
-    one = metrics(run_stage("distill", {**recipe, "max_heldout_rows": 1}, given, RUNTIME))
+    one = metrics_of(run_stage("distill", {**recipe, "max_heldout_rows": 1}, given, RUNTIME))
     start = heldout_kl((TEACHER, first["heldout"][:1]), (other, second["heldout"]))
     assert one["heldout_kl_start"] == pytest.approx(start, rel=1e-5), "one row of each store"
 
@@ -349,7 +340,7 @@ def test_one_of_several_stores_may_have_no_heldout_rows(
 
     recipe = {**RECIPE, "steps": 2, "mixture": {"prose": 1, "sums": 1}}
     prose, sums = {"train": [5] * 7, "heldout": [7, 15]}, {"train": [9] * 4, "heldout": []}
-    found = metrics(run_stage("distill", recipe, stores(prose, sums), RUNTIME))
+    found = metrics_of(run_stage("distill", recipe, stores(prose, sums), RUNTIME))
     assert found["heldout_kl_start"] == pytest.approx(heldout_kl((TEACHER, make_rows(prose)["heldout"])), rel=1e-5)
     with pytest.raises(BadInputError, match="the held-out split has no rows"):
         run_stage("distill", recipe, stores({**prose, "heldout": []}, sums), RUNTIME)

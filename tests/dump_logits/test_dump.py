@@ -32,6 +32,7 @@ from tasks.logits.rows import Row
 from tasks.logits.verify import verify
 from tasks.modeling.model_files import load_causal_lm
 from tasks.worker.job import STOP_FILE, Job, PreemptedError
+from tests.committed import digest_of, metrics_of
 
 VOCAB = 251
 Rows = dict[str, list[Row]]
@@ -43,18 +44,6 @@ def reader_of(artifact: Artifact) -> LogitReader:
     manifest = artifact.manifest()
     assert manifest is not None
     return LogitReader(artifact.store, artifact.directory, manifest)
-
-
-def metrics_of(artifact: Artifact) -> dict[str, Any]:
-    manifest = artifact.manifest()
-    assert manifest is not None
-    return manifest.metrics
-
-
-def digest_of(artifact: Artifact) -> str:
-    manifest = artifact.manifest()
-    assert manifest is not None
-    return manifest.digest
 
 
 def model_of(artifact: Artifact, dtype: torch.dtype = torch.float32, attention: str = "sdpa") -> PreTrainedModel:

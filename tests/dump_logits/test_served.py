@@ -18,8 +18,9 @@ from tasks.logits.rows import Row
 from tasks.logits.schema import TopKSupport
 from tasks.logits.verify import verify
 from tasks.worker.job import STOP_FILE, Job, PreemptedError
+from tests.committed import digest_of, metrics_of
 from tests.dump_logits.conftest import VOCAB, make_model, make_tokenizer
-from tests.dump_logits.test_dump import all_rows, digest_of, metrics_of, reader_of
+from tests.dump_logits.test_dump import all_rows, reader_of
 from tests.dump_logits.vllm_server import HANG_UP, NO_JSON, VllmServer
 
 Make = Callable[..., Any]

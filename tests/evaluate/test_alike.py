@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tasks.artifacts.artifact import Artifact
+from tests.committed import objects_of
 
 RECIPE = {
     "tasks": [{"type": "exercises", "kinds": ["sort"], "items_per_kind": 4}],
@@ -39,9 +40,7 @@ def test_equal_files_are_measured_once(
     receipts = done.receipts()
     copied = {name for name, receipt in receipts.items() if receipt.metrics.get("measured_as") == "tuned"}
     assert copied == {"model-final-bits", "model-final-exercise_sort"}
-    manifest = done.manifest()
-    assert manifest is not None
-    files = {entry.name: done.store.get(done.path(entry.path)) for entry in manifest.objects}
+    files = objects_of(done)
     results = json.loads(files["results.json"])
     assert results["models"]["final"] == results["models"]["tuned"]
     assert files["samples/final.jsonl"] == files["samples/tuned.jsonl"]

@@ -29,6 +29,7 @@ from tasks.modeling.document_start import start_token
 from tasks.modeling.statistics import ratio_with_error
 from tasks.modeling.tokenizer_files import load_tokenizer, real_vocab_size
 from tasks.worker.spec import WorkerSpec
+from tests.committed import objects_of
 
 RunStage = Callable[..., Artifact]
 ModelFolder = Callable[..., Path]
@@ -55,12 +56,6 @@ def inputs(model_folder: ModelFolder, corpus_folder: Path, artifact_of: Callable
     }
 
 
-def objects(artifact: Artifact) -> dict[str, bytes]:
-    manifest = artifact.manifest()
-    assert manifest is not None
-    return {entry.name: artifact.store.get(artifact.path(entry.path)) for entry in manifest.objects}
-
-
 def lines(data: bytes) -> list[dict[str, Any]]:
     return [json.loads(line) for line in data.splitlines()]
 
@@ -71,7 +66,7 @@ def evaluated(run_stage: RunStage, inputs: dict[str, Artifact]) -> Artifact:
 
 
 def test_results_are_the_statistics_of_the_samples(evaluated: Artifact) -> None:
-    files = objects(evaluated)
+    files = objects_of(evaluated)
     results = json.loads(files["results.json"])
     assert set(results["models"]) == {"base", "twin", "final"}
     for name, model in results["models"].items():
@@ -123,7 +118,7 @@ def test_cloze_items_are_answered_by_the_likeliest_word_of_plain_text(
     write_rows(tmp_path / "heldout.parquet", rows)
     cloze = {"type": "cloze", "items": 20, "choices": 3, "context_chars": 40}
     recipe = {**RECIPE, "tasks": [cloze], "bits_per_byte": False}
-    files = objects(run_stage("evaluate", recipe, {**inputs, "corpus": artifact_of(tmp_path)}))
+    files = objects_of(run_stage("evaluate", recipe, {**inputs, "corpus": artifact_of(tmp_path)}))
     [loaded] = load_tasks([ClozeTasks.model_validate(cloze)], 4, texts=[Text(row.document, row.text) for row in rows])
     documents = list(loaded.tasks["cloze"].eval_docs)
     for name, directory in (("base", model_folder(1)), ("final", model_folder(3, 40))):
@@ -162,7 +157,7 @@ def test_a_document_in_pieces_is_one_document(
     write_rows(folder / "heldout.parquet", [*pieces, one, two])
     several = {**inputs, "corpus": folder}
     for limit, wanted in ((None, [three, one, two]), (2, [three, one])):
-        files = objects(run_stage("evaluate", {**RECIPE, "max_documents": limit}, several))
+        files = objects_of(run_stage("evaluate", {**RECIPE, "max_documents": limit}, several))
         own = json.loads(files["results.json"])["models"]["final"]["bits_per_byte"]
         documents = lines(files["documents/final.jsonl"])
         assert [each["document"] for each in documents] == [row.document for row in wanted]
@@ -179,7 +174,7 @@ def test_exercises_go_through_the_chat_template_with_the_pinned_date(
     evaluated: Artifact, model_folder: ModelFolder
 ) -> None:
     tokenizer = load_tokenizer(model_folder(3, 40))
-    samples = lines(objects(evaluated)["samples/final.jsonl"])
+    samples = lines(objects_of(evaluated)["samples/final.jsonl"])
     expected = [
         (f"exercise_{kind}", exercise) for kind in ("sort", "add") for exercise in generate(kind, "test", ITEMS, 3)
     ]
@@ -199,10 +194,10 @@ def test_exercises_go_through_the_chat_template_with_the_pinned_date(
 def test_bytes_are_a_function_of_recipe_and_inputs(
     evaluated: Artifact, run_stage: RunStage, inputs: dict[str, Artifact], tmp_path: Path
 ) -> None:
-    first = objects(evaluated)
+    first = objects_of(evaluated)
     for entry in list(evaluated.store.list(evaluated.directory)):
         evaluated.store.delete(entry.path)
-    again = objects(run_stage("evaluate", RECIPE, inputs))
+    again = objects_of(run_stage("evaluate", RECIPE, inputs))
     assert again == first
     for name, data in first.items():
         for volatile in (str(tmp_path), socket.gethostname(), "/home/", "/root/"):
@@ -213,7 +208,7 @@ def test_a_killed_evaluation_resumes_by_model_and_task(
     evaluated: Artifact, run_stage: RunStage, inputs: dict[str, Artifact]
 ) -> None:
     before = evaluated.receipts()
-    results = objects(evaluated)["results.json"]
+    results = objects_of(evaluated)["results.json"]
     parts = ("exercise_sort", "exercise_add", "bits")
     assert set(before) == {"main"} | {f"model-{name}-{part}" for name in ("base", "twin", "final") for part in parts}
     for lost in ({"model-twin-exercise_sort", "model-final-bits"}, {"model-twin-bits"}):
@@ -223,7 +218,7 @@ def test_a_killed_evaluation_resumes_by_model_and_task(
         again = run_stage("evaluate", RECIPE, inputs)
         after = again.receipts()
         assert {name for name in after if after[name].write_id != before[name].write_id} == {"main", *lost}
-        assert objects(again)["results.json"] == results
+        assert objects_of(again)["results.json"] == results
         before = after
 
 
@@ -291,7 +286,7 @@ def test_two_processes_deal_the_models_out_and_measure_the_same(
     assert done.returncode == 0, done.stderr
     made = Artifact(inputs["corpus"].store, spec.directory)
     receipts = made.receipts()
-    one = objects(evaluated)
+    one = objects_of(evaluated)
     two = {entry.name: made.store.get(made.path(entry.path)) for entry in receipts["main"].objects}
     assert {name: two[name] for name in one} == one
     # Who measured is in the path of what was measured.

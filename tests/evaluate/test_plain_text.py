@@ -27,6 +27,7 @@ from tasks.logits.rows import make_row, write_rows
 from tasks.modeling.document_start import start_token
 from tasks.modeling.model_files import load_causal_lm
 from tasks.modeling.tokenizer_files import load_tokenizer, real_vocab_size
+from tests.committed import objects_of
 from tests.evaluate.small_server import NAME, SmallServer
 
 ModelFolder = Callable[..., Path]
@@ -101,9 +102,7 @@ def test_a_server_is_asked_after_the_same_token(
         )
     finally:
         server.close()
-    manifest = artifact.manifest()
-    assert manifest is not None
-    found = {entry.name: artifact.store.get(artifact.path(entry.path)) for entry in manifest.objects}
+    found = objects_of(artifact)
     here, there = (_outcomes(found[f"samples/{name}.jsonl"]) for name in ("here", "there"))
     assert there == here
     assert len(there) == CLOZE["items"]

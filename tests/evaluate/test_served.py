@@ -17,6 +17,7 @@ from tasks.evaluate.stage import STAGE, EvaluateConfig
 from tasks.publish.tables import headline
 from tasks.runtime.declare import Step
 from tests.benchmarks.leaderboard_mirror import write_leaderboard
+from tests.committed import objects_of
 from tests.evaluate.small_server import NAME, SmallServer
 from tests.evaluate.test_leaderboard import CONTEXT, write_model
 
@@ -54,12 +55,6 @@ def runtime(server: SmallServer, **changes: Any) -> dict[str, Any]:
     return {"servers": {"there": {"base_url": server.url, "concurrency": 2, "max_tries": 2, **changes}}}
 
 
-def objects(artifact: Artifact) -> dict[str, bytes]:
-    manifest = artifact.manifest()
-    assert manifest is not None
-    return {entry.name: artifact.store.get(artifact.path(entry.path)) for entry in manifest.objects}
-
-
 def answers(found: dict[str, bytes], model: str) -> list[tuple[Any, ...]]:
     items = [json.loads(line) for line in found[f"samples/{model}.jsonl"].splitlines()]
     return [(item["task"], item["item"], item["document"], item["completion"], item["outcome"]) for item in items]
@@ -76,7 +71,7 @@ def test_a_model_behind_chat_answers_as_its_weights_do(
     monkeypatch.setenv("SMALL_KEY", "sk-secret-0123")
     settings = runtime(server, concurrency=concurrency, api_key_env="SMALL_KEY")
     artifact = run_stage("evaluate", RECIPE, inputs, settings)
-    found = objects(artifact)
+    found = objects_of(artifact)
     assert answers(found, "there") == answers(found, "here")
     assert len(answers(found, "there")) == 2 * ITEMS
     results = json.loads(found["results.json"])
@@ -120,7 +115,7 @@ def test_log_probabilities_of_a_server_are_those_of_the_weights(
     }
     small = SmallServer(tmp_path / "final")
     try:
-        found = objects(run_stage("evaluate", recipe, inputs, {**runtime(small), "mirror": str(mirror)}))
+        found = objects_of(run_stage("evaluate", recipe, inputs, {**runtime(small), "mirror": str(mirror)}))
         assert [each[:3] + each[4:] for each in answers(found, "there")] == [
             each[:3] + each[4:] for each in answers(found, "final")
         ]
@@ -148,7 +143,7 @@ def test_completions_of_token_ids_are_those_of_the_weights(
     run_stage: RunStage, inputs: dict[str, Artifact], server: SmallServer
 ) -> None:
     served = {"model": NAME, "revision": "2", "api": "completions", "tokenizer": "here", "context_tokens": 96}
-    found = objects(run_stage("evaluate", {**RECIPE, "served": {"there": served}}, inputs, runtime(server)))
+    found = objects_of(run_stage("evaluate", {**RECIPE, "served": {"there": served}}, inputs, runtime(server)))
     assert answers(found, "there") == answers(found, "here")
 
 
@@ -209,7 +204,7 @@ def test_transient_faults_are_tried_again_and_lasting_ones_end_the_evaluation(
     # An answer that is none, a body that is no JSON, and a 503, each once; what was measured before is not again.
     server.answer = after_the_probe((200, no_content), (200, '{"choices": ['), (503, "overloaded"))  # type: ignore[method-assign]
     before = len(server.bodies)
-    found = objects(run_stage("evaluate", RECIPE, inputs, runtime(server, max_tries=5)))
+    found = objects_of(run_stage("evaluate", RECIPE, inputs, runtime(server, max_tries=5)))
     assert answers(found, "there") == answers(found, "here")
     asked = {body["messages"][-1]["content"] for body in server.bodies[before:]} - {"Say yes."}
     assert len(asked) == ITEMS

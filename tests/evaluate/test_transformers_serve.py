@@ -12,6 +12,7 @@ from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.errors import BadInputError
 from tasks.models.stage import MINIATURES
 from tests.benchmarks.leaderboard_mirror import write_leaderboard
+from tests.committed import metrics_of, read
 from tests.transformers_server import TransformersServer
 
 MODEL = "qwen-teacher"
@@ -35,16 +36,12 @@ def test_a_served_miniature_answers_as_its_weights_do(
     with TransformersServer(MINIATURES / MODEL, tmp_path / "server.log") as server:
         runtime = {"servers": {"there": {"base_url": server.url, "concurrency": 2}}}
         artifact = run_stage("evaluate", recipe, inputs, runtime)
-        manifest = artifact.manifest()
-        assert manifest is not None
         items = {}
         for name in ("here", "there"):
-            entry = manifest.object(f"samples/{name}.jsonl")
-            assert entry is not None
-            lines = artifact.store.get(artifact.path(entry.path)).splitlines()
+            lines = read(artifact, f"samples/{name}.jsonl").splitlines()
             items[name] = [(item["task"], item["document"], item["completion"]) for item in map(json.loads, lines)]
         assert items["there"] == items["here"]
-        assert manifest.metrics["models"]["there"]["accuracy"]["value"] > 0.3, "equal, and not equally empty"
+        assert metrics_of(artifact)["models"]["there"]["accuracy"]["value"] > 0.3, "equal, and not equally empty"
 
         # It takes no notice of echo and wants a text as its prompt: multiple choice cannot be scored by it.
         completions = {"api": "completions", "tokenizer": "here", "context_tokens": 512}

@@ -14,7 +14,8 @@ from tasks.artifacts.errors import BadInputError
 from tasks.evolve import prompts
 from tasks.evolve.method import method_digest
 from tasks.evolve.method_file import MethodFile
-from tests.evolve.reading import counts_of, read, rows_of
+from tests.committed import read
+from tests.evolve.reading import counts_of, rows_of
 
 Recipe = Callable[..., dict[str, Any]]
 RunStage = Callable[..., Artifact]
@@ -108,7 +109,7 @@ def test_a_search_goes_on_from_the_method_of_an_earlier_one(
     run_stage: RunStage, endpoint: Any, autoevol_recipe: Recipe, tmp_path: Path
 ) -> None:
     first = run_stage("evolve", autoevol_recipe(method="Step 1. Be harder."), {}, endpoint.settings())
-    assert read(first, "method.txt") == "Step 1. Be harder."
+    assert read(first, "method.txt") == b"Step 1. Be harder."
     file = tmp_path / "method.txt"
     file.write_text("Step 1. Be harder.\n")
     digests = set()
@@ -118,7 +119,7 @@ def test_a_search_goes_on_from_the_method_of_an_earlier_one(
         endpoint.bodies.clear()
         recipe = autoevol_recipe(method_rounds=0, method=method.model_dump(mode="json"), max_seeds=3)
         artifact = run_stage("evolve", recipe, {}, endpoint.settings())
-        assert read(artifact, "method.txt") == "Step 1. Be harder."
+        assert read(artifact, "method.txt") == b"Step 1. Be harder."
         assert all("Step 1. Be harder." in endpoint.prompt_of(body) for body in endpoint.bodies[:1])
     assert len(digests) == 2, "a line feed is another file"
     file.write_text("Step 1. Be easier.")
@@ -151,7 +152,7 @@ def test_a_method_that_loses_content_is_replaced(run_stage: RunStage, endpoint: 
 
     endpoint.respond = respond
     artifact = run_stage("evolve", autoevol_recipe(), {}, endpoint.settings())
-    assert read(artifact, "method.txt") == endpoint.improved_method
+    assert read(artifact, "method.txt").decode() == endpoint.improved_method
     (entry,) = counts_of(artifact)["method_history"]
     better = method_digest(endpoint.improved_method)
     assert entry["method_before"] == method_digest(prompts.INITIAL_METHOD)
@@ -163,7 +164,7 @@ def test_a_proposal_that_is_no_better_does_not_replace_the_method(
     run_stage: RunStage, endpoint: Any, autoevol_recipe: Recipe
 ) -> None:
     artifact = run_stage("evolve", autoevol_recipe(), {}, endpoint.settings())
-    assert read(artifact, "method.txt") == prompts.INITIAL_METHOD
+    assert read(artifact, "method.txt").decode() == prompts.INITIAL_METHOD
 
 
 def test_a_judging_model_can_reject_a_method(run_stage: RunStage, endpoint: Any, autoevol_recipe: Recipe) -> None:

@@ -15,7 +15,8 @@ from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.errors import BadInputError
 from tasks.artifacts.store import Store
 from tasks.evolve.client import EndpointError
-from tests.evolve.reading import counts_of, digest_of, rows_of
+from tests.committed import digest_of
+from tests.evolve.reading import counts_of, rows_of
 
 Recipe = Callable[..., dict[str, Any]]
 RunStage = Callable[..., Artifact]

@@ -26,7 +26,7 @@ from tasks.evolve.evolution import seeds_of
 from tasks.evolve.stage import AutoEvolSource
 from tasks.worker.job import EXIT_PREEMPTED
 from tasks.worker.spec import WorkerSpec
-from tests.evolve.reading import digest_of, read
+from tests.committed import digest_of, read
 
 Recipe = Callable[..., dict[str, Any]]
 RunStage = Callable[..., Artifact]
@@ -253,7 +253,7 @@ def test_a_method_that_was_chosen_stays_when_an_error_has_gone(
     artifact = run_stage("evolve", recipe, {}, endpoint.settings())
     (entry,) = json.loads(read(artifact, "evolve.json"))["method_history"]
     assert (entry["failure_rate_before"], entry["failure_rate_after"]) == (1.0, 0.0)
-    assert read(artifact, "method.txt") == endpoint.improved_method
+    assert read(artifact, "method.txt").decode() == endpoint.improved_method
     assert {endpoint.purpose_of(body) for body in endpoint.bodies[before:]} <= {"evolved_instruction", "answer"}
 
 

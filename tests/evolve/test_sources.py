@@ -18,7 +18,8 @@ from tasks.evolve.row_sources import PackageRows
 from tasks.evolve.sources import conversation
 from tasks.evolve.stage import EvolveRecipe
 from tasks.exercises import split_of
-from tests.evolve.reading import metrics_of, read, rows_of
+from tests.committed import metrics_of, read
+from tests.evolve.reading import rows_of
 
 RunStage = Callable[..., Artifact]
 EXERCISES = {
@@ -95,7 +96,7 @@ def test_a_data_set_in_sharegpt_form_is_taken_as_it_is(run_stage: RunStage, tmp_
     assert [metrics[name] for name in ("seeds", "rows", "duplicates", "errored", "unparsed")] == [9, 2, 1, 1, 5]
     assert metrics["rejected_fraction"] == pytest.approx(7 / 9)
     assert metrics["generated"] is False
-    assert "Bad Gateway" not in read(artifact, "instructions.jsonl")
+    assert b"Bad Gateway" not in read(artifact, "instructions.jsonl")
 
 
 def test_messages_with_roles_in_a_json_array(run_stage: RunStage, tmp_path: Path) -> None:

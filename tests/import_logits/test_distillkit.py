@@ -13,6 +13,7 @@ from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.errors import BadInputError
 from tasks.logits.reader import LogitReader, LogitRow
 from tasks.logits.verify import verify
+from tests.committed import metrics_of
 from tests.import_logits.sets import documents, largest, logprobs_PV, write_distillkit, write_table
 from tests.training.parts import VOCAB
 
@@ -32,12 +33,6 @@ def rows_of(artifact: Artifact) -> dict[str, LogitRow]:
     reader = LogitReader(artifact.store, artifact.directory, manifest)
     splits = [reader.rows(split) for split in reader.schema.num_rows]
     return {rows[index].row_id: rows[index] for rows in splits for index in range(len(rows))}
-
-
-def metrics_of(artifact: Artifact) -> dict[str, Any]:
-    manifest = artifact.manifest()
-    assert manifest is not None
-    return manifest.metrics
 
 
 @pytest.mark.parametrize(

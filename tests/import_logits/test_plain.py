@@ -23,8 +23,9 @@ from tasks.logits.reader import LogitReader
 from tasks.logits.rows import Row
 from tasks.logits.schema import LogitFormat, LogitSchema, ShardEntry, TeacherRecord, plan_shards
 from tasks.modeling.tokenizer_files import tokenizer_digest
+from tests.committed import metrics_of
 from tests.import_logits.sets import KINDS, documents, largest, logprobs_PV, write_plain
-from tests.import_logits.test_distillkit import metrics_of, rows_of
+from tests.import_logits.test_distillkit import rows_of
 from tests.logits.whole_shard import write_shard
 from tests.training.parts import VOCAB, make_model, make_tokenizer, model_directory
 

@@ -14,8 +14,9 @@ from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.errors import BadInputError
 from tasks.artifacts.store import Store
 from tasks.worker.job import Job
+from tests.committed import metrics_of
 from tests.import_logits.sets import documents, write_distillkit, write_plain
-from tests.import_logits.test_distillkit import BASE, metrics_of
+from tests.import_logits.test_distillkit import BASE
 from tests.training.parts import make_model, model_directory
 
 TRAINING = {

@@ -14,6 +14,7 @@ from tasks.artifacts.errors import BadInputError
 from tasks.publish.entries import entries_table, entry_differences_table
 from tasks.publish.layout import with_rope_theta
 from tasks.publish.lineage import marker
+from tests.committed import objects_of
 from tests.publish.conftest import Make, second_entry
 
 RunStage = Callable[..., Artifact]
@@ -30,7 +31,7 @@ def tuned(make: Make, pipeline: dict[str, Artifact], source: Mapping[str, Any], 
     evolved = make("evolve", "evolve", {"instructions.jsonl": b"{}\n"}, metrics=counts, recipe={"source": source})
     recipe = {"sources": [{"kind": "instructions"}]}
     corpus = make("corpus", "corpus-sft", {"train.parquet": b"rows"}, {"instructions": evolved}, recipe=recipe)
-    return make("sft", "sft", objects(pipeline["fuse"]), {"model": pipeline["fuse"], "corpus": corpus})
+    return make("sft", "sft", objects_of(pipeline["fuse"]), {"model": pipeline["fuse"], "corpus": corpus})
 
 
 def publish(
@@ -41,14 +42,8 @@ def publish(
     return run_stage("publish", {**RECIPE, **changes}, inputs, runtime)
 
 
-def objects(artifact: Artifact) -> dict[str, bytes]:
-    manifest = artifact.manifest()
-    assert manifest is not None
-    return {entry.name: artifact.store.get(artifact.path(entry.path)) for entry in manifest.objects}
-
-
 def test_the_model_is_there_byte_for_byte(run_stage: RunStage, pipeline: dict[str, Artifact]) -> None:
-    files, model = objects(publish(run_stage, pipeline)), objects(pipeline["fuse"])
+    files, model = objects_of(publish(run_stage, pipeline)), objects_of(pipeline["fuse"])
     del model["training_log.jsonl"]
     assert {name: files[name] for name in model} == model
     assert set(files) - set(model) == {"README.md", "NOTICE"}
@@ -58,13 +53,13 @@ def test_the_model_is_there_byte_for_byte(run_stage: RunStage, pipeline: dict[st
 
 
 def test_the_card_is_one_and_says_what_was_measured(run_stage: RunStage, pipeline: dict[str, Artifact]) -> None:
-    text = objects(publish(run_stage, pipeline))["README.md"].decode()
+    text = objects_of(publish(run_stage, pipeline))["README.md"].decode()
     card = ModelCard(text)
     assert card.data.license == "llama3.1"
     assert card.data.base_model == ["Qwen/Qwen2.5-14B-Instruct"], "neither a teacher nor a donor"
     assert card.data.tags == ["mergekit", "merge", "distillation"]
     assert card.data.datasets == ["HuggingFaceFW/fineweb"]
-    results = json.loads(objects(pipeline["evaluate"])["results.json"])
+    results = json.loads(objects_of(pipeline["evaluate"])["results.json"])
     final = results["models"]["final"]
     measured = {each.dataset_type: each for each in card.data.eval_results}
     assert measured["exercise_add"].metric_value == final["tasks"]["exercise_add"]["value"]
@@ -108,11 +103,11 @@ def test_the_card_is_one_and_says_what_was_measured(run_stage: RunStage, pipelin
 def test_benchmarks_stand_by_themselves_and_with_their_mean(
     run_stage: RunStage, make: Make, pipeline: dict[str, Artifact]
 ) -> None:
-    results = second_entry(json.loads(objects(pipeline["evaluate"])["results.json"]))
+    results = second_entry(json.loads(objects_of(pipeline["evaluate"])["results.json"]))
     data = json.dumps(results).encode()
     evaluation = make("evaluate", "evaluate-both", {"results.json": data}, {"model.final": pipeline["fuse"]})
     recipe = {**RECIPE, "expected": {"exercise_add": 0.7, "leaderboard_gpqa": 0.36}}
-    text = objects(run_stage("publish", recipe, {"model": pipeline["fuse"], "evaluation": evaluation}))["README.md"]
+    text = objects_of(run_stage("publish", recipe, {"model": pipeline["fuse"], "evaluation": evaluation}))["README.md"]
     part = text.decode().partition("## Evaluation")[2].partition("\n## ")[0]
     assert entries_table(results, recipe["expected"]).markdown() in part
     assert re.search(r"^\| mean, equal weights \| – \| – \| .* \| 0\.530 \|$", part, re.MULTILINE)
@@ -129,9 +124,9 @@ def test_the_card_is_that_of_the_model_that_was_chosen(
     fine_tuned = tuned(make, pipeline, source, seeds=20, answered=12)
     candidates = {"model.fused": pipeline["fuse"], "model.tuned": fine_tuned, "corpus": pipeline["corpus"]}
     metrics = {"chosen": chosen, "reason": f"{chosen} goes on: why", "models": {"fused": {}, "tuned": {}}}
-    choice = make("choose", "choose", objects(pipeline["fuse"]), candidates, metrics)
+    choice = make("choose", "choose", objects_of(pipeline["fuse"]), candidates, metrics)
     licenses = {"data": {"someone/chats": "mit"}}
-    text = objects(publish(run_stage, pipeline, choice, licenses=licenses))["README.md"].decode()
+    text = objects_of(publish(run_stage, pipeline, choice, licenses=licenses))["README.md"].decode()
     assert f"Of fused and tuned one was chosen on what the evaluation does not read: {chosen} goes on: why" in text
     told = chosen == "tuned"
     assert ("The result was trained on instructions" in text) is told
@@ -141,10 +136,10 @@ def test_the_card_is_that_of_the_model_that_was_chosen(
 
 def test_nothing_volatile_is_published(run_stage: RunStage, pipeline: dict[str, Artifact], tmp_path: Path) -> None:
     artifact = publish(run_stage, pipeline)
-    first = objects(artifact)
+    first = objects_of(artifact)
     for entry in list(artifact.store.list(artifact.directory)):
         artifact.store.delete(entry.path)
-    assert objects(publish(run_stage, pipeline)) == first
+    assert objects_of(publish(run_stage, pipeline)) == first
     for name in ("README.md", "NOTICE"):
         text = first[name].decode()
         for volatile in (str(tmp_path), socket.gethostname(), "node-17", "2026-", "artifacts/"):
@@ -162,7 +157,7 @@ def test_a_directory_is_filled_whole_and_never_overwritten(
 ) -> None:
     target = tmp_path / "published"
     runtime = {"directory": str(target)}
-    files = objects(publish(run_stage, pipeline, target="directory", runtime=runtime))
+    files = objects_of(publish(run_stage, pipeline, target="directory", runtime=runtime))
     assert {file.name: file.read_bytes() for file in target.iterdir()} == files
     assert not any(file.is_symlink() for file in target.iterdir())
     (target / "README.md").write_text("mine")
@@ -175,8 +170,8 @@ def test_a_permissive_model_has_no_notice_but_of_the_text(
     run_stage: RunStage, make: Make, pipeline: dict[str, Artifact], tmp_path: Path
 ) -> None:
     source = {"source": {"kind": "miniature", "name": "qwen-student"}}
-    model = make("models", "alone", objects(pipeline["fuse"]), recipe=source)
-    files = objects(publish(run_stage, pipeline, model, repo_name="tiny", title="tiny"))
+    model = make("models", "alone", objects_of(pipeline["fuse"]), recipe=source)
+    files = objects_of(publish(run_stage, pipeline, model, repo_name="tiny", title="tiny"))
     # Its terms ask for no notice, but for its text.
     assert files["NOTICE"].decode() == (
         "The text of the licence apache-2.0 (qwen-student) is not among these files. Whoever passes them on must add "
@@ -207,7 +202,7 @@ def test_the_card_says_what_the_instructions_were(
 ) -> None:
     model = tuned(make, pipeline, source, answered=1200, seeds=1500)
     licenses = {"data": {"arcee-ai/EvolKit-75K": "mit"}} if source["kind"] == "dataset" else {}
-    text = objects(publish(run_stage, pipeline, model, licenses=licenses))["README.md"].decode()
+    text = objects_of(publish(run_stage, pipeline, model, licenses=licenses))["README.md"].decode()
     overview = text.partition("## Overview")[2].partition("##")[0]
     assert said in overview
     assert said in text.partition("## Distillation steps")[2].partition("##")[0]
@@ -223,7 +218,7 @@ def test_a_source_without_a_licence_is_refused(run_stage: RunStage, make: Make, 
 
 
 def test_how_to_run_it(run_stage: RunStage, pipeline: dict[str, Artifact]) -> None:
-    text = objects(publish(run_stage, pipeline))["README.md"].decode()
+    text = objects_of(publish(run_stage, pipeline))["README.md"].decode()
     options = text.partition("## Deployment options")[2].partition("\n## ")[0]
     for command in (
         'AutoModelForCausalLM.from_pretrained("somebody/Llama-Medius-tiny"',
@@ -239,14 +234,14 @@ def test_readers_older_than_transformers_5_find_the_rotary_base(
     run_stage: RunStage, make: Make, pipeline: dict[str, Artifact]
 ) -> None:
     def published(rope: dict[str, Any]) -> tuple[dict[str, Any], str]:
-        files = objects(pipeline["fuse"])
+        files = objects_of(pipeline["fuse"])
         config = {**json.loads(files["config.json"]), "rope_parameters": rope}
         files["config.json"] = json.dumps(config).encode()
         model = make("sft", f"tuned-{rope['rope_type']}", files, {"model": pipeline["fuse"]})
-        results = objects(pipeline["evaluate"])["results.json"]
+        results = objects_of(pipeline["evaluate"])["results.json"]
         evaluation = make("evaluate", f"of-{rope['rope_type']}", {"results.json": results}, {"model.final": model})
-        after = objects(run_stage("publish", RECIPE, {"model": model, "evaluation": evaluation}))
-        assert objects(model) == files, "the model itself stays as it was"
+        after = objects_of(run_stage("publish", RECIPE, {"model": model, "evaluation": evaluation}))
+        assert objects_of(model) == files, "the model itself stays as it was"
         return json.loads(after["config.json"]), after["README.md"].decode()
 
     plain = {"rope_type": "default", "rope_theta": 1000000.0}
@@ -272,13 +267,13 @@ def test_transformers_reads_the_same_out_of_both(tmp_path: Path) -> None:
 
 def test_no_path_of_a_machine_is_in_a_card(run_stage: RunStage, make: Make, pipeline: dict[str, Artifact]) -> None:
     folder = {"source": {"kind": "directory", "path": "/srv/secret/qwen-14b", "content_sha256": "ab" * 32}}
-    base = make("models", "model-base", objects(pipeline["student"]), recipe=folder)
-    teacher = make("models", "model-teacher", {**objects(pipeline["student"]), "x.json": b"{}"}, recipe=folder)
+    base = make("models", "model-base", objects_of(pipeline["student"]), recipe=folder)
+    teacher = make("models", "model-teacher", {**objects_of(pipeline["student"]), "x.json": b"{}"}, recipe=folder)
     texts = {"sources": [{"kind": "files", "paths": ["/srv/secret/a.jsonl", "~/secret/b*.jsonl"]}]}
     corpus = make("corpus", "corpus", {"train.parquet": b"rows"}, {"tokenizer": base}, recipe=texts)
     given = {"teacher": teacher, "corpus": corpus}
     dump = make("dump_logits", "dump", {"logits.json": b"{}"}, given, {"tokens": 1})
-    trained = make("distill", "distill", objects(pipeline["fuse"]), {"student": base, "logits": dump})
+    trained = make("distill", "distill", objects_of(pipeline["fuse"]), {"student": base, "logits": dump})
     source = {
         "kind": "autoevol",
         "seeds": {"origin": "file", "path": "/srv/secret/seeds.json"},
@@ -287,8 +282,8 @@ def test_no_path_of_a_machine_is_in_a_card(run_stage: RunStage, make: Make, pipe
     evolved = make("evolve", "evolve", {"i.jsonl": b""}, metrics={"seeds": 2, "answered": 1}, recipe={"source": source})
     instructions = make("corpus", "corpus-sft", {"train.parquet": b"r"}, {"instructions": evolved},
                         recipe={"sources": [{"kind": "instructions"}]})  # fmt: skip
-    model = make("sft", "sft", objects(pipeline["fuse"]), {"model": trained, "corpus": instructions})
-    results = json.loads(objects(pipeline["evaluate"])["results.json"])
+    model = make("sft", "sft", objects_of(pipeline["fuse"]), {"model": trained, "corpus": instructions})
+    results = json.loads(objects_of(pipeline["evaluate"])["results.json"])
     results["models"]["base"]["served"] = {"model": "/srv/secret/base", "revision": "one", "api": "chat"}
     evaluation = make("evaluate", "evaluate-own", {"results.json": json.dumps(results).encode()},
                       {"model.final": model})  # fmt: skip
@@ -299,7 +294,7 @@ def test_no_path_of_a_machine_is_in_a_card(run_stage: RunStage, make: Make, pipe
     recipe = {**RECIPE, "licenses": licenses, "target": "hub"}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tasks.publish.worker.push", lambda *_, **__: None)
-        files = objects(run_stage("publish", recipe, {"model": model, "evaluation": evaluation}))
+        files = objects_of(run_stage("publish", recipe, {"model": model, "evaluation": evaluation}))
     for name, data in files.items():
         assert b"secret" not in data, name
     text = files["README.md"].decode()
@@ -316,9 +311,9 @@ def test_no_path_of_a_machine_is_in_a_card(run_stage: RunStage, make: Make, pipe
 def test_a_model_that_never_ends_is_not_published(
     run_stage: RunStage, make: Make, pipeline: dict[str, Artifact]
 ) -> None:
-    files = {**objects(pipeline["fuse"]), "generation_config.json": b"{}"}
+    files = {**objects_of(pipeline["fuse"]), "generation_config.json": b"{}"}
     model = make("sft", "endless", files, {"model": pipeline["fuse"]})
-    results = objects(pipeline["evaluate"])["results.json"]
+    results = objects_of(pipeline["evaluate"])["results.json"]
     evaluation = make("evaluate", "evaluate-endless", {"results.json": results}, {"model.final": model})
     with pytest.raises(BadInputError, match="answers never end"):
         run_stage("publish", RECIPE, {"model": model, "evaluation": evaluation})
@@ -331,5 +326,5 @@ def test_a_model_that_never_ends_is_not_published(
 def test_a_card_is_known_again_by_its_model(run_stage: RunStage, pipeline: dict[str, Artifact]) -> None:
     manifest = pipeline["fuse"].manifest()
     assert manifest is not None
-    files = objects(publish(run_stage, pipeline, overview="Another card."))
+    files = objects_of(publish(run_stage, pipeline, overview="Another card."))
     assert marker(manifest) in files["README.md"].decode().splitlines()

@@ -14,8 +14,9 @@ from tasks.artifacts.errors import BadInputError
 from tasks.publish.sources import LicensedSource
 from tasks.publish.stage import PublishRecipe
 from tasks.publish.texts import TextFile
+from tests.committed import objects_of
 from tests.publish.conftest import Make, hub_model, model_files
-from tests.publish.test_publish_worker import RECIPE, objects, publish
+from tests.publish.test_publish_worker import RECIPE, publish
 
 RunStage = Callable[..., Artifact]
 LLAMA, POLICY, APACHE = b"LLAMA 3.1 COMMUNITY LICENSE AGREEMENT\n", b"Do not.\n", b"Apache License, Version 2.0\n"
@@ -50,7 +51,7 @@ def test_texts_go_along_under_names_of_their_own(
             "Qwen/Qwen2.5-14B": {"LICENSE": APACHE + b"Copyright Alibaba Cloud\n"},
         }
     )
-    published = objects(publish(run_stage, pipeline, model))
+    published = objects_of(publish(run_stage, pipeline, model))
     texts = {name: data for name, data in published.items() if name.startswith(("LICENSE", "USE"))}
     assert texts == {
         "LICENSE-llama3.1": LLAMA,
@@ -65,7 +66,7 @@ def test_texts_go_along_under_names_of_their_own(
 
 
 def test_a_text_that_no_source_has_is_told_to_be_missing(run_stage: RunStage, pipeline: dict[str, Artifact]) -> None:
-    published = objects(publish(run_stage, pipeline))
+    published = objects_of(publish(run_stage, pipeline))
     assert not [name for name in published if name.startswith("LICENSE")]
     notice = published["NOTICE"].decode()
     for said in (

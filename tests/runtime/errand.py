@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from tasks.artifacts.errors import BadInputError, TransientStoreError
+from tasks.artifacts.errors import BadInputError, StoreError, TransientStoreError
 from tasks.artifacts.frozen import Frozen
 from tasks.runtime.declare import GateResult, Gates, Runtime, Stage, StageConfig, Step, at_most
 from tasks.runtime.devices import VISIBLE
@@ -24,7 +24,7 @@ from tasks.worker.job import END_FILE, Job, worker_main
 
 Behaviour = Literal[
     "finish", "bad_input", "preempted", "transient", "killed", "out_of_memory", "traceback", "silent", "no_receipt",
-    "work", "deaf", "shards", "recorded", "one_raises", "one_killed",
+    "work", "deaf", "shards", "recorded", "one_raises", "one_killed", "refused",
 ]  # fmt: skip
 
 
@@ -98,6 +98,8 @@ def run(job: Job) -> None:
         job.preempted()
     if runtime.behaviour == "transient":
         raise TransientStoreError("s3://bucket/x: the object store does not answer (503)")
+    if runtime.behaviour == "refused":
+        raise StoreError("the disk of /store is full; free some space there")
     if runtime.behaviour == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     if runtime.behaviour == "out_of_memory":

@@ -17,6 +17,7 @@ from tasks.training.loader import StepLoader
 from tasks.training.order import StepOrder
 from tasks.training.packing import Packing
 from tasks.training.rows import CorpusRows, MixedRows
+from tests.committed import read
 from tests.golden.keys import constant_content
 from tests.training.parts import VOCAB, corpus_directory, logit_store, make_model, make_rows, model_directory
 
@@ -42,11 +43,7 @@ def inputs(tmp_path: Path, artifact_of: Callable[..., Artifact]) -> dict[str, Ar
 
 
 def log_of(artifact: Artifact) -> list[dict[str, float]]:
-    manifest = artifact.manifest()
-    assert manifest is not None
-    entry = manifest.object("training_log.jsonl")
-    assert entry is not None
-    return [json.loads(line) for line in artifact.store.get(artifact.path(entry.path)).splitlines()]
+    return [json.loads(line) for line in read(artifact, "training_log.jsonl").splitlines()]
 
 
 def test_replayed_logits_add_their_kl_and_instructions_their_labels(

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from tasks.modeling.model_files import copy_tokenizer_files, load_causal_lm, save_causal_lm
+from tests.committed import metrics_of
 from tests.surgeon.test_reversion import STRATEGIES, reversion
-from tests.surgeon.test_surgery import COMPOSED, TRANSPLANT, MakeModel, RunStage, fetched, metrics_of, tensors_of
+from tests.surgeon.test_surgery import COMPOSED, TRANSPLANT, MakeModel, RunStage, fetched, tensors_of
 from tests.training.dense import relative
 
 pytestmark = pytest.mark.gpu

@@ -15,7 +15,8 @@ from tasks.modeling.model_files import copy_tokenizer_files, load_causal_lm, sav
 from tasks.modeling.tokenizer_files import load_tokenizer, tokenizer_digest
 from tasks.surgeon.reversion_rows import TokenMatch, check_match, match_tokens, reverted_matrix
 from tasks.surgeon.stage import RevertRecipe
-from tests.surgeon.test_surgery import COMPOSED, EMBEDDING, HEAD, MAP, MakeModel, RunStage, fetched, metrics_of
+from tests.committed import metrics_of
+from tests.surgeon.test_surgery import COMPOSED, EMBEDDING, HEAD, MAP, MakeModel, RunStage, fetched
 
 STRATEGIES = ("original_rows", "shared_trained", "delta_transplant", "back_transplant")
 

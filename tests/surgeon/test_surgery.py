@@ -18,6 +18,7 @@ from tasks.modeling.model_files import copy_tokenizer_files, load_causal_lm
 from tasks.modeling.tokenizer_files import assert_same_encoding, load_tokenizer
 from tasks.surgeon import stored_rows
 from tasks.surgeon.compose import composed
+from tests.committed import metrics_of
 
 RunStage = Callable[..., Artifact]
 MakeModel = Callable[..., Path]
@@ -43,12 +44,6 @@ def fetched(artifact: Artifact, target: Path) -> Path:
     manifest = artifact.manifest()
     assert manifest is not None
     return artifact.fetch(manifest, target)
-
-
-def metrics_of(artifact: Artifact) -> dict[str, Any]:
-    manifest = artifact.manifest()
-    assert manifest is not None
-    return manifest.metrics
 
 
 def tensors_of(directory: Path) -> dict[str, torch.Tensor]:

@@ -13,6 +13,7 @@ from tasks.artifacts.errors import BadInputError
 from tasks.modeling.tokenizer_files import load_tokenizer
 from tasks.surgeon.stage import STAGE, SurgeonGates
 from tasks.worker.job import Job, PreemptedError
+from tests.committed import metrics_of
 from tests.surgeon.test_surgery import (
     COMPOSED,
     EMBEDDING,
@@ -20,7 +21,6 @@ from tests.surgeon.test_surgery import (
     MakeModel,
     RunStage,
     fetched,
-    metrics_of,
     tensors_of,
 )
 
