@@ -14,8 +14,8 @@ _LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
 def documents() -> list[str]:
-    folders = [path for path in CHECKOUT.iterdir() if path.is_dir() and not path.name.startswith(".")]
-    found = [*CHECKOUT.glob("*.md"), *(file for folder in folders for file in folder.rglob("*.md"))]
+    folders = ("configs", "flows", "infra", "tasks", "tests")
+    found = [*CHECKOUT.glob("*.md"), *(file for folder in folders for file in (CHECKOUT / folder).rglob("*.md"))]
     return sorted(str(file.relative_to(CHECKOUT)) for file in found)
 
 
