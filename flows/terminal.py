@@ -25,7 +25,8 @@ def outlive_the_terminal() -> None:
 
     Rich would end it with the first line that Prefect's handlers log after that, as a run that crashed.
     """
-    loggers = [logging.getLogger(name) for name in logging.root.manager.loggerDict]
+    # A copy first: other threads import modules, and so make loggers, meanwhile.
+    loggers = [logging.getLogger(name) for name in list(logging.root.manager.loggerDict)]
     for handler in {handler for logger in (logging.root, *loggers) for handler in logger.handlers}:
         if isinstance(handler, PrefectConsoleHandler):
             handler.console.on_broken_pipe = partial(setattr, handler.console, "quiet", True)  # type: ignore[method-assign]

@@ -90,3 +90,22 @@ def test_a_process_goes_on_logging_when_the_worker_that_reads_it_is_gone(tmp_pat
     process.wait(120)
     # The second shows that Rich still ends such a process, and so what the first is worth.
     assert done.exists() == (way == "outlives")
+
+
+IMPORTS = """
+import logging, sys, threading
+from flows.terminal import outlive_the_terminal
+sys.setswitchinterval(1e-6)
+loaded = threading.Event()
+def load():
+    for number in range(20000):
+        logging.getLogger(f"module{number}")
+    loaded.set()
+threading.Thread(target=load).start()
+while not loaded.is_set():
+    outlive_the_terminal()
+"""
+
+
+def test_modules_may_be_imported_meanwhile() -> None:
+    subprocess.run([sys.executable, "-c", IMPORTS], check=True, timeout=120)
