@@ -16,7 +16,7 @@ from tests.bench.records import Measured, Measurement
 from tests.bench.rows_ops import PIPELINES
 from tests.e2e.micro_run import MEDIUS
 
-RECIPES: tuple[Sequence[str], ...] = ((), ("branches.qwen.distill.recipe.optimizer.learning_rate=0.003",))
+RECIPES: tuple[Sequence[str], ...] = ((), ("branches.qwen.distill.recipe.optimizer.learning_rate=0.001",))
 """The second one has a training of its own, and what follows from it, and shares the rest."""
 
 
