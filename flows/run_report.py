@@ -56,12 +56,28 @@ def write_reports(profile: Profile, steps: Sequence[Step], store: Store, page: P
 
 
 def report_line(profile: Profile, steps: Sequence[Step], store: Store) -> str:
-    """Where the page is, or why it is not: a finished run never fails by its report."""
+    """Where the page is, or why it is not: a finished run never fails by its report.
+
+    It is the one that the run has kept with its model, made anew where there is none.
+    """
     try:
-        return str(write_reports(profile, steps, store)[1])
+        kept = _kept_paths(profile, steps, store)
+        if not all(store.exists(path) for path in kept):
+            return str(write_reports(profile, steps, store)[1])
+        text, page = (FOLDER / Path(path).name for path in kept)
+        FOLDER.mkdir(parents=True, exist_ok=True)
+        for path, target in zip(kept, (text, page), strict=True):
+            target.write_bytes(store.get(path))
+        return str(page)
     except Exception as error:
         reason = " ".join(str(error).split()) if isinstance(error, MediusError) else repr(error)
         return f"not written: {reason} (the run is finished; medius report {profile.name} writes it)"
+
+
+def _kept_paths(profile: Profile, steps: Sequence[Step], store: Store) -> tuple[str, str]:
+    """Markdown and HTML beside the published model's files."""
+    published = Artifact(store, next(step for step in steps if step.stage.name == "publish").directory)
+    return published.path(f"report/{profile.name}.md"), published.path(f"report/{profile.name}.html")
 
 
 def keep_page(profile: Profile, steps: Sequence[Step], store: Store) -> KeptReport:
@@ -69,11 +85,10 @@ def keep_page(profile: Profile, steps: Sequence[Step], store: Store) -> KeptRepo
 
     Times and sizes are in it, so it is no object of the artifact and no part of its digest, as verdicts are not.
     """
-    published = Artifact(store, next(step for step in steps if step.stage.name == "publish").directory)
+    text, path = _kept_paths(profile, steps, store)
     report = _report(profile, steps, store)
     markdown = redact(render_markdown(report))
-    _keep(store, published.path(f"report/{profile.name}.md"), markdown)
-    path = published.path(f"report/{profile.name}.html")
+    _keep(store, text, markdown)
     _keep(store, path, redact(render_page(report)))
     file = store.local_path(path)
     return KeptReport(path, file.resolve().as_uri() if file is not None else store.locate(path), markdown)

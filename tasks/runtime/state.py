@@ -33,11 +33,28 @@ class StepState:
 
 def step_state(step: Step, store: Store) -> StepState:
     """Looks at manifest, verdict, inputs, receipts and lease; reads no data object."""
+    return step_states([step], store)[0]
+
+
+def step_states(steps: Sequence[Step], store: Store) -> list[StepState]:
+    """`step_state` of each, side by side: on S3 it is a handful of small requests, which mostly wait.
+
+    A manifest is read once, however many of the steps have it among their inputs.
+    """
+    looked_at = [*steps, *(source for step in steps for source in step.inputs.values())]
+    artifacts = {step.directory: Artifact(store, step.directory) for step in looked_at}
+    with ThreadPoolExecutor(_LOOKS, thread_name_prefix="state") as pool:
+        found = pool.map(Artifact.manifest, artifacts.values())
+        manifests = dict(zip(artifacts, found, strict=True))
+        return list(pool.map(lambda step: _state(step, store, manifests), steps))
+
+
+def _state(step: Step, store: Store, manifests: Mapping[str, Manifest | None]) -> StepState:
     artifact = Artifact(store, step.directory)
-    manifest = artifact.manifest()
+    manifest = manifests[step.directory]
     if manifest is not None:
         for role, source in step.inputs.items():
-            present = Artifact(store, source.directory).manifest()
+            present = manifests[source.directory]
             if present is not None and present.digest != manifest.inputs[role].digest:
                 return StepState(step, "stale", f"{role} has other bytes by now", manifest)
         verdict = read_verdict(artifact)
@@ -57,14 +74,8 @@ def step_state(step: Step, store: Store) -> StepState:
         return StepState(step, "working", f"process {holder.process} on {holder.host}; {saved or 'nothing saved yet'}")
     if saved:
         return StepState(step, "started", f"{saved}, to be resumed")
-    missing = sum(Artifact(store, source.directory).manifest() is None for source in step.inputs.values())
+    missing = sum(manifests[source.directory] is None for source in step.inputs.values())
     return StepState(step, "missing", f"{missing} inputs are missing" if missing else "ready to run")
-
-
-def step_states(steps: Sequence[Step], store: Store) -> list[StepState]:
-    """`step_state` of each, side by side: on S3 it is a handful of small requests, which mostly wait."""
-    with ThreadPoolExecutor(_LOOKS, thread_name_prefix="state") as pool:
-        return list(pool.map(lambda step: step_state(step, store), steps))
 
 
 def _live_holder(store: Store, path: str) -> LeaseRecord | None:

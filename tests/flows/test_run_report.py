@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from flows import run_report
 from flows.addresses import browser_address
 from flows.dag import build
 from flows.profiles import load_profile
@@ -82,6 +83,21 @@ def test_the_page_lies_beside_the_published_model_and_changes_no_digest(begun: S
     # An artifact exists when its manifest does: a page alone makes none.
     assert Artifact(begun, publish.directory).manifest() is None
     assert keep_page(profile, steps, begun).uri == kept.uri, "a second run replaces the page"
+
+
+def test_a_run_shows_the_page_that_it_has_kept(begun: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    profile = load_profile("micro", store=begun.uri)
+    steps = build(profile)
+    monkeypatch.chdir(tmp_path)
+    kept = keep_page(profile, steps, begun)
+    with monkeypatch.context() as nothing_read:
+        nothing_read.setattr(run_report, "read_report", None)
+        assert report_line(profile, steps, begun) == "build/reports/micro.html"
+    assert Path("build/reports/micro.html").read_bytes() == begun.get(kept.path)
+    assert Path("build/reports/micro.md").read_text() == kept.markdown
+    begun.delete(kept.path)
+    assert report_line(profile, steps, begun) == "build/reports/micro.html", "where none was kept it is made"
+    assert "<h1>micro</h1>" in Path("build/reports/micro.html").read_text()
 
 
 def test_a_browser_is_led_to_the_store_that_has_an_address(begun: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,6 +47,7 @@ class Dashboard:
         self.page = page
         self.url = url
         page.set_default_timeout(1000 * _PAGE_SECONDS)
+        expect.set_options(timeout=1000 * _PAGE_SECONDS)
 
     def open(self, path: str) -> None:
         # Its pages keep connections open: they load, but never become idle.
@@ -141,8 +142,9 @@ def stages_of(running: Running, run: str) -> dict[str, str]:
 def watch_and_fail(dashboard: Dashboard, running: Running, run: str) -> None:
     page = dashboard.page
     worker = stop_in_the_midst(running, run)
-    dashboard.open(f"/runs/flow-run/{run}?tab=Artifacts")
+    dashboard.open(f"/runs/flow-run/{run}")
     dashboard.state("Running")
+    dashboard.tab("Artifacts")
     told = dashboard.card(STAGE)
     expect(told).to_contain_text(re.compile(rf"{STAGE}: [\d,]+ of 16 steps.* tokens/s.* left"))
     told.scroll_into_view_if_needed()
@@ -175,11 +177,13 @@ def retry(dashboard: Dashboard, running: Running, run: str) -> None:
 
 def read_the_report(dashboard: Dashboard, run: str) -> None:
     page = dashboard.page
-    dashboard.open(f"/runs/flow-run/{run}?tab=Artifacts")
+    dashboard.open(f"/runs/flow-run/{run}")
+    dashboard.tab("Artifacts")
     dashboard.card("results").click()
     expect(page.get_by_role("cell", name="final", exact=True).first).to_be_visible()
     dashboard.picture("5-results")
-    page.go_back()
+    dashboard.open(f"/runs/flow-run/{run}")
+    dashboard.tab("Artifacts")
     dashboard.card("report").click()
     link = page.get_by_role("link", name="Report of micro")
     target = link.get_attribute("href")
