@@ -26,6 +26,9 @@ from tests.publish.page.test_in_a_browser import chromium
 PICTURES = CHECKOUT / "infra" / "pictures"
 SETTING = "branches.llama.distill.runtime.retries=0"
 """Without it Prefect tries a stage whose process was killed again by itself."""
+STEPS = 160
+LONGER = f"branches.llama.distill.recipe.steps={STEPS}"
+"""Else a fast machine is through with the stage before its progress is on the dashboard."""
 STAGE = "distill-llama"
 _WIDTH, _HEIGHT = 1280, 900
 _PAGE_SECONDS = 120
@@ -79,7 +82,8 @@ def start_from_the_form(dashboard: Dashboard) -> str:
     page.get_by_role("button", name="Run", exact=True).click()
     page.get_by_text("Custom run").click()
     page.get_by_role("button", name="Add item").click()
-    overrides = page.locator(".schema-form-property-array-item textarea")
+    items = page.locator(".schema-form-property-array-item textarea")
+    overrides = items.first
     overrides.fill(SETTING.partition("=")[0])
     for title in ("A file of configs/", "s3://bucket/prefix or a directory", "The whole recipe"):
         expect(page.get_by_role("button", name=title)).to_be_visible()
@@ -89,6 +93,11 @@ def start_from_the_form(dashboard: Dashboard) -> str:
     dashboard.picture("1-form")
     assert page.url.partition("?")[0].endswith("/run"), "a form that is refused stays"
     overrides.fill(SETTING)
+    page.get_by_role("button", name="Add item").click()
+    expect(items).to_have_count(2)
+    items.last.fill(LONGER)
+    expect(overrides).to_have_value(SETTING)
+    expect(items.last).to_have_value(LONGER)
     # What is typed reaches the form a moment later; a click before that sends what was refused.
     expect(page.get_by_text("does not match")).to_have_count(0)
     page.get_by_role("button", name="Submit").click()
@@ -146,13 +155,14 @@ def watch_and_fail(dashboard: Dashboard, running: Running, run: str) -> None:
     dashboard.state("Running")
     dashboard.tab("Artifacts")
     told = dashboard.card(STAGE)
-    expect(told).to_contain_text(re.compile(rf"{STAGE}: [\d,]+ of 16 steps.* tokens/s.* left"))
+    expect(told).to_contain_text(re.compile(rf"{STAGE}: [\d,]+ of {STEPS} steps.* tokens/s.* left"))
     told.scroll_into_view_if_needed()
     dashboard.picture("2-progress")
     os.kill(worker, signal.SIGKILL)
 
     dashboard.state("Failed", _RUN_SECONDS)
     dashboard.tab("Details")
+    page.get_by_text("See More").first.click()
     message = page.get_by_text(f"{STAGE}: its process was killed (exit -9)").first
     expect(message).to_be_visible()
     expect(message).to_contain_text("A retry goes on from the last checkpoint or shard")
