@@ -20,7 +20,7 @@ from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL, temporary_sett
 
 from flows.sqlite_server import WriteLockFirst, mend
 
-BUSY_SECONDS = 2.0
+BUSY_SECONDS = 6.0
 
 
 @pytest.fixture
