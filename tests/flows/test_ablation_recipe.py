@@ -98,8 +98,8 @@ def test_the_arms_are_measured_on_what_the_evaluation_does_not_report() -> None:
         assert isinstance(reported, EvaluateRecipe)
         assert recipe.skip_documents == reported.max_documents
         # Cloze items have no split: they are of the texts.
-    assert {task.model_dump().get("split", "dev") for task in recipe.tasks} == {"dev"}
-        assert {task.model_dump()["split"] for task in reported.tasks} == {"test"}
+        assert {task.model_dump().get("split", "dev") for task in recipe.tasks} == {"dev"}
+        assert {task.model_dump().get("split", "test") for task in reported.tasks} == {"test"}
         assert (recipe.reference, recipe.candidate, recipe.parents, recipe.twins) == (reported.reference, FULL, (), {})
         assert arms.evaluation.inputs["corpus"].key == own["evaluate"].inputs["corpus"].key
 
