@@ -24,6 +24,7 @@ from tasks.runtime.declare import Step
 from tasks.runtime.state import StepState, step_states
 
 DONE = {"finished", "gate failed", "stale"}
+BEGUN = {"working", "started"}
 
 
 @dataclass(frozen=True)
@@ -173,22 +174,24 @@ def step_costs(
 ) -> tuple[StepCost, ...]:
     """The same of single steps of a run; `steps` are all of it."""
     dumped = {step.inputs["corpus"].key for step in steps if step.stage.name == "dump_logits"}
-    sizes = Sizes(store, options.given, options.tokens, dumped)
+    states = step_states(chosen, store)
+    found = {state.step.key: state.manifest for state in states}
+    sizes = Sizes(store, options.given, options.tokens, dumped, found)
     forecasts = Forecasts(sizes, options.given, options.hardware)
-    return tuple(_step_cost(state, store, forecasts) for state in step_states(chosen, store))
+    return tuple(_step_cost(state, store, forecasts) for state in states)
 
 
 def _step_cost(state: StepState, store: Store, forecasts: Forecasts) -> StepCost:
     step = state.step
     if state.manifest is not None and state.state in DONE:
         return StepCost(state, _finished(state, forecasts), Forecast())
-    artifact = Artifact(store, step.directory)
-    if step.stage.name == "dump_logits" and (dump := dump_progress(artifact)) is not None:
+    artifact, begun = Artifact(store, step.directory), state.state in BEGUN
+    if begun and step.stage.name == "dump_logits" and (dump := dump_progress(artifact)) is not None:
         whole = forecasts.of(step, dump)
         part = 1 - dump.tokens / max(dump.tokens, whole.tokens)
         return StepCost(state, whole, whole.left(part, unstored=part))
     whole = forecasts.of(step)
-    if step.stage.name in {"distill", "sft"} and (training := training_progress(artifact)) is not None:
+    if begun and step.stage.name in {"distill", "sft"} and (training := training_progress(artifact)) is not None:
         part = 1 - training.tokens / max(training.tokens, whole.tokens)
         if speed := training.tokens_per_second:
             measured = f"{speed:,.0f} tokens/s up to step {training.step}"

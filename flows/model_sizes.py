@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,15 +60,26 @@ class CorpusSize:
 class Sizes:
     """Looks each model and corpus up once."""
 
-    def __init__(self, store: Store, given: Assumptions, tokens: float | None, dumped: set[str]) -> None:
-        """`tokens`: of the training split of each corpus with a key in `dumped`, whatever its sources hold."""
+    def __init__(
+        self,
+        store: Store,
+        given: Assumptions,
+        tokens: float | None,
+        dumped: set[str],
+        manifests: Mapping[str, Manifest | None] | None = None,
+    ) -> None:
+        """
+        Args:
+            tokens: of the training split of each corpus with a key in `dumped`, whatever its sources hold.
+            manifests: what was found of steps that have been looked at, by key; others are looked at here.
+        """
         self._store = store
         self._given = given
         self._tokens = tokens
         self._dumped = dumped
         self._models: dict[str, Architecture] = {}
         self._corpora: dict[str, CorpusSize] = {}
-        self._manifests: dict[str, Manifest | None] = {}
+        self._manifests = dict(manifests or {})
 
     def manifest(self, step: Step) -> Manifest | None:
         """Of the finished artifact."""

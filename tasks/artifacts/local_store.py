@@ -133,6 +133,13 @@ class LocalStore(Store):
                 if stat.S_ISREG(status.st_mode):
                     yield ObjectInfo(file.relative_to(self.root).as_posix(), status.st_size, status.st_mtime)
 
+    def children(self, folder: str) -> set[str]:
+        try:
+            with self._reading(folder):
+                return {name for name in os.listdir(self._path(folder)) if not name.startswith(TEMPORARY)}
+        except ObjectMissingError:
+            return set()
+
     def delete(self, path: str) -> None:
         with disk_errors(self.locate(path), self.uri):
             self._path(path).unlink(missing_ok=True)

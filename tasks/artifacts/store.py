@@ -94,6 +94,10 @@ class Store(ABC):
         """All objects below the folder `prefix`, sorted by path; nothing if there is none."""
 
     @abstractmethod
+    def children(self, folder: str) -> set[str]:
+        """Names of the objects and folders directly below `folder`, by one look at it; none if there is none."""
+
+    @abstractmethod
     def delete(self, path: str) -> None:
         """Deleting what is not there is no error."""
 

@@ -28,7 +28,7 @@ from tasks.artifacts.errors import (
 )
 from tasks.artifacts.fingerprint import sha256_hex
 from tasks.artifacts.lease import Lease
-from tasks.artifacts.manifest import MAIN_SHARD, ArtifactRef, InputRecord, Manifest, Provenance, digest_of
+from tasks.artifacts.manifest import MAIN_SHARD, ArtifactRef, InputRecord, Manifest, Provenance, ShardReceipt, digest_of
 from tasks.artifacts.redact import redact_file
 from tasks.artifacts.store import Store
 from tasks.artifacts.timestamp import timestamp
@@ -148,15 +148,17 @@ def _require_same_inputs(artifact: Artifact, manifest: Manifest, inputs: dict[st
             )
 
 
-def _require_resumable(artifact: Artifact, inputs: dict[str, InputRecord]) -> None:
-    """Refuses to add to shards that were made from other input bytes."""
+def _resumable_shards(artifact: Artifact, inputs: dict[str, InputRecord]) -> dict[str, ShardReceipt]:
+    """The finished shards. Raises StaleInputError where one was made from other input bytes."""
     digests = {role: record.digest for role, record in inputs.items()}
-    for shard, receipt in artifact.receipts().items():
+    receipts = artifact.receipts()
+    for shard, receipt in receipts.items():
         if receipt.inputs != digests:
             raise StaleInputError(
                 f"{artifact.uri} has the shard {shard} of other inputs than stand there now; delete "
                 f"{artifact.uri}/shards and run again to make its shards anew"
             )
+    return receipts
 
 
 def _build(
@@ -189,12 +191,12 @@ def _wait_for(lease: Lease, step: Step, artifact: Artifact, context: RunContext)
     deadline = time.monotonic() + context.lease_wait_seconds
     said = False
     while True:
-        if (manifest := artifact.manifest()) is not None:
-            return manifest
         _raise_if_stopped(step, context)
         try:
             lease.acquire(wait_seconds=1)
         except LeaseHeldError as error:
+            if (manifest := artifact.manifest()) is not None:
+                return manifest
             if time.monotonic() >= deadline:
                 raise
             if not said:
@@ -213,15 +215,13 @@ def _make(
     lease: Lease | None = None,
 ) -> None:
     """Launches the worker unless all it does is done: then only the commit was lost."""
-    _require_resumable(artifact, inputs)
-    done = artifact.path(f"shards/{MAIN_SHARD}.json")
-    if context.store.exists(done):
+    if MAIN_SHARD in _resumable_shards(artifact, inputs):
         return
     with _place(step, context) as devices:
         if lease is not None:
             lease.require_held()
         # Without a lease of the whole, another run may have ended it meanwhile.
-        if lease is not None or not context.store.exists(done):
+        if lease is not None or not context.store.exists(artifact.path(f"shards/{MAIN_SHARD}.json")):
             _launch(step, artifact, inputs, context, uuid.uuid4().hex[:8], worker, lease, devices)
 
 

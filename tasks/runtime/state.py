@@ -16,7 +16,7 @@ from tasks.artifacts.store import Store
 from tasks.runtime.declare import Step
 from tasks.runtime.gates import read_verdict, unaccepted
 
-_LOOKS = 8
+LOOKS = 8
 """Steps that are looked at at one time."""
 StateName = Literal["finished", "gate failed", "stale", "working", "started", "missing"]
 
@@ -43,7 +43,7 @@ def step_states(steps: Sequence[Step], store: Store) -> list[StepState]:
     """
     looked_at = [*steps, *(source for step in steps for source in step.inputs.values())]
     artifacts = {step.directory: Artifact(store, step.directory) for step in looked_at}
-    with ThreadPoolExecutor(_LOOKS, thread_name_prefix="state") as pool:
+    with ThreadPoolExecutor(LOOKS, thread_name_prefix="state") as pool:
         found = pool.map(Artifact.manifest, artifacts.values())
         manifests = dict(zip(artifacts, found, strict=True))
         return list(pool.map(lambda step: _state(step, store, manifests), steps))
@@ -62,13 +62,18 @@ def _state(step: Step, store: Store, manifests: Mapping[str, Manifest | None]) -
         if failed:
             return StepState(step, "gate failed", ", ".join(entry.gate for entry in failed), manifest)
         return StepState(step, "finished", f"digest {manifest.digest[:12]}", manifest)
-    num_shards = sum(1 for _ in store.list(artifact.path("shards")))
-    saved = f"{num_shards} shards" if num_shards else ""
-    if checkpoints := checkpoint_lists(artifact):
+    # Of most that are not finished nothing is there yet: one look tells what is worth a second.
+    there = store.children(step.directory)
+    saved = ""
+    if "shards" in there and (num_shards := sum(1 for _ in store.list(artifact.path("shards")))):
+        saved = f"{num_shards} shards"
+    if "checkpoints" in there and (checkpoints := checkpoint_lists(artifact)):
         _, newest = checkpoints[0]
         saved = f"checkpoint at step {newest}"
     # A stage whose workers share its shards has a lease for each that is being made.
-    leases = [artifact.path("lease.json"), *(entry.path for entry in store.list(artifact.path("leases")))]
+    leases = [artifact.path(name) for name in there & {"lease.json"}]
+    if "leases" in there:
+        leases += [entry.path for entry in store.list(artifact.path("leases"))]
     holder = next((record for path in leases if (record := _live_holder(store, path)) is not None), None)
     if holder is not None:
         return StepState(step, "working", f"process {holder.process} on {holder.host}; {saved or 'nothing saved yet'}")

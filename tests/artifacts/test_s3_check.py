@@ -81,10 +81,14 @@ def without_ranges(real: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def one_behind(real: Callable[..., Any]) -> Callable[..., Any]:
-    def find(base: str, detail: bool) -> Any:
-        return dict(sorted(real(base, detail=detail).items())[:-1])
+    def call(method: str, **arguments: Any) -> Any:
+        answer = real(method, **arguments)
+        # The whole list, not the look by which the server's clock is told.
+        if method == "list_objects_v2" and "MaxKeys" not in arguments:
+            answer["Contents"] = answer.get("Contents", [])[:-1]
+        return answer
 
-    return find
+    return call
 
 
 @pytest.mark.parametrize(
@@ -92,7 +96,7 @@ def one_behind(real: Callable[..., Any]) -> Callable[..., Any]:
     [
         ("call_s3", without_conditions, {"If-None-Match", "If-Match"}),
         ("cat_file", without_ranges, {"ranges"}),
-        ("find", one_behind, {"list after write"}),
+        ("call_s3", one_behind, {"list after write"}),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )

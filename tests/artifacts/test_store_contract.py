@@ -39,6 +39,24 @@ def test_what_is_put_is_read_back_and_listed(any_store: Store, tmp_path: Path) -
     assert list(any_store.list("nothing/here")) == []
 
 
+def test_children_are_what_stands_directly_below_a_folder(any_store: Store) -> None:
+    for path in ("tree/leaf", "tree/one/a", "tree/one/b", "tree/two/deep/c", "trees/other"):
+        any_store.put(path, b"1")
+    assert any_store.children("tree") == {"leaf", "one", "two"}
+    assert any_store.children("tree/one") == {"a", "b"}
+    assert any_store.children("tree/leaf") == any_store.children("nothing/here") == set()
+
+
+def test_more_children_than_a_server_lists_at_once_are_all_told(
+    seaweed: SeaweedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in seaweed.environment.items():
+        monkeypatch.setenv(name, value)
+    store, names = S3Store(f"s3://{BUCKET}/listed"), {f"{number:04d}" for number in range(1001)}
+    store.fs.pipe({f"{BUCKET}/{store.key(f'wide/{name}')}": b"1" for name in names})
+    assert store.children("wide") == names
+
+
 def test_a_missing_object_is_named(any_store: Store, tmp_path: Path) -> None:
     for action in (any_store.get, any_store.read, lambda path: any_store.download(path, tmp_path / "x")):
         with pytest.raises(ObjectMissingError, match="no/such"):

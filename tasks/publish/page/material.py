@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from tasks.artifacts.fingerprint import sha256_hex
 from tasks.artifacts.manifest import MAIN_SHARD, Manifest
 from tasks.artifacts.store import Store
 from tasks.runtime.gates import acceptance_reason, read_verdict
-from tasks.runtime.state import StepState
+from tasks.runtime.state import LOOKS, StepState
 
 RESULTS = "results.json"
 TRAINING_LOG = "training_log.jsonl"
@@ -72,28 +73,29 @@ class StageRecord:
 
 def stage_records(states: Iterable[StepState], store: Store) -> list[StageRecord]:
     """The stages of a run in the order of `states`, each with its gates as last judged."""
-    return [
-        StageRecord(
-            label=state.step.label,
-            stage=state.step.stage.name,
-            key=state.step.key,
-            directory=state.step.directory,
-            state=state.state,
-            reason=state.reason,
-            inputs={role: source.label for role, source in state.step.inputs.items()},
-            manifest=state.manifest,
-            gates=judged_gates(store, state.step.directory),
-            launches_seen=_launches_seen(store, state.step.directory, state.manifest) if state.manifest else 0,
-        )
-        for state in states
-    ]
+    with ThreadPoolExecutor(LOOKS, thread_name_prefix="record") as pool:
+        return list(pool.map(lambda state: _record(state, store), states))
+
+
+def _record(state: StepState, store: Store) -> StageRecord:
+    return StageRecord(
+        label=state.step.label,
+        stage=state.step.stage.name,
+        key=state.step.key,
+        directory=state.step.directory,
+        state=state.state,
+        reason=state.reason,
+        inputs={role: source.label for role, source in state.step.inputs.items()},
+        manifest=state.manifest,
+        gates=judged_gates(store, state.step.directory) if state.manifest else (),
+        launches_seen=_launches_seen(store, state.step.directory, state.manifest) if state.manifest else 0,
+    )
 
 
 def _launches_seen(store: Store, directory: str, manifest: Manifest) -> int:
     """By the attempts in data/<shard>-<attempt>/…, logs/worker-<attempt>.log and checkpoints/step-<N>-<attempt>/…"""
     seen = {entry.path.split("/")[1].rpartition("-")[2] for entry in manifest.objects}
-    for entry in store.list(f"{directory}/logs"):
-        name = entry.path.removeprefix(f"{directory}/logs/").split("/")[0]
+    for name in store.children(f"{directory}/logs"):
         if name.startswith("worker-"):
             seen.add(name.rpartition("-")[2].split(".")[0])
     return len(seen | checkpoint_attempts(Artifact(store, directory)))
@@ -145,8 +147,8 @@ def captured_histogram(store: Store, record: StageRecord) -> tuple[list[int], in
     step = max(1, -(-len(paths) // MAX_RECEIPTS))
     sums: list[int] = []
     num_read = 0
-    for path in paths[::step]:
-        bins = json.loads(store.get(path))["metrics"].get("captured_histogram")
+    for data in store.get_all(paths[::step]):
+        bins = json.loads(data)["metrics"].get("captured_histogram")
         if bins:
             num_read += 1
             sums = [int(a) + int(b) for a, b in zip(sums or [0] * len(bins), bins, strict=True)]
