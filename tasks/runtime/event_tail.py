@@ -20,11 +20,14 @@ class EventTail:
         self._offset = 0
 
     def read(self) -> None:
-        if not self._path.exists():
+        try:
+            if self._path.stat().st_size == self._offset:
+                return
+            with self._path.open("rb") as file:
+                file.seek(self._offset)
+                data = file.read()
+        except FileNotFoundError:
             return
-        with self._path.open("rb") as file:
-            file.seek(self._offset)
-            data = file.read()
         complete = data[: data.rfind(b"\n") + 1]
         self._offset += len(complete)
         for line in complete.splitlines():
