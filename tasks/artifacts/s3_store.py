@@ -82,7 +82,11 @@ class S3Store(Store):
             config_kwargs={"max_pool_connections": _CONNECTIONS, "user_agent": _CALLER},
         )
         self._zarr_fs = s3fs.S3FileSystem(
-            session=session, asynchronous=True, use_listings_cache=False, skip_instance_cache=True
+            session=session,
+            asynchronous=True,
+            use_listings_cache=False,
+            skip_instance_cache=True,
+            config_kwargs={"user_agent": _CALLER},
         )
 
     def key(self, path: str) -> str:
@@ -254,7 +258,11 @@ class S3Store(Store):
         """
         asked = {"Bucket": self.bucket, "Prefix": f"{self.key(folder)}/", **more}
         while True:
-            page = self.call(folder, partial(self.fs.call_s3, "list_objects_v2", **asked))
+            try:
+                page = self.call(folder, partial(self.fs.call_s3, "list_objects_v2", **asked))
+            except ObjectMissingError:
+                # Some servers answer so where there is nothing.
+                return
             yield page
             if not page.get("IsTruncated"):
                 return

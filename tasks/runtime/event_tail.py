@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,9 +22,10 @@ class EventTail:
 
     def read(self) -> None:
         try:
-            if self._path.stat().st_size == self._offset:
-                return
+            # Opened at each look: to a stat alone NFS may answer what it knew a minute ago.
             with self._path.open("rb") as file:
+                if os.fstat(file.fileno()).st_size == self._offset:
+                    return
                 file.seek(self._offset)
                 data = file.read()
         except FileNotFoundError:

@@ -172,10 +172,17 @@ class WorkerProcess:
             )
         # Popen's own wait with a timeout looks 20 times a second: a seventh of all that micro's flow computed.
         self._ended = threading.Event()
-        threading.Thread(target=self._await_end, name=f"end of {scratch.name}", daemon=True).start()
+        try:
+            threading.Thread(target=self._await_end, name=f"end of {scratch.name}", daemon=True).start()
+        except BaseException:
+            # Nobody has it yet who would end it.
+            self.kill()
+            raise
 
     def _await_end(self) -> None:
-        self._process.wait()
+        # Its number stays taken until the process is reaped, which who signals to it does.
+        with suppress(ChildProcessError):
+            os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
         self._ended.set()
 
     def wait(self, poll: Callable[[], None], poll_seconds: float = 0.2) -> int:
@@ -191,7 +198,7 @@ class WorkerProcess:
         Its keeper grants that also where this process is killed meanwhile.
         """
         ask_to_stop(self._scratch / STOP_FILE, grace_seconds)
-        self._ended.wait(grace_seconds)
+        self._ended.wait(min(grace_seconds, threading.TIMEOUT_MAX))
         self.kill()
 
     def kill(self) -> None:

@@ -53,8 +53,12 @@ def test_more_children_than_a_server_lists_at_once_are_all_told(
     for name, value in seaweed.environment.items():
         monkeypatch.setenv(name, value)
     store, names = S3Store(f"s3://{BUCKET}/listed"), {f"{number:04d}" for number in range(1001)}
-    store.fs.pipe({f"{BUCKET}/{store.key(f'wide/{name}')}": b"1" for name in names})
+    wide = store.key("wide")
+    store.fs.pipe({f"{BUCKET}/{wide}/{name}": b"1" for name in names})
+    # As some tools make folders.
+    store.fs.call_s3("put_object", Bucket=BUCKET, Key=f"{wide}/empty/", Body=b"")
     assert store.children("wide") == names
+    assert {entry.path for entry in store.list("wide")} == {f"wide/{name}" for name in names}
 
 
 def test_a_missing_object_is_named(any_store: Store, tmp_path: Path) -> None:

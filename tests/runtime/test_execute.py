@@ -378,19 +378,13 @@ def test_a_lease_of_another_version_is_one_sentence(context: RunContext) -> None
 def test_a_store_that_is_away_does_not_hide_what_the_worker_said(
     context: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    looked: list[str] = []
-    exists = context.store.exists
-
-    def away_after_the_launch(path: str) -> bool:
-        looked.append(path)
-        if len(looked) > 1:
-            raise TransientStoreError("the object store does not answer")
-        return exists(path)
+    def away(path: str) -> bool:
+        raise TransientStoreError(f"{path}: the object store does not answer")
 
     def no_copy(*_arguments: object) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(context.store, "exists", away_after_the_launch)
+    monkeypatch.setattr(context.store, "exists", away)
     monkeypatch.setattr("shutil.copyfile", no_copy)
     with pytest.raises(WorkerFailedError, match="It ran out of memory"):
         execute(errand("a", behaviour="out_of_memory"), context)
