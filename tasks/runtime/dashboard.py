@@ -94,7 +94,8 @@ class Dashboard:
         self._tell(done, total, event.unit, _said(event.values, left))
 
     def _tell(self, done: float, total: float, unit: str, said: str) -> None:
-        text = f"{self._step.label}: {done:,.0f} of {total:,.0f} {unit}{said}"
+        # The label is the card's title, and a card shows 40 characters below it.
+        text = f"{done:,.0f} of {total:,.0f} {unit}{said}"
         percent = min(100.0, round(100.0 * done / total, 1))
         self._teller.tell("progress", lambda: shown(self._logger, lambda: self._send_progress(percent, text)))
 
@@ -136,23 +137,23 @@ def _seconds_left(seconds: float, done: float, left: float) -> float | None:
 
 
 def _said(values: Mapping[str, Any], seconds_left: float | None) -> str:
-    """What stands beside a progress, each part after a comma."""
-    parts = []
+    """What stands beside a progress, each part after a comma; first what a run is watched for."""
+    first, others = [], []
     for name, value in values.items():
         if not isinstance(value, int | float) or name == "seconds_left":
             continue
         match name:
             case "tokens_per_second":
-                parts.append(f"{value:,.0f} tokens/s")
+                first.append(f"{value:,.0f} tokens/s")
             case "mfu":
-                parts.append(f"{100 * value:.3g} % of the peak FLOP/s")
+                others.append(f"{100 * value:.3g} % of the peak FLOP/s")
             case "data_wait":
-                parts.append(f"{100 * value:.2g} % of the time waiting for data")
+                others.append(f"{100 * value:.2g} % of the time waiting for data")
             case _:
-                parts.append(f"{name.replace('_', ' ')} {value:,.4g}")
+                others.append(f"{name.replace('_', ' ')} {value:,.4g}")
     if seconds_left is not None:
-        parts.append(f"{_duration(seconds_left)} left")
-    return "".join(f", {part}" for part in parts)
+        first.append(f"{_duration(seconds_left)} left")
+    return "".join(f", {part}" for part in [*first, *others])
 
 
 def _duration(seconds: float) -> str:

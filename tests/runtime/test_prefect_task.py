@@ -191,7 +191,7 @@ def test_progress_and_curves_are_on_the_dashboard(context: RunContext, monkeypat
     assert artifacts.keys() == {"drawn", "curves-drawn", "stage-drawn"}, "one of each, however often it changed"
     progress = artifacts["drawn"]
     assert (progress.type, progress.data) == ("progress", 100)
-    assert progress.description == "drawn: 4 of 4 steps, 20 tokens/s, done"
+    assert progress.description == "4 of 4 steps, 20 tokens/s, done"
     svg = base64.b64decode(str(artifacts["curves-drawn"].data).partition("base64,")[2].strip(")\n"))
     assert b">squares</text>" in svg
     assert b">9</text>" in svg
@@ -210,7 +210,7 @@ def test_a_stage_that_ends_early_shows_how_far_it_came(context: RunContext) -> N
     _, error, runs = run([errand("a", label="ended", behaviour="work", steps=2000)], context)
     assert error is not None
     progress = artifacts_of(runs["ended"])["ended"]
-    said = re.fullmatch(r"ended: ([\d,]+) of 2,000 steps, 20 tokens/s, stopped", str(progress.description))
+    said = re.fullmatch(r"([\d,]+) of 2,000 steps, 20 tokens/s, stopped", str(progress.description))
     assert said is not None, progress.description
     assert int(said[1].replace(",", "")) >= 3
 
@@ -218,7 +218,7 @@ def test_a_stage_that_ends_early_shows_how_far_it_came(context: RunContext) -> N
 def test_what_is_said_beside_a_progress() -> None:
     values = {"loss": 1.23456, "tokens_per_second": 41234.5, "mfu": 0.4123, "data_wait": 0.0312, "seconds_left": 5000}
     assert dashboard._said(values, 5000) == (
-        ", loss 1.235, 41,234 tokens/s, 41.2 % of the peak FLOP/s, 3.1 % of the time waiting for data, 1 h 23 min left"
+        ", 41,234 tokens/s, 1 h 23 min left, loss 1.235, 41.2 % of the peak FLOP/s, 3.1 % of the time waiting for data"
     )
     assert [dashboard._duration(seconds) for seconds in (59, 61, 3599, 86400, 864000)] == [
         "59 s", "1 min", "1 h 0 min", "24 h 0 min", "10.0 days",
