@@ -27,7 +27,8 @@ def show_results_in_prefect(steps: Sequence[Step], store: Store) -> None:
         results = read_results(store, evaluation.directory)
         if results is not None:
             kl = kl_by_model(store, evaluation.directory)
-            told = headline(results, kl)
+            # Markdown would make a list of the line that explains a star.
+            told = [line.replace("*", r"\*") for line in headline(results, kl)]
             if has_several_entries(results):
                 told.append(entries_table(results, _expected(steps)).markdown())
             create_table_artifact(results_rows(results, kl), key="results", description="\n\n".join(told))
