@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from flows.prefect_api import PrefectApi
@@ -89,3 +90,14 @@ class GuardedServer:
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
+
+
+@contextmanager
+def guarded_server(folder: Path) -> Iterator[GuardedServer]:
+    """One that runs until the block ends."""
+    server = GuardedServer(folder)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.infra.guarded_server import ROOT, GuardedServer
+from tests.infra.guarded_server import ROOT, GuardedServer, guarded_server
 
 FILE = ROOT / "infra" / "prefect.yaml"
 DEPLOY = ("flows.kubernetes_deploy", str(FILE))
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GuardedServer]:
+    """A server of its own: elsewhere a pool of the name `cpu` is one of processes."""
+    with guarded_server(tmp_path_factory.mktemp("kubernetes")) as server:
+        yield server
 
 
 @pytest.mark.slow
