@@ -41,7 +41,7 @@ _READ_TRIES = 5
 _CONNECTIONS = 32
 """That the client keeps open, and requests for small objects at a time: at 20 ms each one alone reads 50 a second."""
 _CALLER = "medius"
-"""What the client calls itself: its own description is put together anew for each request, a tenth of its work."""
+"""What the client calls itself: its own description is put together anew for each request, a sixth of its work."""
 _READ_AHEAD = 320
 """Objects of such a row that are asked for before the first of them is taken: receipts of a dump are 20 kB each."""
 

@@ -170,7 +170,7 @@ class WorkerProcess:
                 start_new_session=True,
                 pass_fds=locks,
             )
-        # Popen's own wait with a timeout looks 20 times a second: a seventh of all that micro's flow computed.
+        # Popen's own wait with a timeout looks 20 times a second: a tenth of all that micro's flow computed.
         self._ended = threading.Event()
         try:
             threading.Thread(target=self._await_end, name=f"end of {scratch.name}", daemon=True).start()
