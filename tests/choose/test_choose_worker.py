@@ -15,7 +15,6 @@ from safetensors.torch import load_file, save_file
 
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.errors import BadInputError
-from tasks.artifacts.manifest import Manifest
 from tasks.choose.conversations import asked_exercises, exercises_of, is_answered
 from tasks.choose.stage import STAGE, ChooseConfig, ChooseGates, ChooseRecipe
 from tasks.logits.rows import read_rows
@@ -23,7 +22,7 @@ from tasks.modeling.model_files import load_causal_lm
 from tasks.modeling.model_identity import first_alike, model_digest
 from tasks.modeling.stopping import PINNED_DAY, end_tokens
 from tasks.modeling.tokenizer_files import load_tokenizer, real_vocab_size
-from tests.committed import read
+from tests.committed import manifest_of, read
 
 RunStage = Callable[..., Artifact]
 ModelFolder = Callable[..., Path]
@@ -41,12 +40,6 @@ def inputs(
         "corpus": artifact_of(corpus_folder),
         "instructions": artifact_of(instructions_folder),
     }
-
-
-def manifest_of(artifact: Artifact) -> Manifest:
-    manifest = artifact.manifest()
-    assert manifest is not None
-    return manifest
 
 
 def with_weights(source: Path, target: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> Path:

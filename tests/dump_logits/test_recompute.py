@@ -19,17 +19,12 @@ from tasks.runtime.declare import Runtime
 from tasks.runtime.devices import VISIBLE, devices_of
 from tasks.worker.job import Job
 from tasks.worker.spec import WorkerSpec
+from tests.committed import manifest_of
 from tests.dump_logits.conftest import LENGTHS, VOCAB, make_model, make_tokenizer, quantise_to_fp8
 from tests.dump_logits.vllm_server import VllmServer
 
 Make = Callable[..., Any]
 Inputs = dict[str, Artifact]
-
-
-def manifest_of(artifact: Artifact) -> Any:
-    manifest = artifact.manifest()
-    assert manifest is not None
-    return manifest
 
 
 def recomputed(artifact: Artifact, tmp_path: Any, num_positions: int, **changes: Any) -> Recomputed:

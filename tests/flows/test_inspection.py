@@ -14,23 +14,18 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from tasks.artifacts.artifact import Artifact, encode_record
-from tasks.artifacts.manifest import InputRecord, Manifest
+from tasks.artifacts.manifest import InputRecord
 from tasks.logits.positions import Positions
 from tasks.logits.rows import Row
 from tasks.logits.schema import Split, plan_shards
 from tasks.modeling.tokenizer_files import load_tokenizer, tokenizer_digest
+from tests.committed import manifest_of
 from tests.flows.conftest import Medius
 from tests.flows.test_cli import micro_steps
 from tests.logits.conftest import ROWS_PER_SHARD, VOCAB, make_format, make_positions, make_row, write_store
 
 ArtifactOf = Callable[..., Artifact]
 LENGTHS: dict[Split, list[int]] = {"train": [30, 1, 12, 7], "heldout": [9]}
-
-
-def manifest_of(artifact: Artifact) -> Manifest:
-    manifest = artifact.manifest()
-    assert manifest is not None
-    return manifest
 
 
 def make_rows() -> dict[Split, list[Row]]:

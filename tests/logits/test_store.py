@@ -16,7 +16,6 @@ import zarr
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.errors import BadInputError, CorruptArtifactError, ObjectMissingError, StoreError
 from tasks.artifacts.fingerprint import tree_sha256
-from tasks.artifacts.manifest import Manifest
 from tasks.logits.positions import Positions
 from tasks.logits.prior import write_prior
 from tasks.logits.reader import LogitReader, LogitRow
@@ -24,6 +23,7 @@ from tasks.logits.rows import Row, row_id_of
 from tasks.logits.schema import ShardPlan, Split, plan_shards
 from tasks.logits.verify import verify
 from tasks.logits.writer import ShardWriter
+from tests.committed import manifest_of
 from tests.logits.conftest import make_format, make_positions, make_prior, make_row, write_store
 from tests.logits.readme_decoder import read_document
 from tests.logits.whole_shard import write_shard
@@ -31,12 +31,6 @@ from tests.logits.whole_shard import write_shard
 
 def opened(artifact: Artifact, cache_bytes: int = 2**20) -> LogitReader:
     return LogitReader(artifact.store, artifact.directory, manifest_of(artifact), cache_bytes)
-
-
-def manifest_of(artifact: Artifact) -> Manifest:
-    manifest = artifact.manifest()
-    assert manifest is not None
-    return manifest
 
 
 def object_file(artifact: Artifact, name: str) -> Path:

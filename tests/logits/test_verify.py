@@ -21,6 +21,7 @@ from tasks.logits.prior import write_prior
 from tasks.logits.rows import Row
 from tasks.logits.schema import LogitFormat, ShardPlan, Split
 from tasks.logits.verify import Checked, verify
+from tests.committed import manifest_of
 from tests.logits.conftest import make_format, make_positions, make_prior, make_row, write_store
 from tests.logits.whole_shard import write_shard
 from tests.seaweed import BUCKET, SeaweedServer
@@ -28,12 +29,6 @@ from tests.seaweed import BUCKET, SeaweedServer
 Rows = dict[Split, list[Row]]
 Shards = dict[str, Positions]
 ArtifactOf = Callable[..., Artifact]
-
-
-def manifest_of(artifact: Artifact) -> Manifest:
-    manifest = artifact.manifest()
-    assert manifest is not None
-    return manifest
 
 
 def uri_of(artifact: Artifact, name: str) -> str:
