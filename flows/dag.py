@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from flows.fine_tuning import documents_of
+from flows.measured_models import require_measured
 from flows.profiles import Branch, LogitSource, Profile
 from tasks.artifacts.errors import BadInputError
 from tasks.choose.stage import STAGE as CHOOSE
@@ -45,7 +46,7 @@ def build(profile: Profile, until: str | None = None) -> list[Step]:
     `until` is a step's label, or "prepared" for all prepared models: then only what those need.
 
     Raises:
-        BadInputError: there is no such step.
+        BadInputError: there is no such step, or the evaluation compares models that are none of the recipe's.
     """
     models = _models(profile)
     fused_from: dict[str, Step] = {"base": models[profile.fusion.merge_base]}
@@ -95,6 +96,7 @@ def build(profile: Profile, until: str | None = None) -> list[Step]:
         choosing = profile.fine_tuning.choose.after(documents_of(profile.assessment.evaluate.recipe))
         final = Step(CHOOSE, "choose", choosing, {**candidates, "corpus": heldout, "instructions": instructions})
     compared |= {"final": final, **{name: models[name] for name in profile.assessment.baselines}}
+    require_measured(profile.assessment.evaluate.recipe, compared, final)
     scores = Step(
         EVALUATE,
         "evaluate",

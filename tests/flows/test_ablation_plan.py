@@ -29,7 +29,7 @@ def _content() -> Iterator[None]:
 
 CLOZE_ALONE = (
     "assessment.evaluate.recipe={tasks: [{type: cloze}], bits_per_byte: false, max_documents: null, reference: base,"
-    "candidate: tuned}"
+    "candidate: final}"
 )
 """An evaluation that measures no text as such, and reads all of them for its items."""
 DOCUMENTS = "assessment.evaluate.recipe.max_documents=4"
