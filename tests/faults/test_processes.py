@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -33,6 +34,19 @@ def trained_a_while(scene: Scene, victim: Victim) -> str:
     return found[0]
 
 
+def trains_unsaved(scene: Scene, victim: Victim) -> str:
+    """Waits until a distillation that saves nothing by itself has trained some steps; its label."""
+    found: list[str] = []
+
+    def trains() -> bool:
+        found[:] = [label for label in TRAININGS if any('"kind":"progress"' in line for line in victim.events(label))]
+        return bool(found)
+
+    victim.wait_until(trains, "a distillation trains", 600)
+    assert not scene.checkpoint(found[0]), "it has saved before it was asked to"
+    return found[0]
+
+
 def signal_stage(victim: Victim, label: str, number: signal.Signals, chosen: Callable[[str], bool]) -> None:
     """Sends a signal to those processes of a step whose command line is chosen."""
     hit = [pid for pid, command in victim.workers(label).items() if chosen(command)]
@@ -59,15 +73,17 @@ def test_a_killed_worker_is_launched_again(scenes: ScenesOf, calm: MicroRun, tel
     "It saves a checkpoint; the run goes on from there by itself.",
 )
 def test_a_preempted_stage_saves_and_goes_on(scenes: ScenesOf, calm: MicroRun, tell: Tell) -> None:
-    scene = scenes()
+    scene = scenes(
+        None, *(f"branches.{name}.distill.runtime.checkpoint_every_steps=1000" for name in ("llama", "qwen"))
+    )
     victim = scene.start("run")
-    label = trained_a_while(scene, victim)
+    label = trains_unsaved(scene, victim)
     signal_stage(victim, label, signal.SIGTERM, lambda _command: True)
     scene.finish(victim)
-    resumed = [log for log in scene.logs(label) if "goes on after step" in log]
-    assert resumed, "the second launch began anew"
+    resumed = [step for log in scene.logs(label) for step in re.findall(r"goes on after step (\d+) of", log)]
+    assert resumed, "it saved nothing as it was asked to leave, or the second launch began anew"
     scene.require_promises(calm, {label: 1})
-    tell(f"{label} in the same run")
+    tell(f"{label} after step {resumed[0]}, with no checkpoint before the signal, in the same run")
 
 
 @pytest.mark.faults("kill -9 of the flow's process", "The same command again makes the rest, and no finished shard.")

@@ -14,8 +14,8 @@ from pathlib import Path
 from tests.e2e.micro_run import environment
 
 POLL_SECONDS = 0.02
-_STEP = re.compile(r"--spec \S+/[0-9a-f]{8}-([\w.-]+)-[0-9a-f]{16}/[0-9a-f]{8}/spec\.json")
-"""In a worker's command line: the folder of a launch bears the step's label."""
+_STEP = re.compile(r"--spec (\S+/[0-9a-f]{8}-(?P<label>[\w.-]+)-[0-9a-f]{16}/[0-9a-f]{8})/spec\.json")
+"""In a worker's command line: the folder of a launch, which bears the step's label."""
 
 
 def processes_in(folder: Path) -> dict[int, str]:
@@ -79,12 +79,18 @@ class Victim:
     def workers(self, label: str) -> dict[int, str]:
         """Command lines of the processes of one step in its folder, keepers included, by number."""
         found = processes_in(self.folder)
-        return {pid: line for pid, line in found.items() if (step := _STEP.search(line)) and step[1] == label}
+        return {pid: line for pid, line in found.items() if (step := _STEP.search(line)) and step["label"] == label}
+
+    def events(self, label: str) -> list[str]:
+        """What the launches of one step that are at work have told so far, a line each."""
+        folders = {self.folder / step[1] for line in self.workers(label).values() if (step := _STEP.search(line))}
+        files = [file for folder in folders if (file := folder / "events.jsonl").exists()]
+        return [line for file in files for line in file.read_text().splitlines()]
 
     def labels(self) -> list[str]:
         """Of the steps that have a process now."""
         found = (_STEP.search(line) for line in processes_in(self.folder).values())
-        return sorted({step[1] for step in found if step is not None})
+        return sorted({step["label"] for step in found if step is not None})
 
     def signal_all(self, number: signal.Signals) -> None:
         """Sends it to every process in its folder."""
