@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import logging
+import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from threading import Event, Semaphore
 from typing import Any
+from uuid import UUID
 
+import httpx
 from prefect import runtime
+from prefect.client.orchestration import get_client
+from prefect.exceptions import ObjectNotFound
+from prefect.states import Cancelled, State
 
 from flows.cancelling import heeding_cancellation
 from flows.profiles import Profile
@@ -28,6 +34,9 @@ from tasks.runtime.launch_folder import SCRATCH
 STOP = Event()
 """Set by the command line on the first Ctrl-C, and by `open_run` when the flow is cancelled or fails; also where the
 server alone says that it is cancelled."""
+_TOLD_SECONDS = 10.0
+"""So long is waited for the server to know of a task run."""
+_TOLD_LOOK_SECONDS = 0.5
 
 
 @contextmanager
@@ -126,8 +135,29 @@ def gather(futures: Iterable[Any]) -> list[Any]:
             except Exception as error:
                 errors.append(error)
     if errors:
+        _close_unbegun([future.task_run_id for future in ended if future.state.is_pending()])
         raise min(errors, key=_consequence)
     return [future.result() for future in futures]
+
+
+def _close_unbegun(task_runs: Sequence[UUID]) -> None:
+    """Prefect leaves what waited for a failed task pending, as if it were still about to begin.
+
+    As far as the server can be reached; of a task run it is told some time after it was made.
+    """
+    state: State[Any] = Cancelled(message="not begun: a stage before it did not come to its end")
+    deadline = time.monotonic() + _TOLD_SECONDS
+    with suppress(httpx.HTTPError), get_client(sync_client=True) as client:
+        for task_run in task_runs:
+            while True:
+                try:
+                    client.set_task_run_state(task_run, state, force=True)
+                except ObjectNotFound:
+                    if time.monotonic() > deadline:
+                        return
+                    time.sleep(_TOLD_LOOK_SECONDS)
+                else:
+                    break
 
 
 def _consequence(error: Exception) -> int:

@@ -20,6 +20,10 @@ from flows.dag import build
 from flows.profiles import load_profile
 from flows.stack import CHECKOUT
 from flows.stack_processes import marked, wait_until
+from flows.stack_services import STORE
+from tasks.artifacts.artifact import Artifact
+from tasks.artifacts.store import open_store
+from tests.committed import resumed_after
 from tests.flows.test_stack import Running
 from tests.publish.page.test_in_a_browser import chromium
 
@@ -148,6 +152,12 @@ def stages_of(running: Running, run: str) -> dict[str, str]:
     return {str(task["name"]): str(task["state"]["name"]) for task in found}
 
 
+def types_of(running: Running, run: str) -> set[str]:
+    """Types of the states of all of a run's task runs."""
+    found = running.api("/task_runs/filter", {"flow_runs": {"id": {"any_": [run]}}})
+    return {str(task["state_type"]) for task in found}
+
+
 def watch_and_fail(dashboard: Dashboard, running: Running, run: str) -> None:
     page = dashboard.page
     worker = stop_in_the_midst(running, run)
@@ -170,7 +180,7 @@ def watch_and_fail(dashboard: Dashboard, running: Running, run: str) -> None:
     dashboard.picture("3-failure")
 
 
-def retry(dashboard: Dashboard, running: Running, run: str) -> None:
+def retry(dashboard: Dashboard, running: Running, run: str, training: Artifact) -> None:
     page = dashboard.page
     before = stages_of(running, run)
     page.get_by_role("button", name="Retry", exact=True).click()
@@ -185,6 +195,8 @@ def retry(dashboard: Dashboard, running: Running, run: str) -> None:
     after = stages_of(running, run)
     assert set(after) == {step.label for step in build(load_profile("micro"))}
     assert set(after.values()) == {"Completed", "Reused"}
+    assert "PENDING" not in types_of(running, run), "stages behind the failed one are still about to begin"
+    assert max(resumed_after(training), default=0) > 0, "it did not go on from its checkpoint"
     assert all(after[label] == "Reused" for label, state in before.items() if state == "Completed"), "nothing is twice"
 
 
@@ -211,10 +223,16 @@ def read_the_report(dashboard: Dashboard, run: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(4 * _RUN_SECONDS)
-def test_a_user_walks_from_the_form_through_a_failure_to_the_report(running: Running) -> None:
+def test_a_user_walks_from_the_form_through_a_failure_to_the_report(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
     browser_path = chromium()
     said = running.up()
     assert said.returncode == 0, said.stderr
+    for name, value in running.environment().items():
+        monkeypatch.setenv(name, value)
+    [step] = [each for each in build(load_profile("micro", [SETTING, LONGER])) if each.label == STAGE]
+    training = Artifact(open_store(STORE), step.directory)
     url = f"http://127.0.0.1:{running.prefect}"
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
@@ -223,6 +241,6 @@ def test_a_user_walks_from_the_form_through_a_failure_to_the_report(running: Run
         dashboard = Dashboard(browser.new_page(viewport={"width": _WIDTH, "height": _HEIGHT}), url)
         run = start_from_the_form(dashboard)
         watch_and_fail(dashboard, running, run)
-        retry(dashboard, running, run)
+        retry(dashboard, running, run, training)
         read_the_report(dashboard, run)
         browser.close()

@@ -181,6 +181,7 @@ def test_the_flow_fails_with_the_cause_and_what_needs_it_does_not_run(context: R
     assert state_of(runs["bad"]) == "FAILED Failed"
     assert state_of(runs["free"]) == "COMPLETED Completed", "a failure ends no branch that does not need it"
     assert launches(needs) == []
+    assert state_of(runs["needs"]) == "CANCELLED Cancelled", "pending it would look as if it were about to begin"
 
 
 def test_progress_and_curves_are_on_the_dashboard(context: RunContext, monkeypatch: pytest.MonkeyPatch) -> None:
