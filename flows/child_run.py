@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -40,6 +41,12 @@ class ChildRun:
     def runs(self) -> bool:
         """Whether its process is at work, by what the server knows."""
         return not self.gone and self.state is not None and self.state.is_running()
+
+    @property
+    def since(self) -> datetime:
+        """When it came into its state, by the server."""
+        assert self.state is not None, "it runs"
+        return self.state.timestamp
 
     def look(self, client: SyncPrefectClient) -> bool:
         """Asks the server; returns whether something changed. A server that is away is asked again later."""

@@ -25,7 +25,8 @@ from flows.addresses import DEFAULT_STORE
 from flows.approval_rule import is_asked_about
 from flows.heartbeats import GONE_SILENT, LOST, OneLook
 from flows.prefect_api import PrefectApi
-from flows.stack_processes import MARK, living_runs
+from flows.stack_environment import OWN_SERVER_VARIABLE
+from flows.stack_processes import living_runs
 from flows.stack_services import POOLS, worker_name
 from tasks.artifacts.errors import MediusError, StoreError
 from tasks.artifacts.runs import RunRecord, all_runs, end_silent_run, read_run
@@ -36,6 +37,8 @@ SETTLED_SECONDS = 60.0
 """A run that came into its state this short ago is not judged yet: its process may be about to tell of another."""
 _PENDING = 1.8
 """As much longer one stays unjudged that is pending: a loaded machine has been seen to need 17 s for its process."""
+FLOWS = ("distillation", "single-stage", "ablation", "collect-garbage", "verify", "mark-dead-runs")
+"""Whose runs are judged: those of other flows, on a server that is not ours alone, are others' business."""
 _OPEN = ["PENDING", "RUNNING", "CANCELLING", "PAUSED"]
 _OPEN_TASKS = ["SCHEDULED", "PENDING", "RUNNING", "PAUSED", "CANCELLING"]
 _CRASHED_HOURS = 24
@@ -61,6 +64,7 @@ class DeadRuns:
     tell: Callable[[str], None] = print
     feed: OneLook | None = None
     """By which runs of other hosts are judged; None: not at all."""
+    flows: tuple[str, ...] = FLOWS
     _living: set[str] = field(default_factory=set)
 
     def mark(self) -> None:
@@ -96,7 +100,10 @@ class DeadRuns:
     def _flow_runs(
         self, types: list[str], task_runs: dict[str, Any] | None = None, **more: Any
     ) -> list[dict[str, Any]]:
-        body: dict[str, Any] = {"flow_runs": {"state": {"type": {"any_": types}}, **more}}
+        body: dict[str, Any] = {
+            "flows": {"name": {"any_": list(self.flows)}},
+            "flow_runs": {"state": {"type": {"any_": types}}, **more},
+        }
         return self.api.everything("/flow_runs/filter", body if task_runs is None else {**body, "task_runs": task_runs})
 
     def _is_dead(self, run: dict[str, Any], record: RunRecord | None) -> bool:
@@ -183,8 +190,13 @@ class DeadRuns:
 
 
 def own_workers() -> frozenset[str]:
-    """Names of this host's workers, in a stack of `medius up`: no others take runs of its server."""
-    return frozenset(worker_name(pool) for pool in POOLS) if MARK in os.environ else frozenset()
+    """Names of this host's workers, where the server is that of a stack of `medius up`: no others take runs of it.
+
+    A worker that somebody starts beside another server (flows/pool_worker.py) does not make that server his own.
+    """
+    server = os.environ.get(OWN_SERVER_VARIABLE)
+    own = server is not None and server == os.environ.get("PREFECT_API_URL")
+    return frozenset(worker_name(pool) for pool in POOLS) if own else frozenset()
 
 
 def main() -> None:

@@ -148,7 +148,7 @@ class Dispatch:
             if not child.ended and child.look(client):
                 logger.info("%s: flow run %s is %s", step.label, child.name, child.told)
             if child.runs and self._heartbeats is not None:
-                silence = self._heartbeats.silence(child.run)
+                silence = self._heartbeats.silence(child.run, child.since)
                 if silence is None:
                     continue
                 child.give_up(client, silence)

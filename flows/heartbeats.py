@@ -49,8 +49,13 @@ class Beats:
     frequency: float
 
     @classmethod
-    def of(cls, api: PrefectApi, run: UUID | str) -> Beats | None:
-        """None of a run that has sent none. Raises MediusError where the server is away."""
+    def of(cls, api: PrefectApi, run: UUID | str, since: datetime) -> Beats | None:
+        """None of a run that has sent none. Raises MediusError where the server is away.
+
+        Args:
+            since: when the run came into its state, by the server. Between a heartbeat from before, of another attempt,
+                and one from after lies any time.
+        """
         wanted = {
             "event": {"name": [_NAME]},
             "resource": {"id": [f"prefect.flow-run.{run}"]},
@@ -61,7 +66,8 @@ class Beats:
         found: list[dict[str, Any]] = api.post("/events/filter", {"filter": wanted, "limit": _NEWEST})["events"]
         if not found:
             return None
-        moments = [datetime.fromisoformat(event["occurred"]) for event in found]
+        ours = [event for event in found if datetime.fromisoformat(event["received"]) >= since]
+        moments = [datetime.fromisoformat(event["occurred"]) for event in ours]
         distances = [(later - earlier).total_seconds() for later, earlier in pairwise(moments)]
         received = max(datetime.fromisoformat(event["received"]) for event in found)
         return cls(str(found[0]["id"]), received, min(distances, default=DEFAULT_FREQUENCY))
@@ -87,16 +93,19 @@ class Heartbeats:
         frequency = get_current_settings().flows.heartbeat_frequency
         return None if frequency is None else cls(configured_server(), frequency)
 
-    def silence(self, run: UUID) -> float | None:
+    def silence(self, run: UUID, since: datetime) -> float | None:
         """The seconds after which a run that sent heartbeats is given up, where it has sent none for longer; else None.
         To be asked again and again.
+
+        Args:
+            since: when it came into its state, by the server.
         """
         now = self.clock()
         if now < self._next.get(run, 0.0):
             return None
         self._next[run] = now + MISSED * self.frequency / _LOOKS
         try:
-            beats = Beats.of(self.api, run)
+            beats = Beats.of(self.api, run, since)
         except MediusError:
             self._since.pop(run, None)
             return None
@@ -131,7 +140,7 @@ class OneLook:
         Raises:
             MediusError: the server does not answer.
         """
-        beats = Beats.of(self.api, run)
+        beats = Beats.of(self.api, run, since)
         if beats is None:
             return None
         patience = self.missed * max(self.frequency, beats.frequency)

@@ -27,7 +27,7 @@ from tasks.artifacts.errors import BadInputError, MediusError
 from tasks.artifacts.frozen import Frozen
 
 TEMPLATE = CHECKOUT / "infra" / "kubernetes" / "job-template.json"
-NOT_HERE = {"every-minute"}
+NOT_HERE = {"every-minute", "every-minute-medius"}
 """Deployments that a cluster does without: a pod sees no other's processes, and the workers' observer tells of those
 that end without a word."""
 

@@ -140,7 +140,7 @@ class Stack:
         """Makes the pools and the deployments of infra/prefect.yaml, or brings them to what the file says."""
         log = (self.folder / "logs" / "deploy.log").resolve()
         file = str(CHECKOUT / "infra" / "prefect.yaml")
-        ran = run_module("flows.stack_deploy", file, *POOLS, environment=environment, seconds=DEPLOY_SECONDS)
+        ran = run_module("flows.stack_deploy", file, environment=environment, seconds=DEPLOY_SECONDS)
         log.write_text(ran.out + ran.err)
         if ran.fault is not None:
             raise MediusError(f"infra/prefect.yaml could not be deployed: {ran.fault} (log: {log}); {_AGAIN}")
@@ -177,6 +177,8 @@ class Stack:
         servers = [process for name in SERVERS for process in chosen if process.name == name]
         workers = [process for process in chosen if process not in servers]
         stays = {process.pid for process in state.living().values() if process not in workers}
+        if workers:
+            self.console.print("stopping the workers; what they run is saved first, which takes a large model minutes")
         num_runs = processes.end_work(state.token, {process.pid for process in workers}, stays, seconds)
         for process in workers:
             self.console.print(f"stopped {process.name} (process {process.pid})")

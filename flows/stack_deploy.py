@@ -1,7 +1,7 @@
 """Makes the work pools, queues and deployments of a Prefect file, and the alerts of the automations.yaml beside it, on
 the server that PREFECT_API_URL names.
 
-python -m flows.stack_deploy infra/prefect.yaml POOL…
+python -m flows.stack_deploy infra/prefect.yaml [POOL…]      further pools than those of its deployments
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from prefect.workers.process import ProcessWorker
 from flows.automations import MissingBlockError, deploy_alerts, read_alerts
 from flows.prefect_settings import configured_server
 from flows.stack_services import ALERT_BLOCK_VARIABLE, POOLS
-from tasks.artifacts.errors import MediusError
+from tasks.artifacts.errors import BadInputError, MediusError
 
 
 def make_pools(names: list[str]) -> None:
@@ -42,14 +42,24 @@ def make_pools(names: list[str]) -> None:
                     client.update_work_pool(name, WorkPoolUpdate(concurrency_limit=limit))
 
 
+def pools_of(content: dict[str, Any]) -> set[str]:
+    """Names of the pools of a Prefect file's deployments."""
+    return {entry["work_pool"]["name"] for entry in content["deployments"]}
+
+
 def make_queues(content: dict[str, Any], without: Collection[str] = ()) -> None:
     """Makes the work queues of a Prefect file's deployments, with the limits that its `definitions.queues` says. Those
     that exist stay as they are, but for a limit that they lack.
     """
     limits: dict[str, int] = content.get("definitions", {}).get("queues", {})
     pools = [entry["work_pool"] for entry in content["deployments"] if entry["name"] not in without]
+    queued = [(each["name"], each["work_queue_name"]) for each in pools if "work_queue_name" in each]
+    if unknown := sorted({queue for _, queue in queued if queue not in limits}):
+        raise BadInputError(
+            f"definitions.queues says no limit for {', '.join(unknown)}; add one there, or take work_queue_name away"
+        )
     with get_client(sync_client=True) as client:
-        for pool, queue in ((each["name"], each["work_queue_name"]) for each in pools if "work_queue_name" in each):
+        for pool, queue in queued:
             try:
                 client.create_work_queue(queue, concurrency_limit=limits[queue], work_pool_name=pool)
             except ObjectAlreadyExists:
@@ -66,7 +76,7 @@ def deploy(prefect_file: Path, without: Collection[str] = ()) -> None:
     is up.
 
     Raises:
-        BadInputError: automations.yaml is none.
+        BadInputError: automations.yaml is none, or the Prefect file limits a queue nowhere.
         SystemExit: `prefect deploy` failed.
     """
     alerts = read_alerts(prefect_file.with_name("automations.yaml"))
@@ -93,7 +103,8 @@ def deploy(prefect_file: Path, without: Collection[str] = ()) -> None:
 if __name__ == "__main__":
     try:
         configured_server().require()
-        make_pools(sys.argv[2:])
-        deploy(Path(sys.argv[1]))
+        file, *more = sys.argv[1:]
+        make_pools(sorted({*pools_of(yaml.safe_load(Path(file).read_text())), *more}))
+        deploy(Path(file))
     except MediusError as error:
         sys.exit(str(error))

@@ -20,6 +20,8 @@ from flows.stack_services import BUCKET, STORE, Ports
 from tasks.artifacts.errors import BadInputError
 
 PASSWORD_VARIABLE = "PREFECT_SERVER_API_AUTH_STRING"
+OWN_SERVER_VARIABLE = "MEDIUS_STACK_SERVER"
+"""The address of the stack's Prefect server, for what runs in the stack."""
 _CLIENTS = ("AWS_", "PREFECT_", "FSSPEC_S3")
 """Settings that begin so lead to a Prefect or an S3 server, mostly to another than this stack's."""
 _TAKEN_OVER = {
@@ -102,6 +104,7 @@ def service_environment(client: Mapping[str, str], home: Path, token: str) -> di
         **client,
         **({} if authority is None else {PASSWORD_VARIABLE: authority}),
         MARK: token,
+        OWN_SERVER_VARIABLE: client["PREFECT_API_URL"],
         "PREFECT_HOME": str(home),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         # Otherwise an error's notice on the dashboard is an advertisement, too.

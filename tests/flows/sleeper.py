@@ -1,4 +1,4 @@
-"""A deployment for tests: a flow run with a record and a task that goes on until it is killed."""
+"""A deployment for tests: a recipe's flow run with a record and a task that goes on until it is killed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def sleep(file: Path) -> None:
     time.sleep(3600)
 
 
-@flow
+@flow(name="distillation")
 def sleeper() -> None:
     """Sleeps in a task."""
     run = str(runtime.flow_run.id)

@@ -17,14 +17,24 @@ from typing import Any
 import pytest
 
 from flows import prefect_api, stack_processes
-from flows.dead_runs import DeadRuns
+from flows.ablate import ablation
+from flows.dead_runs import FLOWS, DeadRuns, own_workers
 from flows.heartbeats import OneLook
+from flows.maintenance import collect_garbage, mark_dead_runs, verify_profile
+from flows.pipeline import distillation
 from flows.prefect_api import PrefectApi
+from flows.single_stage import single_stage
 from flows.stack import CHECKOUT
-from flows.stack_environment import PASSWORD_VARIABLE, client_environment, keep_password, service_environment
+from flows.stack_environment import (
+    OWN_SERVER_VARIABLE,
+    PASSWORD_VARIABLE,
+    client_environment,
+    keep_password,
+    service_environment,
+)
 from flows.stack_module import run_module
-from flows.stack_processes import StackProcess, end_tree, end_work, wait_until
-from flows.stack_services import Ports, answers, prefect_command, worker_command, worker_name
+from flows.stack_processes import MARK, StackProcess, end_tree, end_work, wait_until
+from flows.stack_services import POOLS, Ports, answers, prefect_command, worker_command, worker_name
 from tasks.artifacts.errors import MediusError
 from tasks.artifacts.process_identity import ProcessIdentity, own_process
 from tasks.artifacts.runs import RunRecord, read_run, write_run
@@ -143,6 +153,30 @@ def test_a_busy_server_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(MediusError, match="answers 503"):
             api.post("/flow_runs/filter", {})
         server.shutdown()
+
+
+def test_only_in_a_stack_all_workers_are_this_hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = "http://127.0.0.1:4200/api"
+    stack = service_environment({"PREFECT_API_URL": server}, tmp_path, "token")
+    for name in ("PREFECT_API_URL", MARK, OWN_SERVER_VARIABLE):
+        monkeypatch.delenv(name, raising=False)
+    assert own_workers() == frozenset()
+    monkeypatch.setenv("PREFECT_API_URL", server)
+    monkeypatch.setenv(MARK, "a worker's own, of flows/pool_worker.py")
+    assert own_workers() == frozenset(), "others may take runs of a server that is only worked for"
+    monkeypatch.setenv(OWN_SERVER_VARIABLE, stack[OWN_SERVER_VARIABLE])
+    assert own_workers() == {worker_name(pool) for pool in POOLS}
+    monkeypatch.setenv("PREFECT_API_URL", "https://team.example/api")
+    assert own_workers() == frozenset(), "another server than the stack's"
+
+
+def test_every_flow_of_ours_is_judged() -> None:
+    names = [
+        flow.name for flow in (distillation, single_stage, ablation, collect_garbage, verify_profile, mark_dead_runs)
+    ]
+    assert set(FLOWS) == set(names)
+    declared = [line for file in (CHECKOUT / "flows").glob("*.py") for line in file.read_text().splitlines()]
+    assert sum(line.startswith("@flow") for line in declared) == len(names)
 
 
 class Server:
@@ -294,7 +328,7 @@ def test_what_was_killed_is_marked_and_what_lives_is_not(server: Server, monkeyp
 
     # Beyond one page; some of them are nobody's here, and one was only not heard of.
     monkeypatch.setattr(prefect_api, "_PAGE", 3)
-    [flow] = server.api.post("/flows/filter", {"flows": {"name": {"any_": ["sleeper"]}}})
+    [flow] = server.api.post("/flows/filter", {"flows": {"name": {"any_": ["distillation"]}}})
     [deployment] = server.api.post("/deployments/filter", {})
 
     def made(state: str, **more: Any) -> str:
@@ -304,6 +338,7 @@ def test_what_was_killed_is_marked_and_what_lives_is_not(server: Server, monkeyp
     ours = [made("PENDING") for _ in range(5)]
     cancelled, theirs = made("CANCELLING"), made("RUNNING", labels={"prefect.worker.name": "theirs"})
     line, finished = made("RUNNING", deployment_id=None), made("RUNNING")
+    foreign = made("PENDING", flow_id=server.api.post("/flows/", {"name": "somebody-elses"})["id"])
     write_run(server.store, record_of(GONE, 0, state="finished").model_copy(update={"run": finished}))
     write_run(server.store, record_of(GONE).model_copy(update={"run": "unknown-to-the-server"}))
     said = server.mark(every_record=True)
@@ -311,6 +346,7 @@ def test_what_was_killed_is_marked_and_what_lives_is_not(server: Server, monkeyp
     assert server.state(cancelled) == "CANCELLED"
     assert server.state(finished) == "COMPLETED"
     assert [server.state(run) for run in (theirs, line)] == ["RUNNING", "RUNNING"]
+    assert server.state(foreign) == "PENDING", "it is no flow of ours"
     assert server.record("unknown-to-the-server") == "interrupted"
     assert any("unknown-to-the-server" in sentence for sentence in said)
     assert server.says(living) == LIVING
@@ -323,7 +359,7 @@ def test_what_was_killed_is_marked_and_what_lives_is_not(server: Server, monkeyp
 def test_a_silent_run_of_another_host_is_marked_and_one_that_speaks_is_not(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    [flow] = server.api.post("/flows/filter", {"flows": {"name": {"any_": ["sleeper"]}}})
+    [flow] = server.api.post("/flows/filter", {"flows": {"name": {"any_": ["distillation"]}}})
     [deployment] = server.api.post("/deployments/filter", {"deployments": {"name": {"any_": ["sleeper"]}}})
 
     def made(**more: Any) -> str:

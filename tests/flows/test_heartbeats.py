@@ -13,6 +13,7 @@ from flows.heartbeats import Heartbeats, OneLook
 from tasks.artifacts.errors import MediusError
 
 RUN = uuid4()
+LONG_AGO = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 class Feed:
@@ -55,13 +56,13 @@ class Watched:
     """A run that is looked at again and again, on a clock of its own."""
 
     def __init__(self, frequency: float) -> None:
-        self.feed, self.now = Feed([]), 0.0
+        self.feed, self.now, self.since = Feed([]), 0.0, LONG_AGO
         self.heartbeats = Heartbeats(self.feed, frequency, lambda: self.now)  # type: ignore[arg-type]
 
     def silence_after(self, seconds: float, beats: Sequence[float] | None) -> float | None:
         self.now += seconds
         self.feed.beats = beats
-        return self.heartbeats.silence(RUN)
+        return self.heartbeats.silence(RUN, self.since)
 
 
 def test_silence_counts_only_while_the_server_hears() -> None:
@@ -97,7 +98,14 @@ def test_a_run_is_held_to_what_its_own_host_sends(beats: list[float], patience: 
     assert run.silence_after(20, beats) == patience
 
 
-LONG_AGO = datetime(2026, 1, 1, tzinfo=UTC)
+def test_a_retry_is_not_held_to_the_distance_from_the_attempt_before() -> None:
+    run = Watched(30)
+    run.since = datetime.now(UTC) - timedelta(seconds=20)
+    assert run.silence_after(0, [10, 30, 60]) is None
+    assert run.silence_after(890, [10, 30, 60]) is None, "one of its own does not tell how often"
+    assert run.silence_after(20, [10, 30, 60]) == 900
+
+
 EACH_MINUTE = [float(ago) for ago in range(5, 1000, 60)]
 """What a look each minute leaves in the feed."""
 

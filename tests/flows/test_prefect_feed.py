@@ -149,8 +149,8 @@ def test_heartbeats_are_those_that_the_server_received_whatever_their_hosts_cloc
         name = f"prefect.flow-run.{run}"
         event = {"event": "prefect.flow-run.heartbeat", "resource": {"prefect.resource.id": name}}
         api.post("/events", [{**event, "id": str(uuid4()), "occurred": (datetime.now(UTC) + wrong).isoformat()}])
-        wait_for(lambda: Beats.of(api, run) is not None, 60, "the heartbeat in the feed")
-        return Beats.of(api, run)
+        wait_for(lambda: Beats.of(api, run, began) is not None, 60, "the heartbeat in the feed")
+        return Beats.of(api, run, began)
 
     for wrong in (timedelta(minutes=-10), timedelta(minutes=10)):
         beats = heard(str(uuid4()), wrong)

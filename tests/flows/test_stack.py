@@ -232,6 +232,7 @@ def test_the_stack_runs_a_stage_from_a_deployment_and_leaves_no_process(running:
     assert _listening(set(marked(token))) == {"127.0.0.1"}
     down = running.medius("down")
     assert down.returncode == 0, down.stderr
+    assert down.stdout.startswith("stopping the workers"), "said before what may take minutes"
     assert not marked(token)
     assert running.state()["processes"] == []
     assert (running.folder / ".medius/up/s3").is_dir(), "the data stays"

@@ -10,9 +10,11 @@ import yaml
 from prefect.utilities.callables import parameter_schema
 from prefect.utilities.importtools import import_object
 
+from flows.kubernetes_deploy import NOT_HERE
 from flows.profiles import CONFIGS, load_profile
 from flows.run_options import PROFILES, RecipeOptions
 from flows.stack import CHECKOUT
+from flows.stack_deploy import make_queues
 from flows.stack_services import POOLS
 from tasks.artifacts.errors import BadInputError
 
@@ -42,11 +44,19 @@ def test_places_are_counted_by_queues_and_not_by_leases_that_end_a_run() -> None
     assert named == FILE["definitions"]["queues"].keys()
 
 
-def test_dead_runs_are_looked_for_every_minute_and_not_by_the_worker_of_the_recipes() -> None:
-    [entry] = [entry for entry in DEPLOYMENTS if entry["entrypoint"] == "flows.maintenance.mark_dead_runs"]
-    assert [schedule["interval"] for schedule in entry["schedules"]] == [60]
-    assert entry["work_pool"]["name"] != "medius"
-    assert FILE["definitions"]["queues"][entry["work_pool"]["work_queue_name"]] > 1, "a dead look blocks no other"
+def test_dead_runs_are_looked_for_every_minute_by_two_workers() -> None:
+    looks = [entry for entry in DEPLOYMENTS if entry["entrypoint"] == "flows.maintenance.mark_dead_runs"]
+    assert {entry["work_pool"]["name"] for entry in looks} == {"cpu", "medius"}, "one may be killed with its run"
+    assert {entry["name"] for entry in looks} == NOT_HERE
+    for entry in looks:
+        assert [schedule["interval"] for schedule in entry["schedules"]] == [60]
+        assert FILE["definitions"]["queues"][entry["work_pool"]["work_queue_name"]] > 1, "a dead look blocks no other"
+
+
+def test_a_queue_without_a_limit_is_told_before_anything_is_deployed() -> None:
+    pool = {"name": "tpu", "work_queue_name": "sweeps"}
+    with pytest.raises(BadInputError, match=r"definitions\.queues says no limit for sweeps"):
+        make_queues({"definitions": {"queues": {"tiny": 1}}, "deployments": [{"name": "mine", "work_pool": pool}]})
 
 
 @pytest.mark.parametrize("deployment", DEPLOYMENTS, ids=lambda entry: entry["name"])

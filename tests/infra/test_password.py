@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from flows.stack_services import POOLS
 from tests.infra.guarded_server import ROOT, GuardedServer
 
-DEPLOY = ("flows.stack_deploy", str(ROOT / "infra" / "prefect.yaml"), *POOLS)
+DEPLOY = ("flows.stack_deploy", str(ROOT / "infra" / "prefect.yaml"))
 WHAT_TO_DO = "PREFECT_API_AUTH_STRING"
 
 
