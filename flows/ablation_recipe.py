@@ -1,11 +1,10 @@
 """`medius ablate recipe`: what each part of a recipe is worth, arm by arm, under one evaluation.
 
-An arm is a model that the recipe makes, or would make without some of its parts. Each training is that of the recipe,
-its tokens and steps included, but an arm with fewer trainings saw less; the table says how much. The arms are without
-any teacher (the twins, fused like the branches), with one teacher alone, and with all; each as it is and fine-tuned. An
-arm is compared with the one of all teachers that is fine-tuned like itself. All but the parts that only an arm has are
-the profile's own steps, under their own labels and keys. Imports no Prefect, so that it is checked before one is
-started.
+An arm is a model that the recipe makes, or would make without some of its parts: without any teacher (the twins, fused
+like the branches), with one teacher alone, and with all; each as it is and fine-tuned. All spend the same tokens and
+steps: a teacher alone trains as many times longer as there are branches. An arm is compared with the one of all
+teachers that is fine-tuned like itself. All but the parts that only an arm has are the profile's own steps, under their
+own labels and keys. Imports no Prefect, so that it is checked before one is started.
 """
 
 from __future__ import annotations
@@ -94,8 +93,8 @@ def plan_recipe(profile: Profile) -> RecipeArms:
     untaught = _without_replayed_teacher(taught)
     arms[CE_ONLY] = Step(FUSE, "fuse-twins", fused.config, {**fused.inputs, **twins})
     arms[f"{CE_ONLY}-{TUNED}"] = Step(SFT, "sft-twins", untaught, {**tuned.inputs, "model": arms[CE_ONLY]})
-    for name in profile.branches:
-        alone = fused.inputs[f"branch.{name}"]
+    for name, branch in profile.branches.items():
+        alone = _alone(name, branch, steps, len(profile.branches))
         training = untaught if replay is not None and replay.branch != name else taught
         arms[f"{name}-alone"] = alone
         arms[f"{name}-alone-{TUNED}"] = Step(SFT, f"sft-{name}-alone", training, {**tuned.inputs, "model": alone})
@@ -120,6 +119,21 @@ def _twin(name: str, branch: Branch, steps: Mapping[str, Step]) -> Step:
         return twin
     reverted = steps[f"revert-{name}"]
     return replace(reverted, label=f"revert-twin-{name}", inputs={**reverted.inputs, "trained": twin})
+
+
+def _alone(name: str, branch: Branch, steps: Mapping[str, Step], times: int) -> Step:
+    """A branch that spends what all branches of the recipe spend together, in the student's vocabulary."""
+    distilled, recipe = steps[f"distill-{name}"], branch.distill.recipe
+    # One of the two is None.
+    longer = {field: times * value for field in ("steps", "epochs") if (value := getattr(recipe, field)) is not None}
+    config = branch.distill.model_copy(update={"recipe": recipe.model_copy(update=longer)})
+    label = distilled.label if times == 1 else f"{distilled.label}-alone"
+    trained = Step(DISTILL, label, config, distilled.inputs)
+    if branch.revert is None:
+        return trained
+    reverted = steps[f"revert-{name}"]
+    label = reverted.label if times == 1 else f"{reverted.label}-alone"
+    return replace(reverted, label=label, inputs={**reverted.inputs, "trained": trained})
 
 
 def _without_teacher(config: DistillConfig) -> DistillConfig:

@@ -124,8 +124,8 @@ def measured_on(results: Mapping[str, Any]) -> str:
         f"{headline(results, {})[0]} The profile's own evaluation reports none of it. `medius ablate` and the stage "
         f"choose read the same texts: where one of them chose the fusion or a reversion, {ALL} and {FULL} are partly "
         f"lucky in bits per byte, and accuracy is the fairer column. An arm is compared with the one of all teachers "
-        f"that is fine-tuned like itself, and {ALL} with {FULL}. A teacher alone is one branch, which read a part of "
-        f"what those read that are fused; the column says which, and the difference is of teachers and tokens together."
+        f"that is fine-tuned like itself, and {ALL} with {FULL}. A teacher alone trained one branch for as many steps "
+        f"as all branches together, so that arms differ in teachers and not in tokens; the column says so."
     )
 
 

@@ -77,6 +77,8 @@ def evaluate_entry(lm: LM, entry: LoadedTasks, recipe: EvaluateRecipe) -> tuple[
             "version": str(results["versions"][name]),
             "num_fewshot": results["n-shot"][name],
             "metric": entry.metric,
+            "output_type": task.OUTPUT_TYPE,
+            "plain_text": entry.plain_text,
             "data_sha256": entry.data_sha256.get(name),
         }
     harness = {"lm_eval": version("lm_eval"), "tasks": tasks, "data": {entry.name: data_digest(entry.data_sha256)}}

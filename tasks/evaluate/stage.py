@@ -147,4 +147,4 @@ def _judge(metrics: Mapping[str, Any], gates: EvaluateGates) -> list[GateResult]
     ]
 
 
-STAGE = Stage(name="evaluate", version=5, config=EvaluateConfig, judge=_judge, accelerated=True)
+STAGE = Stage(name="evaluate", version=6, config=EvaluateConfig, judge=_judge, accelerated=True)

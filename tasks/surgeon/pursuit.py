@@ -54,8 +54,14 @@ def anchored_pursuit(
         Combinations over positions in `anchors_AD`, K = k, on the CPU.
 
     Raises:
-        BadInputError: k is more than the number of anchors.
+        BadInputError: k is more than the number of anchors, or a row is not finite.
     """
+    for what, rows in (("anchors", anchors_AD), ("rows to be made", targets_ND)):
+        if num_broken := int((~rows.isfinite()).any(dim=1).sum()):
+            raise BadInputError(
+                f"{num_broken} of the {len(rows)} {what} are not finite in the model that they are read from; give "
+                f"another one, or its weights in a dtype that holds them"
+            )
     device = torch.device(device)
     anchors_AD = anchors_AD.to(device, torch.float32)
     if k > anchors_AD.shape[0]:

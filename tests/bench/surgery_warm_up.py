@@ -36,7 +36,13 @@ def _warm_ups() -> Iterator[Measured]:
             warm[direction] = dict(zip(methods, pool.map(_warmed_bits, starts.values()), strict=True))
         yield from _of_direction(direction, starts, warm[direction])
     yield _anchored_over_plain()
-    yield default_over_best(warm[BACK])
+    yield over_best(
+        "surgery.default_over_best",
+        DEFAULT,
+        warm[BACK],
+        f"{PAIR}; not judged into Qwen2.5's vocabulary, since no donor has rows there",
+    )
+    yield over_best("surgery.composed_over_best", "composed", warm[INTO_QWEN], "SmolLM2 into Qwen2.5's vocabulary")
 
 
 def _warmed_bits(start: Step) -> Bits:
@@ -84,23 +90,23 @@ def _anchored_over_plain() -> Measured:
     )
 
 
-def default_over_best(warm: Mapping[str, Bits]) -> Measured:
-    """The default against that of the other methods which is better by most standard errors, or worse by fewest.
+def over_best(row: str, own: str, warm: Mapping[str, Bits], pair: str) -> Measured:
+    """One method against that of the others which is better by most standard errors, or worse by fewest.
 
     So no other one is better by more than two if this one is not.
     """
-    others = {method: excess(warm[DEFAULT], bits) for method, bits in warm.items() if method != DEFAULT}
+    others = {method: excess(warm[own], bits) for method, bits in warm.items() if method != own}
     best = max(others, key=lambda method: others[method].z)
     found = others[best]
-    num_documents = sum(map(len, warm[DEFAULT].values()))
+    num_documents = sum(map(len, warm[own].values()))
     return Measured(
-        "surgery.default_over_best",
+        row,
         found.ratio,
-        f"{DEFAULT} over {best}; {num_documents} documents; default {mean_bits(warm[DEFAULT]):.4f} bits a byte; the "
-        f"default's excess over each: "
+        f"{own} over {best}; {num_documents} documents; {own} {mean_bits(warm[own]):.4f} bits a byte; its excess over "
+        f"each: "
         + ", ".join(f"{method} {_said(each)}" for method, each in sorted(others.items(), key=lambda item: -item[1].z))
-        + f"; {PAIR}; not judged into Qwen2.5's vocabulary, since no donor has rows there; {WARM_UP_SAID}, on "
-        f"{TRAINED_BYTES} bytes of each kind, measured on others, at least {MEASURED_BYTES} of each",
+        + f"; {pair}; {WARM_UP_SAID}, on {TRAINED_BYTES} bytes of each kind, measured on others, at least "
+        f"{MEASURED_BYTES} of each",
         error=found.ratio_error,
     )
 
@@ -118,6 +124,7 @@ MEASUREMENTS = [
             "surgery.seconds_of_rows.*",
             "surgery.pursuit.bits_per_byte_over_plain",
             "surgery.default_over_best",
+            "surgery.composed_over_best",
         ),
     )
 ]

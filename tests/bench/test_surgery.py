@@ -24,12 +24,12 @@ from tests.bench.harness import machine
 from tests.bench.paths import ROOT
 from tests.bench.records import Measured, judged
 from tests.bench.rows import ROWS
-from tests.bench.rows_surgery import BACK, KINDS, METHODS, STRATEGIES
+from tests.bench.rows_surgery import BACK, INTO_QWEN, KINDS, METHODS, STRATEGIES
 from tests.bench.surgery_bad_pairs import is_refused
 from tests.bench.surgery_digits import by_operation
 from tests.bench.surgery_plan import num_differing, num_unexplained, plan_of, recounted
 from tests.bench.surgery_round_trip import values_changed
-from tests.bench.surgery_warm_up import DEFAULT, default_over_best
+from tests.bench.surgery_warm_up import DEFAULT, over_best
 from tests.bench.swap_bits import Bits, excess
 from tests.bench.swap_folder import SOURCES, delete_others, folder, name_of
 from tests.bench.swap_loaders import differing_texts
@@ -137,7 +137,7 @@ def test_the_default_is_the_best_unless_another_is_better_beyond_two_errors(
     others: dict[str, tuple[float, ...]], named: str, ok: bool
 ) -> None:
     warm = {DEFAULT: _bits((100.0, 200.0, 300.0)), **{method: _bits(bits) for method, bits in others.items()}}
-    measured = default_over_best(warm)
+    measured = over_best("surgery.default_over_best", DEFAULT, warm, "a pair")
     (declared,) = (row for row in ROWS if row.name == measured.name)
     row = judged(declared, measured, "machine")
     assert row.ok is ok
@@ -146,11 +146,12 @@ def test_the_default_is_the_best_unless_another_is_better_beyond_two_errors(
     assert row.goal is not None
     assert row.value is not None
     assert (row.value <= row.goal) is ok, "the file's own goal gives the same verdict"
-    assert "self-donor" in row.conditions
+    assert "; a pair; " in row.conditions
 
 
 def test_the_default_is_judged_wherever_it_applies() -> None:
     assert [direction for direction, methods in METHODS.items() if DEFAULT in methods] == [BACK]
+    assert "composed" in METHODS[INTO_QWEN], "the other direction's"
 
 
 def test_what_a_stopped_bench_left_is_of_the_same_sources_and_machine(tmp_path: Path) -> None:

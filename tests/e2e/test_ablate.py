@@ -77,7 +77,10 @@ def test_reversion_is_compared_on_what_the_run_has_made(undisturbed: MicroRun, t
     for name in ("original", "trained", "original_rows", "shared_trained"):
         assert f"│ {name} " in ablation.stdout
     chosen = ablation.chosen.split(".")[0]
-    assert profile.read_text() == text.replace("strategy: original_rows", f"strategy: {chosen}")
+    revert = load_profile(str(profile)).branches["llama"].revert
+    assert revert is not None
+    assert revert.recipe.strategy == chosen
+    assert (profile.read_text() == text) is (chosen == "original_rows")
     assert newest_record(undisturbed) == "micro-ablate-reversion", "an ablation is no run of the recipe"
 
 
@@ -103,7 +106,8 @@ def test_fusions_of_the_branches_of_the_run_are_compared(undisturbed: MicroRun, 
 def test_the_arms_of_the_recipe_share_what_the_run_has_made(undisturbed: MicroRun) -> None:
     first, again = (ablated(undisturbed, "recipe", "micro") for _ in range(2))
     tuned = {"sft-twins", "sft-llama-alone", "sft-qwen-alone"}
-    own = {"twin-llama", "twin-qwen", "revert-twin-llama", "fuse-twins", *tuned, "evaluate-arms"}
+    alone = {"distill-llama-alone", "revert-llama-alone", "distill-qwen-alone"}
+    own = {"twin-llama", "twin-qwen", "revert-twin-llama", "fuse-twins", *alone, *tuned, "evaluate-arms"}
     assert [first.made, again.made] == [own, set()], "the run has made all else, and nothing is made twice"
     assert first.stdout == again.stdout
     lines = first.stdout.splitlines()

@@ -130,7 +130,10 @@ def test_cloze_items_are_answered_by_the_likeliest_word_of_plain_text(
         for sample, document in zip(samples, documents, strict=True):
             scores = [word_logprob(model, tokenizer, document["context"], word) for word in document["choices"]]
             assert sample["outcome"] == float(scores.index(max(scores)) == document["answer"])
-    assert json.loads(files["results.json"])["models"]["base"]["entries"]["cloze"]["n"] == 20
+    results = json.loads(files["results.json"])
+    assert results["models"]["base"]["entries"]["cloze"]["n"] == 20
+    asked = results["harness"]["tasks"]["cloze"]
+    assert (asked["output_type"], asked["plain_text"]) == ("multiple_choice", True)
 
 
 @torch.no_grad()

@@ -44,16 +44,14 @@ def planned(profile: str, *sets: str) -> tuple[RecipeArms, dict[str, Step]]:
 def test_what_the_profile_makes_is_no_arm_s_own() -> None:
     arms, own = planned("tiny")
     assert list(arms.arms) == ARMS
-    shared = {
-        "base": "model-base", "llama-alone": "revert-llama", "qwen-alone": "distill-qwen", "all": "fuse",
-        "all-sft": "sft",
-    }  # fmt: skip
+    shared = {"base": "model-base", "all": "fuse", "all-sft": "sft"}
     assert {name: arms.arms[name].directory for name in shared} == {
         name: own[label].directory for name, label in shared.items()
     }
     new = {step.label for step in arms.all if step.key in arms.own}
     tuned = {"sft-twins", "sft-llama-alone", "sft-qwen-alone"}
-    assert new == {"revert-twin-llama", "fuse-twins", *tuned, "evaluate-arms"}, "tiny's run trains the twins"
+    alone = {"distill-llama-alone", "revert-llama-alone", "distill-qwen-alone"}
+    assert new == {"revert-twin-llama", "fuse-twins", *alone, *tuned, "evaluate-arms"}, "tiny's run trains the twins"
     assert {step.directory for step in arms.all if step.key not in arms.own} <= {
         step.directory for step in own.values()
     }
@@ -64,7 +62,7 @@ def test_a_profile_without_twins_gets_them_on_the_same_tokens_and_steps() -> Non
     steps = {step.label: step for step in arms.all}
     assert {label for label, step in steps.items() if step.key in arms.own} == {
         "twin-llama", "twin-qwen", "revert-twin-llama", "fuse-twins", "sft-twins", "sft-llama-alone", "sft-qwen-alone",
-        "evaluate-arms",
+        "distill-llama-alone", "revert-llama-alone", "distill-qwen-alone", "evaluate-arms",
     }  # fmt: skip
     for name in ("llama", "qwen"):
         twin, distilled = steps[f"twin-{name}"], own[f"distill-{name}"]
@@ -118,13 +116,32 @@ def test_the_budget_is_that_of_the_recipe_s_own_trainings() -> None:
         "base": [],
         "ce-only": ["twin-llama", "twin-qwen"],
         "ce-only-sft": ["twin-llama", "twin-qwen", "sft-twins"],
-        "llama-alone": ["distill-llama"],
-        "llama-alone-sft": ["distill-llama", "sft-llama-alone"],
-        "qwen-alone": ["distill-qwen"],
-        "qwen-alone-sft": ["distill-qwen", "sft-qwen-alone"],
+        "llama-alone": ["distill-llama-alone"],
+        "llama-alone-sft": ["distill-llama-alone", "sft-llama-alone"],
+        "qwen-alone": ["distill-qwen-alone"],
+        "qwen-alone-sft": ["distill-qwen-alone", "sft-qwen-alone"],
         "all": ["distill-llama", "distill-qwen"],
         "all-sft": ["distill-llama", "distill-qwen", "sft"],
     }, "base and qwen-teacher were trained before the recipe"
+
+
+@pytest.mark.parametrize(("length", "twice"), [("steps=7", 14), ("epochs=1.5", 3.0)])
+def test_a_teacher_alone_spends_what_all_branches_spend(length: str, twice: float) -> None:
+    field = length.partition("=")[0]
+    other = "epochs" if field == "steps" else "steps"
+    sets = [f"branches.qwen.distill.recipe.{given}" for given in (length, f"{other}=null")]
+    arms, own = planned("micro", *sets)
+    steps = {step.label: step for step in arms.all}
+    recipe, usual = (each.config.recipe for each in (steps["distill-qwen-alone"], own["distill-qwen"]))
+    assert isinstance(recipe, DistillRecipe)
+    assert isinstance(usual, DistillRecipe)
+    assert (getattr(recipe, field), getattr(recipe, other)) == (twice, None)
+    assert recipe.model_copy(update={field: getattr(usual, field)}) == usual, "nothing else differs"
+    assert steps["distill-qwen-alone"].inputs == own["distill-qwen"].inputs
+    back = steps["revert-llama-alone"]
+    assert back.config == own["revert-llama"].config
+    assert back.inputs["trained"].label == "distill-llama-alone"
+    assert back.inputs["original"].key == own["revert-llama"].inputs["original"].key
 
 
 def tasks_of(name: str) -> str:
@@ -290,6 +307,6 @@ def test_the_table_pairs_like_with_like_and_states_budgets(tmp_path: Path, store
     assert differences.markdown() in text
     assert "Measured on 4 items and 4 held-out texts (40 bytes)" in text
     assert "read the same texts" in text
-    assert "of teachers and tokens together" in text
+    assert "differ in teachers and not in tokens" in text
     assert "test split" not in text, "what the evaluation reports is not known here"
     assert (tmp_path / "x" / "results.png").read_bytes().startswith(b"\x89PNG")

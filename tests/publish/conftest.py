@@ -119,7 +119,8 @@ def model_files(seed: int, tmp_path: Path) -> dict[str, bytes]:
 
 def measured(seed: int, rate: float) -> Measured:
     rng = np.random.default_rng(seed)
-    tasks = {"exercise_add": {"version": "1", "num_fewshot": 0, "metric": "exact_match"}}
+    asked = {"output_type": "generate_until", "plain_text": False}
+    tasks = {"exercise_add": {"version": "1", "num_fewshot": 0, "metric": "exact_match", **asked}}
     return Measured(
         items=[
             {"entry": "exercise_add", "task": "exercise_add", "item": index, "outcome": float(outcome)}
@@ -142,6 +143,11 @@ def second_entry(results: dict[str, Any]) -> dict[str, Any]:
     """The results with a benchmark more, of two tasks, the same for all models."""
     own = {"metric": "acc_norm", "value": 0.25, "stderr": 0.03, "n": 200}
     alike = {"difference": 0.0, "stderr": 0.01, "z": 0.0, "n": 200}
+    asked = {"version": "1", "num_fewshot": 0, "metric": "acc_norm", "output_type": "multiple_choice"}
+    # The second one as if it were running text, as the cloze items are.
+    results["harness"]["tasks"] |= {
+        f"gpqa_{part}": asked | {"plain_text": part == "diamond"} for part in ("main", "diamond")
+    }
     for model in results["models"].values():
         model["entries"]["leaderboard_gpqa"] = own
         model["tasks"] |= {"gpqa_main": own, "gpqa_diamond": own}

@@ -114,6 +114,8 @@ def test_benchmarks_stand_by_themselves_and_with_their_mean(
     assert "`final` minus each other model, paired over the same items:" in part
     assert entry_differences_table(results).markdown() in part
     assert "| gpqa_diamond | acc_norm |" in part
+    asked = "answers by greedy decoding, choices by their likelihood, prompts in each model's own chat template, "
+    assert f"on the same items: {asked}gpqa_diamond without one." in part
 
 
 @pytest.mark.parametrize("chosen", ["fused", "tuned"])

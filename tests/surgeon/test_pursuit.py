@@ -82,6 +82,14 @@ def test_k_above_the_anchors_is_refused() -> None:
         anchored_pursuit(targets_ND, anchors_AD, 5)
 
 
+@pytest.mark.parametrize("what", ["anchors", "rows to be made"])
+def test_rows_that_are_not_finite_are_refused(what: str) -> None:
+    targets_ND, anchors_AD = torch.randn(3, 8), torch.randn(5, 8)
+    (anchors_AD if what == "anchors" else targets_ND)[1, 2] = torch.nan
+    with pytest.raises(BadInputError, match=f"1 of the . {what} are not finite"):
+        anchored_pursuit(targets_ND, anchors_AD, 2)
+
+
 def test_anchors_are_the_smallest_ids() -> None:
     assert most_used_anchors(np.array([5, 90, 7, 300, 1]), 3).tolist() == [0, 2, 4]
     assert most_used_anchors(np.array([5, 90]), 3).tolist() == [0, 1]
