@@ -33,8 +33,8 @@ run: $(STAMP)  ## the whole recipe in miniature (configs/tiny.yaml)
 test: $(STAMP)  ## the test suite, a process a core
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu and not faults" -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-test-slow: $(LLAMA_STAMP)  ## the tests that take longer
-	@$(BIN)/python -m pytest -m slow
+test-slow: $(LLAMA_STAMP)  ## the tests that take longer, and need a browser (chromium)
+	@MEDIUS_REQUIRE_BROWSER=1 $(BIN)/python -m pytest -m slow
 
 test-gpu: $(STAMP)  ## the tests that need a CUDA device; without one they are skipped
 	@$(BIN)/python -m pytest -m gpu

@@ -38,6 +38,30 @@ def html(
     return render_page(read_report(records, store, profile, expected))
 
 
+def choice_record() -> dict[str, Any]:
+    """What the stage that chooses keeps, of three candidates."""
+
+    def model(bits: float) -> dict[str, Any]:
+        measured = {"texts": _estimate(bits), "answers": _estimate(bits), "exercises": None, "cloze": _estimate(0.5)}
+        return {"fault": None, **measured, "stops": {"stopped": 7, "prompts": 8, "lost": 0}}
+
+    difference = {"difference": -0.5, "stderr": 0.02, "z": -25.0}
+    return {
+        "chosen": "tuned",
+        "default": "fused",
+        "reason": "tuned goes on: it is better",
+        "rule": "the better one",
+        "verdicts": {"fused": "is worse than tuned", "odd": "it gives logits that are not finite"},
+        "models": {"fused": model(2.5), "tuned": model(2.0), "odd": {"fault": "it gives logits that are not finite"}},
+        # As before there were cloze items.
+        "minus_default": {"tuned": {"texts": difference, "answers": difference, "exercises": None}},
+    }
+
+
+def _estimate(value: float) -> dict[str, float]:
+    return {"value": value, "stderr": 0.01}
+
+
 @pytest.fixture
 def record_of(store: Store) -> RecordOf:
     """record_of(artifact, gates=(…), **changes) is the stage of a finished artifact."""

@@ -4,39 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Any
 
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.store import Store
 from tasks.publish.page.blocks import Grid, Note
 from tasks.publish.page.material import StageRecord
 from tasks.publish.page.sections.choice import choice_sections
-
-
-def estimate(value: float) -> dict[str, float]:
-    return {"value": value, "stderr": 0.01}
+from tests.publish.page.conftest import choice_record
 
 
 def test_candidates_differences_and_the_reason_are_shown(
     make: Callable[..., Artifact], record_of: Callable[..., StageRecord], store: Store
 ) -> None:
-    def model(bits: float) -> dict[str, Any]:
-        measured = {"texts": estimate(bits), "answers": estimate(bits), "exercises": None, "cloze": estimate(0.5)}
-        return {"fault": None, **measured, "stops": {"stopped": 7, "prompts": 8, "lost": 0}}
-
-    difference = {"difference": -0.5, "stderr": 0.02, "z": -25.0}
-    choice = {
-        "chosen": "tuned",
-        "default": "fused",
-        "reason": "tuned goes on: it is better",
-        "rule": "the better one",
-        "verdicts": {"fused": "is worse than tuned", "odd": "it gives logits that are not finite"},
-        "models": {"fused": model(2.5), "tuned": model(2.0), "odd": {"fault": "it gives logits that are not finite"}},
-        "minus_default": {
-            "tuned": {"texts": difference, "answers": difference, "exercises": None}
-        },  # as before cloze items
-    }
-    record = record_of(make("choose", "choose", {"choice.json": json.dumps(choice).encode()}))
+    record = record_of(make("choose", "choose", {"choice.json": json.dumps(choice_record()).encode()}))
     [section] = choice_sections([record], store)
     note, candidates, differences = section.blocks
     assert isinstance(note, Note)

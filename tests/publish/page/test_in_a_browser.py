@@ -17,7 +17,8 @@ import pytest
 
 from tasks.artifacts.store import Store
 from tasks.publish.page.material import StageRecord
-from tests.publish.page.conftest import html
+from tests.publish.conftest import Make
+from tests.publish.page.conftest import RecordOf, choice_record, html
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 REQUIRED = "MEDIUS_REQUIRE_BROWSER"
@@ -89,7 +90,7 @@ def test_a_missing_browser_is_a_failure_only_where_one_is_required(monkeypatch: 
 
 
 def test_chromium_opens_the_page_without_a_network_or_a_complaint(
-    run: list[StageRecord], store: Store, tmp_path: Path
+    run: list[StageRecord], make: Make, record_of: RecordOf, store: Store, tmp_path: Path
 ) -> None:
     # What the browser does for itself, and proof that requests and complaints of a page are seen here.
     talkative = tmp_path / "talkative.html"
@@ -99,11 +100,13 @@ def test_chromium_opens_the_page_without_a_network_or_a_complaint(
     assert any("seen" in line for line in control.console)
 
     page = tmp_path / "page.html"
-    page.write_text(html(run, store, "tiny", {"exercise_add": 0.7}), encoding="utf-8")
+    choice = record_of(make("choose", "choose", {"choice.json": json.dumps(choice_record()).encode()}))
+    page.write_text(html([*run, choice], store, "tiny", {"exercise_add": 0.7}), encoding="utf-8")
     opened = open_in_chromium(page, tmp_path)
     of_the_browser = {url.split("?")[0] for url in control.urls - {NOWHERE}}
     asked = {url for url in opened.urls if not url.startswith(("file:", "data:"))}
     assert {url.split("?")[0] for url in asked} <= of_the_browser
     assert opened.console == []
     assert '<h2 id="results-evaluate-title">Results</h2>' in opened.document
+    assert "tuned goes on: it is better" in opened.document
     assert opened.document.count("<svg") > 10
