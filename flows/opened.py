@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from threading import Event, Semaphore
 from typing import Any
@@ -13,7 +13,7 @@ from uuid import UUID
 
 import httpx
 from prefect import runtime
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelled, State
 
@@ -34,8 +34,8 @@ from tasks.runtime.launch_folder import SCRATCH
 STOP = Event()
 """Set by the command line on the first Ctrl-C, and by `open_run` when the flow is cancelled or fails; also where the
 server alone says that it is cancelled."""
-_TOLD_SECONDS = 10.0
-"""So long is waited for the server to know of a task run."""
+_TOLD_SECONDS = 30.0
+"""So long is waited for the server to hear how task runs ended."""
 _TOLD_LOOK_SECONDS = 0.5
 
 
@@ -135,29 +135,36 @@ def gather(futures: Iterable[Any]) -> list[Any]:
             except Exception as error:
                 errors.append(error)
     if errors:
-        _close_unbegun([future.task_run_id for future in ended if future.state.is_pending()])
+        # A server that could not be told of a task run need not be waited for once more.
+        if not any(isinstance(error, httpx.HTTPError) for error in errors):
+            _close_unbegun({future.task_run_id: future.state for future in ended if future.state.is_pending()})
         raise min(errors, key=_consequence)
     return [future.result() for future in futures]
 
 
-def _close_unbegun(task_runs: Sequence[UUID]) -> None:
+def _close_unbegun(task_runs: Mapping[UUID, State[Any]]) -> None:
     """Prefect leaves what waited for a failed task pending, as if it were still about to begin.
 
-    As far as the server can be reached; of a task run it is told some time after it was made.
+    As far as the server can be reached. It hears of a task run, its name included, some time after the fact, and would
+    take no such news of one whose state is newer: so its last word is awaited first.
     """
-    state: State[Any] = Cancelled(message="not begun: a stage before it did not come to its end")
+    closed: State[Any] = Cancelled(message="not begun: a stage before it did not come to its end")
     deadline = time.monotonic() + _TOLD_SECONDS
     with suppress(httpx.HTTPError), get_client(sync_client=True) as client:
-        for task_run in task_runs:
-            while True:
-                try:
-                    client.set_task_run_state(task_run, state, force=True)
-                except ObjectNotFound:
-                    if time.monotonic() > deadline:
-                        return
-                    time.sleep(_TOLD_LOOK_SECONDS)
-                else:
-                    break
+        for task_run, last in task_runs.items():
+            while not _has_heard(client, task_run, last):
+                if time.monotonic() > deadline:
+                    return
+                time.sleep(_TOLD_LOOK_SECONDS)
+            client.set_task_run_state(task_run, closed, force=True)
+
+
+def _has_heard(client: SyncPrefectClient, task_run: UUID, last: State[Any]) -> bool:
+    try:
+        state = client.read_task_run(task_run).state
+    except ObjectNotFound:
+        return False
+    return state is not None and state.name == last.name
 
 
 def _consequence(error: Exception) -> int:
