@@ -34,7 +34,7 @@ test: $(STAMP)  ## the test suite, a process a core
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu and not faults" -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(LLAMA_STAMP)  ## the tests that take longer, and need a browser (chromium)
-	@MEDIUS_REQUIRE_BROWSER=1 $(BIN)/python -m pytest -m slow
+	@MEDIUS_REQUIRE_BROWSER=1 $(BIN)/python -m pytest -m "slow or browser"
 
 test-gpu: $(STAMP)  ## the tests that need a CUDA device; without one they are skipped
 	@$(BIN)/python -m pytest -m gpu

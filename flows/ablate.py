@@ -24,7 +24,7 @@ from flows.ablation_recipe import RecipeArms, plan_recipe
 from flows.ablation_recipe_report import arms_table, budget_of, made_of, pairs_of, pairs_table
 from flows.ablation_recipe_report import measured_on as arms_measured_on
 from flows.ablation_recipe_report import write_report as write_arms
-from flows.ablation_report import lost_stops, measured_on, results_table, write_report
+from flows.ablation_report import caveats, measured_on, results_table, write_report
 from flows.ablation_steps import ablation_steps
 from flows.dag import closure
 from flows.left_to_choose_on import require_texts
@@ -136,10 +136,11 @@ def report_recipe(arms: RecipeArms, profile: Profile, console: Console) -> None:
     differences = pairs_table(budgets, against, pairs_of(arms, store))
     console.print(_shown(arms_table(results, budgets)))
     console.print(_shown(differences))
-    for line in [arms_measured_on(results), *made_of(budgets)]:
+    told = arms_measured_on(results, budgets, against)
+    for line in [told, *made_of(budgets)]:
         console.print(line, soft_wrap=True, markup=False)
     title = f"The recipe of {profile.name}, arm by arm"
-    report = write_arms(FOLDER / f"{profile.name}-{RECIPE}", title, results, budgets, differences)
+    report = write_arms(FOLDER / f"{profile.name}-{RECIPE}", title, results, budgets, differences, told)
     console.print(str(report), soft_wrap=True, markup=False)
 
 
@@ -177,7 +178,7 @@ def report_ablation(plan: AblationPlan, profile: Profile, path: Path, console: C
     if choice.taken is None:
         why = "; ".join(f"{name}: {reason}" for name, reason in choice.reasons.items())
         raise GateFailedError(f"no candidate can be used, so {path} stays as it is ({why}); see {report}")
-    console.print(f"Chosen: {choice.taken}.{lost_stops(choice)}", soft_wrap=True)
+    console.print(f"Chosen: {choice.taken}.{caveats(choice)}", soft_wrap=True)
     _settle(plan.edits.get(choice.taken), path, console, write=write)
     console.print(str(report), soft_wrap=True, markup=False)
 

@@ -31,6 +31,9 @@ class Choice:
     """Why each of the others was not taken."""
     stops_lost: int
     """By the one that was taken."""
+    below_reference: str | None = None
+    """How far its arithmetic is below the reference's, if by more than two paired standard errors. The decision is then
+    not where it was lost: every candidate that could be taken has lost it."""
 
 
 def choose(results: Mapping[str, Any], candidates: Sequence[str]) -> Choice:
@@ -69,4 +72,12 @@ def choose(results: Mapping[str, Any], candidates: Sequence[str]) -> Choice:
         if name != taken:
             more = paired[name][taken]["bits_per_byte"]["heldout"]
             reasons[name] = f"{more['difference']:+.4f} ± {more['stderr']:.4f} bits per byte"
-    return Choice(taken, reasons, fewest)
+    # Where the reference gave no usable numbers there is no pair.
+    pair = paired[taken].get(results["reference"])
+    behind = {"difference": 0.0, "stderr": 0.0} if pair is None else pair["arithmetic"]
+    below = (
+        f"{-behind['difference']:.3f} ± {behind['stderr']:.3f} below that of {results['reference']}"
+        if behind["difference"] < -NUM_ERRORS * behind["stderr"]
+        else None
+    )
+    return Choice(taken, reasons, fewest, below)

@@ -2,7 +2,7 @@
 
 An arm is a model that the recipe makes, or would make without some of its parts: without any teacher (the twins, fused
 like the branches), with one teacher alone, and with all; each as it is and fine-tuned. All spend the same tokens and
-steps: a teacher alone trains as many times longer as there are branches. An arm is compared with the one of all
+steps: a teacher alone trains as long as all branches together. An arm is compared with the one of all
 teachers that is fine-tuned like itself. All but the parts that only an arm has are the profile's own steps, under their
 own labels and keys. Imports no Prefect, so that it is checked before one is started.
 """
@@ -93,8 +93,8 @@ def plan_recipe(profile: Profile) -> RecipeArms:
     untaught = _without_replayed_teacher(taught)
     arms[CE_ONLY] = Step(FUSE, "fuse-twins", fused.config, {**fused.inputs, **twins})
     arms[f"{CE_ONLY}-{TUNED}"] = Step(SFT, "sft-twins", untaught, {**tuned.inputs, "model": arms[CE_ONLY]})
-    for name, branch in profile.branches.items():
-        alone = _alone(name, branch, steps, len(profile.branches))
+    for name in profile.branches:
+        alone = _alone(name, profile.branches, steps)
         training = untaught if replay is not None and replay.branch != name else taught
         arms[f"{name}-alone"] = alone
         arms[f"{name}-alone-{TUNED}"] = Step(SFT, f"sft-{name}-alone", training, {**tuned.inputs, "model": alone})
@@ -121,12 +121,26 @@ def _twin(name: str, branch: Branch, steps: Mapping[str, Step]) -> Step:
     return replace(reverted, label=f"revert-twin-{name}", inputs={**reverted.inputs, "trained": twin})
 
 
-def _alone(name: str, branch: Branch, steps: Mapping[str, Step], times: int) -> Step:
-    """A branch that spends what all branches of the recipe spend together, in the student's vocabulary."""
+def _alone(name: str, branches: Mapping[str, Branch], steps: Mapping[str, Step]) -> Step:
+    """A branch that spends what all branches of the recipe spend together, in the student's vocabulary.
+
+    Raises:
+        BadInputError: the branches' lengths cannot be added up.
+    """
+    branch, times = branches[name], len(branches)
     distilled, recipe = steps[f"distill-{name}"], branch.distill.recipe
-    # One of the two is None.
-    longer = {field: times * value for field in ("steps", "epochs") if (value := getattr(recipe, field)) is not None}
-    config = branch.distill.model_copy(update={"recipe": recipe.model_copy(update=longer)})
+    field = "steps" if recipe.steps is not None else "epochs"
+    lengths = {each: getattr(block.distill.recipe, field) for each, block in branches.items()}
+    if other := next((each for each, length in lengths.items() if length is None), None):
+        raise BadInputError(
+            f"branches.{name}.distill.recipe states {field} and branches.{other}.distill.recipe does not, so that the "
+            f"arm {name}-alone cannot train as long as both; state {field} in both"
+        )
+    together = sum(lengths.values())
+    # The same part of a longer training.
+    warming = round(recipe.embedding_steps * together / lengths[name])
+    longer = recipe.model_copy(update={field: together, "embedding_steps": warming})
+    config = branch.distill.model_copy(update={"recipe": longer})
     label = distilled.label if times == 1 else f"{distilled.label}-alone"
     trained = Step(DISTILL, label, config, distilled.inputs)
     if branch.revert is None:

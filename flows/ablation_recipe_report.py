@@ -14,6 +14,9 @@ from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.store import Store
 from tasks.publish.tables import MISSING, Table, headline, with_error
 
+_ROUNDING = 0.01
+"""The last step of a training takes as many rows as the others, so that equal budgets differ by some rows."""
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -118,21 +121,29 @@ def made_of(budgets: Mapping[str, Budget]) -> list[str]:
     return [f"{name}: {' + '.join(budget.trainings) or 'no training'}" for name, budget in budgets.items()]
 
 
-def measured_on(results: Mapping[str, Any]) -> str:
+def measured_on(results: Mapping[str, Any], budgets: Mapping[str, Budget], against: Mapping[str, str | None]) -> str:
     """The sentences under the table."""
+    # Untrained or not fine-tuned, an arm is to differ in what it spent.
+    pairs = [(budgets[name].tokens, budgets[other].tokens) for name, other in against.items() if other and name != ALL]
+    alike = all(abs(spent - other) < _ROUNDING * other for spent, other in pairs if spent)
     return (
         f"{headline(results, {})[0]} The profile's own evaluation reports none of it. `medius ablate` and the stage "
         f"choose read the same texts: where one of them chose the fusion or a reversion, {ALL} and {FULL} are partly "
         f"lucky in bits per byte, and accuracy is the fairer column. An arm is compared with the one of all teachers "
         f"that is fine-tuned like itself, and {ALL} with {FULL}. A teacher alone trained one branch for as many steps "
-        f"as all branches together, so that arms differ in teachers and not in tokens; the column says so."
+        f"as all branches together"
+        + (
+            ", so that arms differ in teachers and not in tokens."
+            if alike
+            else "; the column says what each arm spent."
+        )
     )
 
 
 def write_report(
-    folder: Path, title: str, results: Mapping[str, Any], budgets: Mapping[str, Budget], differences: Table
+    folder: Path, title: str, results: Mapping[str, Any], budgets: Mapping[str, Budget], differences: Table, told: str
 ) -> Path:
-    """Writes report.md with both tables, results.png and results.svg; returns the path of the first."""
+    """Writes report.md with both tables and what is told of them, results.png and results.svg; returns the first."""
     # Its font cache otherwise goes to the home directory.
     os.environ.setdefault("MPLCONFIGDIR", str(Path(".medius/matplotlib").resolve()))
     from tasks.compare.plots import plot_arms
@@ -144,7 +155,7 @@ def write_report(
         f"# {title}",
         arms_table(results, budgets).markdown(),
         differences.markdown(),
-        measured_on(results),
+        told,
         _listed(made_of(budgets)),
         "![results](results.png)",
     ]

@@ -76,12 +76,16 @@ def measured_on(results: Mapping[str, Any]) -> str:
     )
 
 
-def lost_stops(choice: Choice) -> str:
-    """What is to be said beside the choice, if there was none that stops where the reference does."""
-    lost = choice.stops_lost
-    if not lost:
-        return ""
-    return f" It no longer stops on {lost} of the prompts on which the reference stops; none loses fewer."
+def caveats(choice: Choice) -> str:
+    """What is to be said beside the choice: what even the best has lost of what the reference can."""
+    told = ""
+    if choice.stops_lost:
+        told += (
+            f" It no longer stops on {choice.stops_lost} of the prompts on which the reference stops; none loses fewer."
+        )
+    if choice.below_reference:
+        told += f" Its arithmetic is {choice.below_reference}; look for the cause before this decision."
+    return told
 
 
 def write_report(
@@ -103,7 +107,7 @@ def write_report(
     parts = [
         f"# {title}",
         f"Rule, fixed before the measurement: {RULE}.",
-        f"Chosen: **{choice.taken}**.{lost_stops(choice)}" if choice.taken else "Nothing can be chosen.",
+        f"Chosen: **{choice.taken}**.{caveats(choice)}" if choice.taken else "Nothing can be chosen.",
         results_table(results, others, candidates, choice).markdown(),
         measured_on(results),
         "![results](results.png)",

@@ -34,8 +34,8 @@ class FineTuning(Frozen):
     corpus: CorpusConfig
     sft: SftConfig
     replay: ReplaySource | None = None
-    choose: ChooseConfig | None = None
-    """Whether the fusion or the fine-tuned model goes on; None: the fine-tuned one."""
+    choose: ChooseConfig | None = ChooseConfig()
+    """Whether the fusion or the fine-tuned model goes on; None: the fine-tuned one, which nobody compared."""
 
     @property
     def training(self) -> SftConfig:

@@ -89,7 +89,7 @@ def plan(
     if surgery:
         from flows.surgery import print_surgeries
 
-        print_surgeries(steps, opened, console)
+        print_surgeries(steps, opened, console, Path("build/surgery") / name)
 
 
 def explain(

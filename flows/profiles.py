@@ -366,19 +366,20 @@ SMOKE_FRACTION = 0.001
 _AMOUNTS = {
     "limit": 4,
     "count": 8,
-    "max_bytes": 20_000,
+    "max_bytes": 60_000,
     "max_rows": 64,
     "steps": 2,
     "embedding_steps": 1,
     "items_per_kind": 2,
     "max_seeds": 64,
-    "max_documents": 2,
+    "max_documents": 16,
     "max_heldout_rows": 4,
     "max_conversations": 8,
 }
 """What `--smoke` shrinks, wherever it stands in a recipe, and the least that still exercises every stage."""
-_HELDOUT_FRACTION = 0.25
-"""At least this part of a shrunk corpus is held out: 0.2 % of a few hundred documents may be none."""
+_HELDOUT_FRACTION = 0.5
+"""At least this part of a shrunk corpus is held out: 0.2 % of a few hundred documents may be none, and of the 63 that
+60,000 bytes of documentation are the evaluation reads 16 and `choose` others."""
 _UNBOUNDED = {
     "lm_eval": "limit",
     "files": "limit",
@@ -387,11 +388,17 @@ _UNBOUNDED = {
     "autoevol": "max_seeds",
 }
 """The amount of each `type` or `kind` that takes everything where its amount is not given."""
+_SMALLER_ITEMS: dict[str, dict[str, Any]] = {
+    "cloze": {"items": 20, "choices": 2, "context_chars": 80},
+    "lm_eval": {"cluster": None},
+}
+"""Of each `type`: 16 short texts hold few places for cloze items, and a benchmark's first items may be one question."""
 
 
 def shrink(value: Any) -> Any:
     """A profile's document with every amount of data or steps at 0.1 %: the same DAG under other keys."""
     if isinstance(value, Mapping):
+        value = {**value, **_SMALLER_ITEMS.get(str(value.get("type")), {})}
         amount = _UNBOUNDED.get(str(value.get("kind") or value.get("type")))
         if amount is not None and value.get(amount) is None:
             value = {**value, amount: _AMOUNTS[amount]}

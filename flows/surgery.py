@@ -40,8 +40,8 @@ _FROM_ROLES = ("original", "model", "student", "base")
 """Of a stage that keeps a vocabulary: the input that it has it from."""
 
 
-def print_surgeries(steps: Sequence[Step], store: Store, console: Console) -> None:
-    """Plans every transplant of a profile from tokenizers alone and prints the plans.
+def print_surgeries(steps: Sequence[Step], store: Store, console: Console, folder: Path) -> None:
+    """Plans every transplant of a profile from tokenizers alone, prints them, and keeps each as a JSON of `folder`.
 
     Raises:
         BadInputError: a tokenizer cannot be had, or a transplant will be refused; after the plans of the others.
@@ -50,13 +50,17 @@ def print_surgeries(steps: Sequence[Step], store: Store, console: Console) -> No
     if not transplants:
         console.print("the profile has no transplant")
         return
-    with tempfile.TemporaryDirectory() as folder:
-        answers = _preview(transplants, steps, store, Path(folder))
+    with tempfile.TemporaryDirectory() as scratch:
+        answers = _preview(transplants, steps, store, Path(scratch))
     for answer in answers:
         if "record" in answer:
             print_plan(answer["label"], answer["record"], console)
             for note in answer["notes"]:
                 _say(console, f"note: {note}")
+            file = folder / f"{answer['label']}.json"
+            folder.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(answer["record"], ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+            console.print(str(file), soft_wrap=True, markup=False)
     refused = next((answer for answer in answers if "error" in answer), None)
     if refused is not None:
         raise BadInputError(f"{refused['label']}: {refused['error']}")
@@ -229,6 +233,12 @@ def _say_specials(record: Mapping[str, Any], console: Console) -> None:
             console,
             f"{shadowed['end']} ends an answer and has the row of {shadowed['taken']}, which does not: until training "
             f"has set them apart greedy decoding takes {shadowed['taken']}, the lower id, for both",
+        )
+    for doubled in record.get("rows_of_text", ()):
+        _say(
+            console,
+            f"{doubled['token']} has the row of the text {_quoted(doubled['text'])}: until training has set them apart "
+            f"the model gives each of them half of the probability",
         )
     if record["proposed"]:
         _say(console, f"consider in special_tokens too: {json.dumps(record['proposed'], ensure_ascii=False)}")

@@ -103,7 +103,11 @@ class EvaluateGates(Gates):
     max_kl_over_twin: float | None = None
     """Held-out KL of any branch to its teacher, as a part of its twin's."""
     min_paired_z: float | None = None
-    """Accuracy of the candidate minus that of the reference, in paired standard errors."""
+    """Accuracy of the candidate minus that of the reference over all items, in paired standard errors."""
+    min_mean_z: float | None = None
+    """The same of the mean over the recipe's tasks with equal weights, as leaderboards count: over all items a task
+    counts by its size, and MMLU-Pro has more than half of those of the Open LLM Leaderboard. Below 0 allows so much
+    loss."""
     max_bits_per_byte_excess: float | None = None
     """By which fraction the candidate's bits per byte may exceed those of any parent: 0.02 is 2 %."""
     min_items: int | None = Field(None, ge=1)
@@ -137,6 +141,12 @@ def _judge(metrics: Mapping[str, Any], gates: EvaluateGates) -> list[GateResult]
             gates.min_paired_z,
             "the final model answers more items than the model it started from, beyond chance",
         ),
+        *at_least(
+            "min_mean_z",
+            metrics.get("mean_over_reference_z"),
+            gates.min_mean_z,
+            "the final model is as good as the model it started from in the mean of the tasks, equally weighed",
+        ),
         *at_most(
             "max_bits_per_byte_excess",
             metrics.get("worst_parent_excess"),
@@ -147,4 +157,4 @@ def _judge(metrics: Mapping[str, Any], gates: EvaluateGates) -> list[GateResult]
     ]
 
 
-STAGE = Stage(name="evaluate", version=6, config=EvaluateConfig, judge=_judge, accelerated=True)
+STAGE = Stage(name="evaluate", version=7, config=EvaluateConfig, judge=_judge, accelerated=True)

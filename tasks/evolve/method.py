@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import random
+import string
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 
 from pydantic import ValidationError
 
@@ -36,6 +38,8 @@ class MethodRound(Frozen):
     proposals: dict[str, float]
     """Failure rate of each readable new method."""
     unreadable_proposals: int
+    unreadable_verdicts: int
+    """Replies of the judge, on all methods of the round, that are neither pass nor fail and so say nothing."""
     method_after: str
     failure_rate_after: float
 
@@ -141,7 +145,8 @@ async def _round(
 ) -> FinishedRound:
     trial = await _trial(evolver, method, dev)
     proposals, unreadable, analysed = await _propose(evolver, number, method, batch)
-    rate, *rates = failure_rates([trial, *await in_order([_trial(evolver, each, dev) for each in proposals])])
+    trials = [trial, *await in_order([_trial(evolver, each, dev) for each in proposals])]
+    rate, *rates = failure_rates(trials)
     best, best_rate = min(zip([method, *proposals], [rate, *rates], strict=True), key=lambda pair: pair[1])
     entry = MethodRound(
         round=number,
@@ -150,6 +155,7 @@ async def _round(
         analysed=analysed,
         proposals={method_digest(proposal): value for proposal, value in zip(proposals, rates, strict=True)},
         unreadable_proposals=unreadable,
+        unreadable_verdicts=sum(each.count(TrialOutcome.UNREADABLE) for each in trials),
         method_after=method_digest(best),
         failure_rate_after=best_rate,
     )
@@ -174,42 +180,66 @@ async def _propose(evolver: Evolver, number: int, method: str, batch: Sequence[S
     return [item for item in dict.fromkeys(readable) if item != method], len(methods) - len(readable), True
 
 
-def failure_rates(trials: Sequence[Sequence[bool | None]]) -> list[float]:
+class TrialOutcome(Enum):
+    """What a development seed says of a method."""
+
+    SOUND = "sound"
+    FAILS = "fails"
+    UNANSWERED = "unanswered"
+    """Nothing: the endpoint's error stands in the place of a reply."""
+    UNREADABLE = "unreadable"
+    """Nothing: the judge's reply is neither pass nor fail."""
+
+
+_VERDICTS = {
+    "pass": TrialOutcome.SOUND,
+    "passed": TrialOutcome.SOUND,
+    "fail": TrialOutcome.FAILS,
+    "failed": TrialOutcome.FAILS,
+}
+
+
+def failure_rates(trials: Sequence[Sequence[TrialOutcome]]) -> list[float]:
     """Share of the development seeds that each method fails on, over the seeds that say something of all of them.
 
     Raises:
-        EndpointError: there is no such seed.
+        EndpointError: there is no such seed, and a call was not answered.
+        BadInputError: there is no such seed, as the judge's replies cannot be read.
     """
-    told = [outcomes for outcomes in zip(*trials, strict=True) if None not in outcomes]
+    silent = {TrialOutcome.UNANSWERED, TrialOutcome.UNREADABLE}
+    told = [outcomes for outcomes in zip(*trials, strict=True) if silent.isdisjoint(outcomes)]
     if not told:
+        if not any(TrialOutcome.UNANSWERED in each for each in trials):
+            raise BadInputError(
+                f"on each of the {len(trials[0])} seeds that methods are tried on the judge's reply to one of them is "
+                f"neither pass nor fail between <{prompts.VERDICT_TAG}> tags, so none can be preferred; name another "
+                f"model as judge, give it more tokens, or leave the judge out"
+            )
         raise EndpointError(
             f"the endpoint left a call unanswered on each of the {len(trials[0])} seeds that methods are tried on, so "
             f"none can be preferred; finished calls are kept: mend the endpoint or the recipe's sampling and run again"
         )
-    return [sum(map(bool, outcomes)) / len(told) for outcomes in zip(*told, strict=True)]
+    return [outcomes.count(TrialOutcome.FAILS) / len(told) for outcomes in zip(*told, strict=True)]
 
 
-async def _trial(evolver: Evolver, method: str, dev: Sequence[Seed]) -> list[bool | None]:
-    return await in_order([_fails(evolver, method, seed) for seed in dev])
+async def _trial(evolver: Evolver, method: str, dev: Sequence[Seed]) -> list[TrialOutcome]:
+    return await in_order([_outcome(evolver, method, seed) for seed in dev])
 
 
-async def _fails(evolver: Evolver, method: str, seed: Seed) -> bool | None:
-    """Whether one evolution gives no usable instruction, or one whose answer shows a defect.
-
-    None: the endpoint's error stands in the place of a reply, which says nothing of the method.
-    """
+async def _outcome(evolver: Evolver, method: str, seed: Seed) -> TrialOutcome:
+    """A method fails where it gives no usable instruction, or one whose answer shows a defect."""
     trajectory = await evolver.trajectory(method, seed.text, 1)
     if not trajectory.rounds:
-        return None if trajectory.rejected == "errored" else True
+        return TrialOutcome.UNANSWERED if trajectory.rejected == "errored" else TrialOutcome.FAILS
     instruction = trajectory.forms[-1]
     answer = await evolver.answer(prompts.question(instruction))
     if isinstance(answer, Rejection):
-        return None if answer.reason == "errored" else True
+        return TrialOutcome.UNANSWERED if answer.reason == "errored" else TrialOutcome.FAILS
     if evolver.source.judge is None:
-        return False
+        return TrialOutcome.SOUND
     verdict = parsing.tagged(
         await evolver.ask(evolver.source.judge, prompts.judge(instruction, answer)), prompts.VERDICT_TAG
     )
     if isinstance(verdict, Rejection):
-        return None if verdict.reason == "errored" else True
-    return verdict.casefold() != "pass"
+        return TrialOutcome.UNANSWERED if verdict.reason == "errored" else TrialOutcome.UNREADABLE
+    return _VERDICTS.get(verdict.strip(string.punctuation + " ").casefold(), TrialOutcome.UNREADABLE)

@@ -163,4 +163,4 @@ def judge(metrics: Mapping[str, Any], gates: EvolveGates) -> list[GateResult]:
     ]
 
 
-STAGE = Stage(name="evolve", version=1, config=EvolveConfig, judge=judge)
+STAGE = Stage(name="evolve", version=2, config=EvolveConfig, judge=judge)

@@ -44,6 +44,13 @@ _ERROR_TEXT = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 
+_ASKED_CHARS = 250
+_ASKING_CHARS = 600
+"""An answer that asks for what is missing is short and begins with that; an essay or a form may contain the words."""
+_LETTER = re.compile(
+    r"^\W*(subject:|dear\b|to whom it may concern|(hi|hello|good (morning|afternoon))\b[^.!?\n]*,\s*\n)", re.I
+)
+"""Letters ask their reader, who is another one."""
 _ASKS_BACK = re.compile(
     r"\b(please (provide|share|specify|clarify)|(could|can) you (please )?(clarify|provide|specify|share)"
     r"|(need|require) (more|additional|further) (information|details|context))\b",
@@ -71,9 +78,11 @@ def is_failed_answer(text: str) -> bool:
     stood in it shows one that lost its content.
     """
     text = text.strip()
-    return (_ONLY_AGREES.match(text) is not None and text.endswith("?")) or (
-        _ASKS_BACK.search(text[:_ERROR_CHARS]) is not None
-    )
+    if _ONLY_AGREES.match(text) is not None and text.endswith("?"):
+        return True
+    if len(text) > _ASKING_CHARS or _LETTER.match(text) is not None:
+        return False
+    return _ASKS_BACK.search(text[:_ASKED_CHARS]) is not None
 
 
 def is_cut_off(text: str) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from tasks.publish.asked import asked, asked_table
 from tasks.publish.deployment import deployment_text
 from tasks.publish.entries import (
     entries_table,
@@ -138,7 +139,7 @@ def _overview(told: Told) -> str:
 def _evaluation(recipe: PublishRecipe, results: Mapping[str, Any]) -> str:
     version = results["harness"]["lm_eval"]
     parts = [
-        f"All models ran under lm-evaluation-harness {version} on the same items: {_asked(results)}. "
+        f"All models ran under lm-evaluation-harness {version} on the same items: {asked(results)}. "
         f"The published model is `{results['candidate']}`; the one it started from is `{results['reference']}`. "
         f"Bits per byte compare across tokenizers, since the text is the same.",
         results_table(results, {}).markdown(),
@@ -154,27 +155,10 @@ def _evaluation(recipe: PublishRecipe, results: Mapping[str, Any]) -> str:
         ]
     if not tasks_are_entries(results):
         parts += ["By task:", tasks_table(results).markdown()]
+    parts += [f"The tasks as lm-evaluation-harness {version} ran them:", asked_table(results).markdown()]
     if recipe.expected:
         parts += [nearness_note(results, recipe.expected), nearness_table(results, recipe.expected).markdown()]
     return "\n\n".join(parts)
-
-
-def _asked(results: Mapping[str, Any]) -> str:
-    """How items were put to the models and answers taken."""
-    tasks: Mapping[str, Mapping[str, Any]] = results["harness"]["tasks"]
-    generated = any(about["output_type"] == "generate_until" for about in tasks.values())
-    chosen = any(about["output_type"] != "generate_until" for about in tasks.values())
-    plain = sorted(name for name, about in tasks.items() if about["plain_text"])
-    told = ["answers by greedy decoding"] if generated else []
-    told += ["choices by their likelihood"] if chosen else []
-    templated = results["models"][results["candidate"]]["tokenizer"]["template_sha256"] is not None
-    if templated and len(plain) < len(tasks):
-        told.append(
-            "prompts in each model's own chat template" + (f", {', '.join(plain)} without one" if plain else "")
-        )
-    else:
-        told.append("prompts as plain text")
-    return ", ".join(told)
 
 
 def _use_cases(recipe: PublishRecipe) -> str:

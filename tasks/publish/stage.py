@@ -115,4 +115,4 @@ class PublishConfig(StageConfig):
         self.recipe.check_texts(sources, {source.license for source in sources if source.has_files})
 
 
-STAGE = Stage(name="publish", version=3, config=PublishConfig)
+STAGE = Stage(name="publish", version=4, config=PublishConfig)

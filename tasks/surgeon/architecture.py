@@ -1,4 +1,4 @@
-"""Whether a trained model has the trunk of the one whose vocabulary it takes."""
+"""What the architecture of a model must be for a surgery: a head without a bias, and the trunk of the original."""
 
 from __future__ import annotations
 
@@ -6,6 +6,21 @@ from transformers import PreTrainedModel
 
 from tasks.artifacts.errors import BadInputError
 from tasks.modeling.model_files import vocabulary_weights
+
+
+def check_plain_head(model: PreTrainedModel, role: str) -> None:
+    """Refuses a head with a bias, as Phi, GPT-J and CodeGen have one: only its matrix is given to other tokens.
+
+    Reads no values, so that a model without weights will do.
+
+    Raises:
+        BadInputError: there is one.
+    """
+    if getattr(model.get_output_embeddings(), "bias", None) is not None:
+        raise BadInputError(
+            f"the head of the {role} model ({model.config.model_type}) has a bias, a number for each token that this "
+            f"stage cannot give to the tokens of another vocabulary; take a model whose head has none"
+        )
 
 
 def check_same_architecture(trained: PreTrainedModel, original: PreTrainedModel) -> None:

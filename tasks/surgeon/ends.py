@@ -20,8 +20,10 @@ from tasks.surgeon.vocabulary import Vocabulary
 
 
 def listed_ends(directory: Path) -> tuple[int, ...]:
-    """The eos_token_id of generation_config.json, one or several; () without that file."""
-    return _as_ids(_stored(directory, "generation_config.json").get("eos_token_id"))
+    """The eos_token_id, one or several, of generation_config.json; of config.json where a repository has no such file,
+    as the stage models completes it; () without either."""
+    generation = _stored(directory, "generation_config.json")
+    return _as_ids((generation or _stored(directory, "config.json")).get("eos_token_id"))
 
 
 def token_ids(directory: Path, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:

@@ -150,6 +150,7 @@ def plan_transplant(
             "composed_kinds": list(recipe.composed_kinds),
             "unmapped_specials": [_text(theirs, token) for token in invented if token in theirs.special],
             "shadowed_ends": shadowed_ends(steering, {token: _text(theirs, token) for token in steering}, set(ends)),
+            "rows_of_text": _rows_of_text(mapped, theirs, shared),
             "proposed": useful_additions(student, donor, (ours, theirs), recipe.special_tokens),
             "idle": {
                 "tokens": [spelled_out(ours, token) for token in idle],
@@ -159,6 +160,16 @@ def plan_transplant(
             "examples": examples(ours, theirs, kinds, composed, approximated, idle),
         },
     )
+
+
+def _rows_of_text(mapped: Sequence[MappedToken], theirs: Vocabulary, shared: Mapping[int, int]) -> list[dict[str, str]]:
+    """Mapped tokens whose row a text token of the donor has too, as {token, text}: the head gives both one logit."""
+    text_of = {student_id: donor_id for donor_id, student_id in shared.items() if donor_id not in theirs.special}
+    return [
+        {"token": token.donor, "text": _text(theirs, text_of[token.student_id])}
+        for token in mapped
+        if token.student_id in text_of
+    ]
 
 
 def _check_rows_and_kinds(recipe: TransplantRecipe, rows: int, donor: Vocabulary) -> None:

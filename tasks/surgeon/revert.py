@@ -24,7 +24,7 @@ from tasks.modeling.model_files import (
 )
 from tasks.modeling.stopping import compared_stops, stopped_prompts
 from tasks.modeling.tokenizer_files import load_tokenizer, real_vocab_size
-from tasks.surgeon.architecture import check_same_architecture
+from tasks.surgeon.architecture import check_plain_head, check_same_architecture
 from tasks.surgeon.new_rows import MATRICES
 from tasks.surgeon.result import check_tokenizer, compared, finite, write_record
 from tasks.surgeon.reversion_rows import TokenMatch, check_match, match_tokens, reverted_matrix
@@ -41,7 +41,9 @@ def revert(job: Job, recipe: RevertRecipe, runtime: SurgeonRuntime) -> None:
     tokenizer, foreign_tokenizer = load_tokenizer(original_directory), load_tokenizer(trained_directory)
     match = match_tokens(tokenizer, foreign_tokenizer, recipe.special_tokens)
     check_match(recipe, match)
-    check_same_architecture(empty_causal_lm(trained_directory), empty_causal_lm(original_directory))
+    empty = empty_causal_lm(original_directory)
+    check_plain_head(empty, "original")
+    check_same_architecture(empty_causal_lm(trained_directory), empty)
 
     steps = Steps(job, 3)
     steps.next()

@@ -199,4 +199,4 @@ def judge(metrics: Mapping[str, Any], gates: SurgeonGates) -> list[GateResult]:
     ]
 
 
-STAGE = Stage(name="surgeon", version=4, config=SurgeonConfig, judge=judge, accelerated=True)
+STAGE = Stage(name="surgeon", version=5, config=SurgeonConfig, judge=judge, accelerated=True)

@@ -15,6 +15,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from tasks.modeling.bits_per_byte import bits_per_byte, bits_per_byte_of_result
 from tasks.modeling.model_files import (
     copy_tokenizer_files,
+    empty_causal_lm,
     load_causal_lm,
     read_json,
     resolve_device,
@@ -26,6 +27,7 @@ from tasks.modeling.model_files import (
 )
 from tasks.modeling.stopping import compared_stops, stopped_prompts
 from tasks.modeling.tokenizer_files import load_tokenizer, real_vocab_size
+from tasks.surgeon.architecture import check_plain_head
 from tasks.surgeon.ends import listed_ends, token_ids
 from tasks.surgeon.new_rows import Approximation, anchored_rows, check_donor, new_matrix
 from tasks.surgeon.plan import PLAN_FILE, TransplantPlan, plan_transplant
@@ -45,6 +47,7 @@ def transplant(job: Job, recipe: TransplantRecipe, runtime: SurgeonRuntime) -> N
     rows = recipe.rows or math.ceil(real_vocab_size(donor_tokenizer) / multiple) * multiple
     plan = plan_transplant(student_tokenizer, donor_tokenizer, recipe, rows, listed_ends(donor_directory))
     # Before the student is loaded, which takes minutes where it is large.
+    check_plain_head(empty_causal_lm(student_directory), "student")
     check_donor(recipe, plan, student_directory, donor_directory)
     device = resolve_device(runtime.device)
     model = load_causal_lm(student_directory, dtype=stored_dtype(student_directory), device=device)

@@ -108,6 +108,8 @@ _DIGITS = [
         goal=0.2,
         comparator=">=",
     ),
+    _row("digits.in_llama.accuracy_after", "", "By the same model in between, trained in Llama's vocabulary."),
+    _row("digits.in_llama.z", "", "The difference to the original over its paired standard error, in between."),
     *(
         row
         for way, says in (

@@ -37,6 +37,7 @@ from tests.bench.swap_steps import (
 from tests.bench.swap_texts import training_file
 
 PROCESSES = 2
+IN_LLAMA = "in_llama"
 ITEMS, SEED = 300, 0
 """The standard error of an accuracy of 0.5 over 300 is 0.029."""
 PAGES_AT_ONCE = 4
@@ -84,9 +85,9 @@ def _digits() -> Iterator[Measured]:
 
 
 def ways() -> dict[str, Step]:
-    """SmolLM2 back in its own vocabulary, by how it came there."""
+    """SmolLM2 in Llama's vocabulary, and back in its own, by how it came there."""
     back = {strategy: reverted(strategy) for strategy in STRATEGIES}
-    return {**back, "omp_anchored": moved(BACK, "omp_anchored")}
+    return {IN_LLAMA: trained_in_llama(), **back, "omp_anchored": moved(BACK, "omp_anchored")}
 
 
 def trained_in_llama() -> Step:
@@ -104,6 +105,8 @@ def reverted(strategy: str) -> Step:
 
 
 def _path(way: str) -> str:
+    if way == IN_LLAMA:
+        return f"SmolLM2, composed rows of Llama 3.1's tokens, {WARM_UP_SAID}; its answers are groups of digits"
     if way in STRATEGIES:
         default = ", the default" if way == DEFAULT else ""
         return f"SmolLM2, composed rows of Llama 3.1's tokens, {WARM_UP_SAID}, reverted by {way}{default}"

@@ -35,6 +35,7 @@ from tests.bench.swap_folder import SOURCES, delete_others, folder, name_of
 from tests.bench.swap_loaders import differing_texts
 from tests.bench.swap_recount import read_tokenizer_json
 from tests.bench.swap_steps import random_model
+from tests.bench.swap_table import methods_table
 from tests.bench.swap_texts import MEASURED_BYTES, measured_texts, training_file
 
 STUDENT, DONOR = MINIATURES / "qwen-student", MINIATURES / "llama-teacher"
@@ -147,6 +148,16 @@ def test_the_default_is_the_best_unless_another_is_better_beyond_two_errors(
     assert row.value is not None
     assert (row.value <= row.goal) is ok, "the file's own goal gives the same verdict"
     assert "; a pair; " in row.conditions
+
+
+def test_the_table_has_what_was_measured_of_each_method() -> None:
+    prefix = f"surgery.bits_per_byte.{INTO_QWEN}"
+    values = {f"{prefix}.before.prose": 1.0281, f"{prefix}.mean.start.code": 2.5, f"{prefix}.mean.warm.code": None}
+    table = methods_table(values, INTO_QWEN)
+    assert table.columns == ("method", "prose", "code", "digits", "other scripts")
+    assert [row[0] for row in table.rows] == ["before", *METHODS[INTO_QWEN]]
+    assert table.rows[0] == ("before", "1.028", "–", "–", "–")
+    assert dict(zip(table.columns, table.rows[2], strict=True))["code"] == "2.500 → –"
 
 
 def test_the_default_is_judged_wherever_it_applies() -> None:

@@ -394,6 +394,9 @@ def test_gates() -> None:
     unknown = {**metrics, "candidate_over_reference_z": None}
     assert not STAGE.judge(unknown, EvaluateGates(min_paired_z=-math.pi))[0].passed
     assert STAGE.judge(metrics, EvaluateGates()) == []
+    [mean] = STAGE.judge({**metrics, "mean_over_reference_z": -1.9}, EvaluateGates(min_mean_z=-2))
+    assert (mean.gate, mean.passed) == ("min_mean_z", True)
+    assert not STAGE.judge({**metrics, "mean_over_reference_z": -2.1}, EvaluateGates(min_mean_z=-2))[0].passed
 
 
 def test_an_exercise_survives_the_harness_as_it_is() -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
 from tasks.artifacts.errors import BadInputError
-from tasks.evaluate.results import Measured, build_results
+from tasks.evaluate.results import Measured, build_results, gate_metrics
 from tasks.evaluate.shards import parts_of
 from tasks.evaluate.stage import EvaluateRecipe
 from tasks.modeling.statistics import mean_with_error, paired_mean
@@ -67,6 +68,19 @@ def test_differences_are_told_for_each_entry() -> None:
         "sums": paired_mean([1, 1, 1, 0], [0, 0, 1, 0]),
         "letters": paired_mean([0, 1, 0, 0], [1, 1, 1, 0]),
     }
+
+
+def test_a_large_task_does_not_outweigh_a_small_one_in_the_mean() -> None:
+    base = [*items_of({"large": [0, 1] * 20}, "large"), *items_of({"small": [1, 1, 1, 0]}, "small")]
+    final = [*items_of({"large": [1, 1, 1, 0] * 10}, "large"), *items_of({"small": [0, 0, 1, 0]}, "small")]
+    metrics = gate_metrics(results_of(base=measured(base), final=measured(final)))
+    assert metrics["candidate_over_reference"] > 0
+    large, small = paired_mean([1, 1, 1, 0] * 10, [0, 1] * 20), paired_mean([0, 0, 1, 0], [1, 1, 1, 0])
+    assert metrics["mean_over_reference"] == pytest.approx((large["difference"] + small["difference"]) / 2)
+    assert metrics["mean_over_reference"] < 0
+    assert metrics["mean_over_reference_stderr"] == pytest.approx(math.hypot(large["stderr"], small["stderr"]) / 2)
+    z = metrics["mean_over_reference"] / metrics["mean_over_reference_stderr"]
+    assert metrics["mean_over_reference_z"] == pytest.approx(z)
 
 
 def test_one_question_in_several_tasks_counts_as_one() -> None:

@@ -12,7 +12,7 @@ import pytest
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.errors import BadInputError
 from tasks.evolve import prompts
-from tasks.evolve.method import method_digest
+from tasks.evolve.method import TrialOutcome, failure_rates, method_digest
 from tasks.evolve.method_file import MethodFile
 from tests.committed import read
 from tests.evolve.reading import counts_of, rows_of
@@ -177,6 +177,36 @@ def test_a_judging_model_can_reject_a_method(run_stage: RunStage, endpoint: Any,
     judge = {"model": "judge", "temperature": 0, "max_tokens": 8}
     (entry,) = counts_of(run_stage("evolve", autoevol_recipe(judge=judge), {}, endpoint.settings()))["method_history"]
     assert entry["failure_rate_before"] == 1.0
+
+
+@pytest.mark.parametrize(("said", "rate"), [("Pass.", 0.0), ("**PASSED**", 0.0), ("failed", 1.0)])
+def test_a_verdict_is_read_without_its_punctuation(
+    run_stage: RunStage, endpoint: Any, autoevol_recipe: Recipe, said: str, rate: float
+) -> None:
+    endpoint.respond = lambda body: (
+        endpoint.Reply(f"<verdict>{said}</verdict>")
+        if endpoint.purpose_of(body) == "verdict"
+        else endpoint.scripted(body)
+    )
+    judge = {"model": "judge", "temperature": 0, "max_tokens": 8}
+    (entry,) = counts_of(run_stage("evolve", autoevol_recipe(judge=judge), {}, endpoint.settings()))["method_history"]
+    assert (entry["failure_rate_before"], entry["unreadable_verdicts"]) == (rate, 0)
+
+
+def test_a_judge_that_is_never_readable_ends_the_search_with_a_sentence(
+    run_stage: RunStage, endpoint: Any, autoevol_recipe: Recipe
+) -> None:
+    endpoint.respond = lambda body: (
+        endpoint.Reply("I would say it depends.") if endpoint.purpose_of(body) == "verdict" else endpoint.scripted(body)
+    )
+    judge = {"model": "judge", "temperature": 0, "max_tokens": 8}
+    with pytest.raises(BadInputError, match="neither pass nor fail between <verdict> tags"):
+        run_stage("evolve", autoevol_recipe(judge=judge), {}, endpoint.settings())
+
+
+def test_a_verdict_that_cannot_be_read_says_nothing_of_a_method() -> None:
+    sound, fails, unreadable = TrialOutcome.SOUND, TrialOutcome.FAILS, TrialOutcome.UNREADABLE
+    assert failure_rates([[fails, unreadable, sound], [sound, fails, sound]]) == [0.5, 0.0]
 
 
 def test_an_analysis_that_cannot_be_read_changes_nothing(

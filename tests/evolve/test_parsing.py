@@ -184,5 +184,17 @@ def test_the_failure_detector_knows_answers_to_broken_instructions(text: str) ->
     assert parsing.answer(Completion(text=text, finish="stop")) == Rejection("failed")
 
 
-def test_a_plain_answer_passes_the_failure_detector() -> None:
-    assert not parsing.is_failed_answer("Sure. The Danube, the Rhine and the Elbe; the last two reach the North Sea.")
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Sure. The Danube, the Rhine and the Elbe; the last two reach the North Sea.",
+        "Dear Ms Lind,\n\nplease share your feedback on the draft by Friday.\n\nKind regards,\nAnn",
+        "Subject: The move\n\nHello all, please provide your new address until May.",
+        "Hi Tom,\ncould you share the photos of the trip?\nAnn",
+        "An application form asks three things. "
+        + "It names the person, the day and the reason, in this order. " * 8
+        + "At its end it says: please provide a copy of your passport.",
+    ],
+)
+def test_a_plain_answer_passes_the_failure_detector(text: str) -> None:
+    assert not parsing.is_failed_answer(text)

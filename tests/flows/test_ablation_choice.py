@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from flows.ablation_choice import choose
-from flows.ablation_report import differences_table, lost_stops, measured_on, results_table, write_report
+from flows.ablation_report import caveats, differences_table, measured_on, results_table, write_report
 from flows.profiles import CONFIGS
 from tasks.compare.measured import Measured
 from tasks.compare.results import build_results
@@ -75,7 +75,15 @@ def test_where_all_lose_stops_the_fewest_lost_come_first_and_are_told() -> None:
     choice = choose(found, ["two", "one"])
     assert (choice.taken, choice.stops_lost) == ("one", 1)
     assert choice.reasons == {"two": "no longer stops on 2 of 8 prompts"}
-    assert "no longer stops on 1 of the prompts" in lost_stops(choice)
+    assert "no longer stops on 1 of the prompts" in caveats(choice)
+
+
+def test_arithmetic_that_every_candidate_has_lost_is_told() -> None:
+    found = results(one=measured(1.9, 160), two=measured(2.5, 158))
+    choice = choose(found, ["one", "two"])
+    assert (choice.taken, choice.below_reference) == ("one", "0.100 ± 0.015 below that of original")
+    assert "Its arithmetic is 0.100 ± 0.015 below that of original; look for the cause" in caveats(choice)
+    assert choose(results(one=measured(1.9, 199)), ["one"]).below_reference is None
 
 
 NO_TEMPLATE = "there is no chat template"
@@ -136,7 +144,10 @@ def test_tables_say_what_was_measured_and_what_became_of_each(tmp_path: Path) ->
         (("fusion", "mikro"), "there is no profile 'mikro'"),
         (("fusion", "micro", *UNBOUNDED), "none is left to choose on"),
         (("recipe", "micro", *UNBOUNDED), "none is left to choose on"),
-        (("recipe", "medius"), "name tasks of their own in ablations.recipe.tasks"),
+        (
+            ("recipe", "medius", "--set", "ablations.recipe.tasks=[]"),
+            "name tasks of their own in ablations.recipe.tasks",
+        ),
         (("reversion", "micro", "--branch", "qwen"), "reverted with --branch: llama"),
         (("reversion",), "Missing argument"),
         (("recipes", "micro"), "recipes"),

@@ -10,7 +10,15 @@ from typing import Any
 import pytest
 
 from flows.ablation_recipe import CE_ONLY, FULL, RecipeArms, plan_recipe
-from flows.ablation_recipe_report import Budget, arms_table, made_of, pairs_of, pairs_table, write_report
+from flows.ablation_recipe_report import (
+    Budget,
+    arms_table,
+    made_of,
+    measured_on,
+    pairs_of,
+    pairs_table,
+    write_report,
+)
 from flows.dag import build
 from flows.profiles import load_profile
 from tasks.artifacts.artifact import Artifact
@@ -129,7 +137,9 @@ def test_the_budget_is_that_of_the_recipe_s_own_trainings() -> None:
 def test_a_teacher_alone_spends_what_all_branches_spend(length: str, twice: float) -> None:
     field = length.partition("=")[0]
     other = "epochs" if field == "steps" else "steps"
-    sets = [f"branches.qwen.distill.recipe.{given}" for given in (length, f"{other}=null")]
+    sets = [
+        f"branches.{name}.distill.recipe.{given}" for name in ("llama", "qwen") for given in (length, f"{other}=null")
+    ]
     arms, own = planned("micro", *sets)
     steps = {step.label: step for step in arms.all}
     recipe, usual = (each.config.recipe for each in (steps["distill-qwen-alone"], own["distill-qwen"]))
@@ -144,6 +154,23 @@ def test_a_teacher_alone_spends_what_all_branches_spend(length: str, twice: floa
     assert back.inputs["original"].key == own["revert-llama"].inputs["original"].key
 
 
+def test_a_teacher_alone_spends_the_sum_of_branches_of_different_lengths() -> None:
+    own = ["branches.llama.distill.recipe.steps=20", "branches.llama.distill.recipe.embedding_steps=4"]
+    arms, _ = planned("micro", *own, "branches.qwen.distill.recipe.steps=40")
+    steps = {step.label: step for step in arms.all}
+    for name, warming in (("llama", 12), ("qwen", 0)):
+        recipe = steps[f"distill-{name}-alone"].config.recipe
+        assert isinstance(recipe, DistillRecipe)
+        assert (recipe.steps, recipe.embedding_steps) == (60, warming)
+
+
+def test_the_production_profile_s_arms_answer_cloze_items_of_texts_of_their_own() -> None:
+    arms, own = planned("medius")
+    recipe, reported = arms.evaluation.config.recipe, own["evaluate"].config.recipe
+    assert [task.type for task in recipe.tasks] == ["cloze"]
+    assert (recipe.skip_documents, recipe.max_documents) == (reported.max_documents, 500)
+
+
 def tasks_of(name: str) -> str:
     return f"ablations.recipe.tasks=[{{type: lm_eval, name: {name}, metric: acc}}]"
 
@@ -151,7 +178,9 @@ def tasks_of(name: str) -> str:
 @pytest.mark.parametrize(
     ("profile", "sets", "message"),
     [
-        ("medius", [], r"name tasks of their own in ablations\.recipe\.tasks"),
+        ("medius", ["ablations.recipe.tasks=[]"], r"name tasks of their own in ablations\.recipe\.tasks"),
+        ("micro", ["branches.llama.distill.recipe.steps=null", "branches.llama.distill.recipe.epochs=1"],
+         r"states epochs and branches\.qwen\.distill\.recipe does not"),
         (
             "micro",
             ["assessment.evaluate.recipe.max_documents=null", "fine_tuning.choose=null"],
@@ -282,7 +311,8 @@ def test_the_table_pairs_like_with_like_and_states_budgets(tmp_path: Path, store
         for name in ARMS
     }  # fmt: skip
     table = arms_table(results, budgets)
-    differences = pairs_table(budgets, {name: arms.compared_with(name) for name in ARMS}, pairs)
+    against = {name: arms.compared_with(name) for name in ARMS}
+    differences = pairs_table(budgets, against, pairs)
     assert next(row for row in table.rows if row[0] == "all")[1:4] == ("40", "20,000", "9,000")
     rows = {row[0]: dict(zip(differences.columns, row, strict=True)) for row in differences.rows}
     # The evaluation's own pairs have the full recipe minus the others.
@@ -301,7 +331,11 @@ def test_the_table_pairs_like_with_like_and_states_budgets(tmp_path: Path, store
     assert set(rows) == set(ARMS) - {"all-sft"}
     assert made_of(budgets)[0] == "base: no training"
     assert made_of(budgets)[-1] == "all-sft: distill-a + distill-b + sft"
-    report = write_report(tmp_path / "x", "A title", results, budgets, differences)
+    told = measured_on(results, budgets, against)
+    assert "the column says what each arm spent" in told
+    alike = {name: budget if name == "base" else tuned if "-sft" in name else whole for name, budget in budgets.items()}
+    told = measured_on(results, alike, against)
+    report = write_report(tmp_path / "x", "A title", results, budgets, differences, told)
     text = report.read_text()
     assert table.markdown() in text
     assert differences.markdown() in text

@@ -11,6 +11,9 @@ import yaml
 from flows.dag import build
 from flows.profiles import CONFIGS, load_profile, shrink
 from tasks.artifacts.errors import BadInputError
+from tasks.benchmarks.cloze_items import Text, cloze_items
+from tasks.benchmarks.declare import ClozeTasks
+from tasks.exercises.library_text import library_documents
 from tasks.runtime.declare import Step
 from tests.golden.keys import constant_content, profile_names
 
@@ -226,7 +229,25 @@ def test_smoke_bounds_what_takes_everything() -> None:
     source = smoke.fine_tuning.evolve.recipe.source
     assert source.kind == "dataset"
     assert source.max_rows == 64
-    assert all(task.limit for task in smoke.assessment.evaluate.recipe.tasks if task.type == "lm_eval")
+    tasks = [task for task in smoke.assessment.evaluate.recipe.tasks if task.type == "lm_eval"]
+    assert all(task.limit for task in tasks)
+    assert {task.cluster for task in tasks} == {None}, "the first four questions of MuSR may be of one story"
+
+
+@pytest.mark.parametrize("profile", ["smollm2", "medius"])
+def test_a_smoke_run_s_texts_hold_its_cloze_items(profile: str) -> None:
+    with constant_content():
+        smoke = load_profile(profile, smoke=True)
+    choice, reported = smoke.fine_tuning.choose, smoke.assessment.evaluate.recipe
+    assert choice is not None
+    asked = [*reported.tasks, *([choice.recipe.cloze] if choice.recipe.cloze is not None else [])]
+    cloze = [task for task in asked if isinstance(task, ClozeTasks)]
+    assert cloze
+    texts = [Text(str(number), text) for number, text in enumerate(library_documents(60_000))]
+    assert reported.max_documents == 16
+    for start in range(len(texts) - 16):
+        for task in cloze:
+            assert len(cloze_items(task, texts[start : start + 16])) == task.items
 
 
 def test_shrink_leaves_small_amounts_and_other_numbers_alone() -> None:

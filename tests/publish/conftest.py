@@ -119,7 +119,7 @@ def model_files(seed: int, tmp_path: Path) -> dict[str, bytes]:
 
 def measured(seed: int, rate: float) -> Measured:
     rng = np.random.default_rng(seed)
-    asked = {"output_type": "generate_until", "plain_text": False}
+    asked = {"output_type": "generate_until", "plain_text": False, "data_sha256": "ab" * 32}
     tasks = {"exercise_add": {"version": "1", "num_fewshot": 0, "metric": "exact_match", **asked}}
     return Measured(
         items=[
@@ -143,7 +143,13 @@ def second_entry(results: dict[str, Any]) -> dict[str, Any]:
     """The results with a benchmark more, of two tasks, the same for all models."""
     own = {"metric": "acc_norm", "value": 0.25, "stderr": 0.03, "n": 200}
     alike = {"difference": 0.0, "stderr": 0.01, "z": 0.0, "n": 200}
-    asked = {"version": "1", "num_fewshot": 0, "metric": "acc_norm", "output_type": "multiple_choice"}
+    asked = {
+        "version": "1",
+        "num_fewshot": 5,
+        "metric": "acc_norm",
+        "output_type": "multiple_choice",
+        "data_sha256": None,
+    }
     # The second one as if it were running text, as the cloze items are.
     results["harness"]["tasks"] |= {
         f"gpqa_{part}": asked | {"plain_text": part == "diamond"} for part in ("main", "diamond")

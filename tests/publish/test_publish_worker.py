@@ -116,6 +116,8 @@ def test_benchmarks_stand_by_themselves_and_with_their_mean(
     assert "| gpqa_diamond | acc_norm |" in part
     asked = "answers by greedy decoding, choices by their likelihood, prompts in each model's own chat template, "
     assert f"on the same items: {asked}gpqa_diamond without one." in part
+    assert "| exercise_add | 1 | 0 | exact_match | generated | abababababab |" in part
+    assert "| gpqa_main | 1 | 5 | acc_norm | likelihood | – |" in part
 
 
 @pytest.mark.parametrize("chosen", ["fused", "tuned"])

@@ -84,6 +84,11 @@ def test_an_end_that_greedy_decoding_would_not_take_is_told(planned: Plan) -> No
     assert planned(listed, **{"<|end_of_text|>": "<|im_end|>", "<|eom_id|>": "<|im_end|>"})["shadowed_ends"] == []
 
 
+def test_a_token_that_takes_the_row_of_text_is_told(planned: Plan) -> None:
+    assert planned()["rows_of_text"] == [{"token": "<|end_header_id|>", "text": "\n"}]
+    assert planned(**{"<|end_header_id|>": "<|im_start|>"})["rows_of_text"] == []
+
+
 def test_begin_and_padding_come_from_the_configs_where_the_tokenizer_has_none(
     tmp_path: Path, run_stage: RunStage, make_student: MakeModel, make_donor: MakeModel
 ) -> None:
@@ -101,6 +106,9 @@ def test_begin_and_padding_come_from_the_configs_where_the_tokenizer_has_none(
         assert {field: written[field] for field in ids} == ids, name
 
     assert listed_ends(donor) == (end, text_end)
+    (donor / "generation_config.json").unlink()
+    (donor / "config.json").write_text(json.dumps({"eos_token_id": end}))
+    assert listed_ends(donor) == (end,), "as the stage models completes it"
     theirs.pad_token = None
     (donor / "generation_config.json").write_text(json.dumps({"eos_token_id": end}))
     (donor / "config.json").write_text(json.dumps({"bos_token_id": text_end, "pad_token_id": -1}))

@@ -227,6 +227,12 @@ def test_llama_3_1_and_qwen_2_5(tmp_path: Path) -> None:
         _plan(qwen, llama, rows=128256, special_tokens={})
     proposed = json.loads(str(refused.value).partition("consider ")[2])
     assert MAP.items() <= proposed.items()
+    # As the template of Llama 3.1's Instruct models, which calls tools.
+    calling = load_tokenizer(tmp_path / "llama")
+    calling.chat_template = f"{llama.chat_template}{{# <|python_tag|> #}}"
+    with pytest.raises(BadInputError, match=r"the student <\|python_tag\|> of the donor take") as refused:
+        _plan(qwen, calling, rows=128256, special_tokens=proposed)
+    assert json.loads(str(refused.value).partition("consider ")[2]) == {"<|python_tag|>": "<tool_call>"}
     plan = _plan(qwen, llama, rows=128256, special_tokens=proposed, method="composed")
     counts = plan.counts
     assert counts["shared"]["total"] == 109_566

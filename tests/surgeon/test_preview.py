@@ -52,8 +52,11 @@ def test_a_profile_is_planned_without_a_single_artifact(
 ) -> None:
     monkeypatch.setattr(surgery, "_run", _in_this_process)
     store = open_store(str(tmp_path / "store"))
-    surgery.print_surgeries(build(load_profile("micro", (), store.uri)), store, console)
+    surgery.print_surgeries(build(load_profile("micro", (), store.uri)), store, console, tmp_path / "plans")
     shown = _shown(console)
+    kept = json.loads((tmp_path / "plans" / "surgeon-llama.json").read_text())
+    assert (kept["real_vocab_size"], kept["rows"]) == (1024, 1024)
+    assert "has the row of the text '\\n'" in " ".join(shown.split())
     assert "surgeon-llama: 1,003 tokens become 1,024, in 1,024 rows (0 of padding)" in shown
     assert "<|eot_id|>" in shown
     assert "<|end_of_text|> ends an answer and has the row of <|begin_of_text|>" in " ".join(shown.split())
@@ -63,7 +66,7 @@ def test_a_profile_is_planned_without_a_single_artifact(
 
     refused = load_profile("micro", (f"{SPECIAL_TOKENS}.<|eot_id|>=<|nobody|>",), store.uri)
     with pytest.raises(BadInputError, match=r"surgeon-llama: recipe.special_tokens maps .*<\|nobody\|>"):
-        surgery.print_surgeries(build(refused), store, console)
+        surgery.print_surgeries(build(refused), store, console, tmp_path / "plans")
 
 
 def test_inspect_prints_what_the_artifact_has(

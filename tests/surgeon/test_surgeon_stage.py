@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
+import torch
 from pydantic import ValidationError
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PhiConfig, PhiForCausalLM, PreTrainedTokenizerFast
 
 from tasks.artifacts.errors import BadInputError
 from tasks.modeling.bits_per_byte import TEXTS
 from tasks.modeling.stopping import compared_stops
 from tasks.runtime.text_gates import TEXT_KINDS
+from tasks.surgeon.architecture import check_plain_head
 from tasks.surgeon.plan import plan_transplant
 from tasks.surgeon.result import compared
 from tasks.surgeon.stage import STAGE, RevertRecipe, SurgeonConfig, SurgeonGates, TransplantRecipe
@@ -46,6 +50,16 @@ def test_mode_chooses_the_recipe() -> None:
 def test_impossible_recipes_are_refused(fields: dict[str, object], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         SurgeonConfig.model_validate({"recipe": _transplant(**fields)})
+
+
+def test_a_head_with_a_bias_is_refused() -> None:
+    size: dict[str, Any] = {"vocab_size": 8, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    with torch.device("meta"):
+        biased = PhiForCausalLM(PhiConfig(**size, intermediate_size=8))
+        plain = LlamaForCausalLM(LlamaConfig(**size, intermediate_size=8))
+    with pytest.raises(BadInputError, match=r"the head of the student model \(phi\) has a bias"):
+        check_plain_head(biased, "student")
+    check_plain_head(plain, "student")
 
 
 def test_a_setting_at_its_default_says_nothing() -> None:

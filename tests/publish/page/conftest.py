@@ -112,7 +112,30 @@ def run(make: Make, pipeline: dict[str, Artifact], record_of: RecordOf) -> list[
         {"mode": "transplant", "method": "omp"},
     )
     counts = {"source": "autoevol", "seeds": 20, "evolved": 14, "answered": 12, "unchanged": 5, "calls": 90}
-    evolved = make("evolve", "evolve", {"instructions.jsonl": b"{}\n"}, metrics=counts)
+    found = {
+        "method_history": [
+            {
+                "round": 0,
+                "method_before": "a",
+                "method_after": "b",
+                "failure_rate_before": 0.5,
+                "failure_rate_after": 0.25,
+                "analysed": True,
+                "proposals": {"b": 0.25, "c": 0.75},
+                "unreadable_proposals": 1,
+                "unreadable_verdicts": 2,
+            }
+        ],
+        "served_models": ["small-model"],
+    }
+    source = {"kind": "autoevol", "evolver": {"model": "large-model"}, "judge": None}
+    evolved = make(
+        "evolve",
+        "evolve",
+        {"instructions.jsonl": b"{}\n", "evolve.json": json.dumps(found).encode()},
+        metrics=counts,
+        recipe={"source": source},
+    )
     steps = [
         {"name": name, "removed": removed, "left": left}
         for name, removed, left in (("exact_duplicates", 2, 10), ("decontamination", 0, 10), ("near_duplicates", 1, 9))

@@ -89,6 +89,7 @@ def test_a_missing_browser_is_a_failure_only_where_one_is_required(monkeypatch: 
         chromium()
 
 
+@pytest.mark.browser
 def test_chromium_opens_the_page_without_a_network_or_a_complaint(
     run: list[StageRecord], make: Make, record_of: RecordOf, store: Store, tmp_path: Path
 ) -> None:

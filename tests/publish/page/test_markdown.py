@@ -57,6 +57,8 @@ def test_nothing_of_the_page_is_missing(run: list[StageRecord], store: Store) ->
         assert f"- {name}: {value}" in text
     # Amounts that the page draws stand in tables, for those who read only them.
     assert "| evolve | unchanged | 5 |" in text
+    assert "| evolve | 1 | 0.50 | 0.25 0.75 | 0.25 | changed | read | 1 | 2 |" in text
+    assert "evolve names large-model, and the endpoint says that small-model answered" in text
     assert "| sft | 8 | 2.5000 → 1.2500 |" in text
     assert "| clean | near duplicates | 1 | 9 |" in text
 

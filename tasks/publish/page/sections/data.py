@@ -13,7 +13,7 @@ from tasks.publish.tables import MISSING, Table
 
 CleanStep = tuple[str, int, int]
 """Name, rows removed, rows left."""
-_CLEAN_REPORT = "clean.json"
+_CLEAN_REPORT, _EVOLVE_REPORT = "clean.json", "evolve.json"
 _REJECTED = ("unparsed", "unchanged", "refused", "truncated", "errored", "failed")
 
 
@@ -30,6 +30,14 @@ def data_sections(records: Sequence[StageRecord], store: Store) -> list[Section]
         rejected = _rejected_table(evolved)
         if rejected.rows:
             blocks.append(Grid(rejected, "Seeds and exercises that became no instruction, and why", links=True))
+        told = [(record, object_json(store, record, _EVOLVE_REPORT) or {}) for record in evolved]
+        search = _search_table(told)
+        if search.rows:
+            blocks.append(
+                Grid(search, "The search for an evolving method: failure rates on its development seeds", True)
+            )
+            blocks.append(Note("The best of several methods on the same seeds is partly lucky."))
+        blocks += [Note(served) for record, report in told if (served := _served_otherwise(record, report))]
     if cleaned:
         blocks.append(Grid(_cleaning_table(steps), "Cleaning, in the order of its steps", links=True))
     overlap = _overlap_table([*cleaned, *corpora])
@@ -108,6 +116,55 @@ def _evolve_table(evolved: Sequence[StageRecord]) -> Table:
         rows.append((record.label, str(metrics.get("source", MISSING)), *(_count(metrics.get(name)) for name in names)))
     columns = ("stage", "source", "offered", "evolved", "answered", "calls", "prompt tokens", "completion tokens")
     return Table(columns, tuple(rows))
+
+
+def _search_table(told: Sequence[tuple[StageRecord, Mapping[str, Any]]]) -> Table:
+    """The rounds of evolve.json's `method_history`."""
+    rows = [
+        (
+            record.label,
+            str(entry["round"] + 1),
+            _share_of_one(entry["failure_rate_before"]),
+            " ".join(map(_share_of_one, entry["proposals"].values())) or MISSING,
+            _share_of_one(entry["failure_rate_after"]),
+            "changed" if entry["method_after"] != entry["method_before"] else "kept",
+            "read" if entry["analysed"] else "unreadable",
+            f"{entry['unreadable_proposals']:,}",
+            f"{entry['unreadable_verdicts']:,}",
+        )
+        for record, report in told
+        for entry in report.get("method_history", ())
+    ]
+    columns = (
+        "stage",
+        "round",
+        "before",
+        "proposals",
+        "after",
+        "method",
+        "analysis",
+        "unreadable proposals",
+        "verdicts",
+    )
+    return Table(columns, tuple(rows))
+
+
+def _share_of_one(value: float) -> str:
+    return f"{value:.2f}"
+
+
+def _served_otherwise(record: StageRecord, report: Mapping[str, Any]) -> str | None:
+    """That other models answered than those whose licences the recipe's names stand for."""
+    source: Mapping[str, Any] = (record.manifest.recipe.get("source") if record.manifest else None) or {}
+    roles = ("evolver", "optimiser", "answerer", "judge")
+    named = {role["model"] for each in roles if isinstance(role := source.get(each), Mapping)}
+    served = set(report.get("served_models", ()))
+    if not served - named:
+        return None
+    return (
+        f"{record.label} names {', '.join(sorted(named))}, and the endpoint says that {', '.join(sorted(served))} "
+        f"answered; licences are those of the names."
+    )
 
 
 def _rejected(metrics: Mapping[str, Any]) -> list[tuple[str, int]]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tasks.artifacts.store import Store
+from tasks.publish.asked import asked_table
 from tasks.publish.entries import (
     entries_table,
     entry_differences_table,
@@ -58,6 +59,7 @@ def results_sections(
                     *map(Note, served_lines(results)),
                     *_by_entry(results, expected),
                     *([] if tasks_are_entries(results) else [Grid(tasks_table(results), "By task")]),
+                    Grid(asked_table(results), "The tasks as they were run"),
                     *_nearness(results, expected),
                 ),
             )
