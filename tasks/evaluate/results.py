@@ -9,7 +9,8 @@ from typing import Any
 
 from tasks.artifacts.errors import BadInputError
 from tasks.evaluate.stage import EvaluateRecipe
-from tasks.modeling.statistics import mean_of_differences, mean_with_error, paired_mean, paired_ratio, ratio_with_error
+from tasks.modeling.equal_mean import equal_mean
+from tasks.modeling.statistics import mean_with_error, paired_mean, paired_ratio, ratio_with_error
 
 
 @dataclass(frozen=True)
@@ -58,14 +59,15 @@ def gate_metrics(results: Mapping[str, Any]) -> dict[str, Any]:
         if "bits_per_byte" in own
     ]
     pair = results["paired"][candidate][results["reference"]]
-    gain, mean = pair["accuracy"], mean_of_differences(list(pair["entries"].values()))
+    gain, entries = pair["accuracy"], list(pair["entries"].values())
+    mean, mean_error = equal_mean([each["difference"] for each in entries], [each["stderr"] for each in entries])
     return {
         "candidate_over_reference": gain["difference"],
         "candidate_over_reference_stderr": gain["stderr"],
         "candidate_over_reference_z": gain["z"],
-        "mean_over_reference": mean["difference"],
-        "mean_over_reference_stderr": mean["stderr"],
-        "mean_over_reference_z": mean["z"],
+        "mean_over_reference": mean,
+        "mean_over_reference_stderr": mean_error,
+        "mean_over_reference_z": mean / mean_error if mean_error > 0 else None,
         "worst_parent_excess": max(excesses, default=None),
         "num_items": own["accuracy"]["n"],
         "num_documents": own["bits_per_byte"]["documents"] if "bits_per_byte" in own else 0,

@@ -9,7 +9,7 @@ A standard error of zero (all items equal) has no z: it is None, and a gate on i
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,13 +44,6 @@ def paired_ratio(bits_D: Sequence[float], against_D: Sequence[float], bytes_D: S
     """Difference of two ratios with the same denominators: the ratio of the differences."""
     differences_D = np.asarray(bits_D, dtype=np.float64) - np.asarray(against_D, dtype=np.float64)
     return _difference(*_ratio(differences_D, np.asarray(bytes_D, dtype=np.float64)), {"n": len(bytes_D)})
-
-
-def mean_of_differences(differences_E: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The mean of E differences with equal weights. Their items are different ones, and so their errors independent."""
-    count = len(differences_E)
-    stderr = float(np.sqrt(sum(each["stderr"] ** 2 for each in differences_E))) / count
-    return _difference(sum(each["difference"] for each in differences_E) / count, stderr, {"n": count})
 
 
 def _mean_error(values_I: np.ndarray, clusters_I: Sequence[Hashable] | None) -> tuple[float, dict[str, int]]:

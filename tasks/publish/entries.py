@@ -7,9 +7,9 @@ size: of the leaderboard's six MMLU-Pro alone has more than half of the items.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from math import sqrt
 from typing import Any
 
+from tasks.modeling.equal_mean import equal_mean
 from tasks.publish.tables import MISSING, Table, number, ordered_models, shown_error, signed, with_error
 
 MEAN = "mean, equal weights"
@@ -45,7 +45,7 @@ def entries_table(results: Mapping[str, Any], expected: Mapping[str, float] | No
         )
         for entry, about in own.items()
     ]
-    means = [equal_mean(results["models"][name]["entries"].values()) for name in names]
+    means = [_mean(results["models"][name]["entries"].values()) for name in names]
     # The mean of a part of them would be compared with that of all.
     whole = sum(published.values()) / len(own) if set(published) == set(own) else None
     last = (number(whole, 3),) if published else ()
@@ -60,16 +60,16 @@ def entry_differences_table(results: Mapping[str, Any]) -> Table:
     rows = [
         (entry, *(_difference(against[name]["entries"][entry]) for name in names)) for entry in _own(results)["entries"]
     ]
-    means = (equal_mean(against[name]["entries"].values(), "difference") for name in names)
+    means = (_mean(against[name]["entries"].values(), "difference") for name in names)
     rows.append((MEAN, *map(_difference, means)))
     return Table(("benchmark", *names), tuple(rows))
 
 
-def equal_mean(estimates: Iterable[Mapping[str, Any]], key: str = "value") -> dict[str, float]:
-    """{key, stderr} of the mean over entries; their items are different ones, so that their errors are independent."""
+def _mean(estimates: Iterable[Mapping[str, Any]], key: str = "value") -> dict[str, float]:
+    """{key, stderr} of the mean over entries, as their errors are shown."""
     of = list(estimates)
-    stderr = sqrt(sum(shown_error(each) ** 2 for each in of)) / len(of)
-    return {key: sum(each[key] for each in of) / len(of), "stderr": stderr}
+    value, stderr = equal_mean([each[key] for each in of], [shown_error(each) for each in of])
+    return {key: value, "stderr": stderr}
 
 
 def nearness_table(results: Mapping[str, Any], expected: Mapping[str, float]) -> Table:
