@@ -50,7 +50,10 @@ def forecast_training(step: Step, sizes: Sizes, given: Assumptions, hardware: Ha
     row_tokens = runtime.pack_tokens or text.longest
 
     passes, judged = _passes(text, learnt.tokens / steps, recipe, runtime, given)
-    flops, again = step_flops(model, learnt, row_tokens, checkpointing=runtime.gradient_checkpointing)
+    frozen = recipe.frozen_embedding
+    flops, again = step_flops(
+        model, learnt, row_tokens, checkpointing=runtime.gradient_checkpointing, frozen_ends=frozen
+    )
     repeated = _ratio(steps * passes.tokens * processes, learnt.tokens)
     judging = (
         judgements * _ratio(judged.tokens * processes, text.heldout.tokens) * _forward(model, text.heldout, row_tokens)
@@ -61,8 +64,8 @@ def forecast_training(step: Step, sizes: Sizes, given: Assumptions, hardware: Ha
     devices, peak = processes * per_process, hardware.peak(arithmetic)
     compute, judge = ((part / (devices * peak * utilisation)) for part in ((flops + again) * repeated, judging))
 
-    per_pass = traffic_per_pass(model, sharding, recipe.precision)
-    per_step = traffic_per_step(model, sharding, recipe.precision)
+    per_pass = traffic_per_pass(model, sharding, recipe.precision, frozen_ends=frozen)
+    per_step = traffic_per_step(model, sharding, recipe.precision, frozen_ends=frozen)
     link = device_bandwidth(hardware, runtime.num_nodes, given.link_utilisation)
     received = steps * (passes.rounds * per_pass + per_step)
     traffic = received / link
@@ -78,7 +81,7 @@ def forecast_training(step: Step, sizes: Sizes, given: Assumptions, hardware: Ha
             f"traffic between devices takes {span(traffic)} beside {span(compute)} of compute at {byte_size(link)}/s; "
             f"take {'fewer nodes' if runtime.num_nodes > 1 else 'a lower ZeRO stage, or more tokens in each pass'}"
         )
-    checkpoint = checkpoint_bytes(model, sharding, recipe.precision)
+    checkpoint = checkpoint_bytes(model, sharding, recipe.precision, frozen_ends=frozen)
     saved = math.ceil(steps / runtime.checkpoint_every_steps)
     upload = saved * checkpoint / given.store_bytes_per_second
     weights = model.bytes(recipe.precision)
@@ -104,6 +107,7 @@ def forecast_training(step: Step, sizes: Sizes, given: Assumptions, hardware: Ha
         tokens=max(runtime.micro_batch_tokens, row_tokens),
         packed_tokens=row_tokens,
         checkpointing=runtime.gradient_checkpointing,
+        frozen_ends=frozen,
     )
     room = FULL * hardware.memory_bytes * per_process
     if weights > room:
@@ -131,7 +135,7 @@ def forecast_training(step: Step, sizes: Sizes, given: Assumptions, hardware: Ha
         objects=OTHER_FILES + num_weight_files(weights) + RECORDS,
         how=(
             f"{steps:,} steps of {recipe.rows_per_step} rows: {learnt.tokens:.4g} tokens × 6 × "
-            f"{model.shape.layer_weights:.4g} weights + {learnt.targets:.4g} targets × 6 × "
+            f"{model.shape.layer_weights:.4g} weights + {learnt.targets:.4g} targets × {4 if frozen else 6} × "
             f"{model.shape.head_weights:.4g} of the head + {masked_pairs(learnt.tokens, row_tokens):.4g} pairs (× "
             f"{row_tokens:,.0f}) × 12 × "
             f"{model.shape.attention_width:.4g}: {flops:.4g} FLOP"
@@ -172,7 +176,7 @@ def _ratio(executed: float, tokens: float) -> float:
 
 
 def step_flops(
-    model: Architecture, learnt: Documents, row_tokens: float, *, checkpointing: bool
+    model: Architecture, learnt: Documents, row_tokens: float, *, checkpointing: bool, frozen_ends: bool = False
 ) -> tuple[float, float]:
     """FLOPs of all steps without padding, and what gradient checkpointing computes again.
 
@@ -180,7 +184,9 @@ def step_flops(
     the layers' gradients are computed too, and thrown away (tasks/training/learning_groups.py).
     """
     pairs = masked_pairs(learnt.tokens, row_tokens)
-    flops = training_flops(model.shape, num_tokens=learnt.tokens, num_targets=learnt.targets, num_pairs=pairs)
+    flops = training_flops(
+        model.shape, num_tokens=learnt.tokens, num_targets=learnt.targets, num_pairs=pairs, frozen_head=frozen_ends
+    )
     again = forward_flops(model.shape, num_tokens=learnt.tokens, num_logits=0, num_pairs=pairs)
     return flops, again if checkpointing else 0.0
 

@@ -8,7 +8,8 @@ With P parameters, N devices, s bytes an entry of the recipe's precision:
     2       s P       4 P / N                      12 P / N
     3       s P / N   4 P / N                      12 P / N
 
-Gradients are accumulated in float32 at every stage. Offloading moves gradients and the last column, and at stage 3 the
+An embedding and head that are frozen count in the column of the weights alone. Gradients are accumulated in float32 at
+every stage. Offloading moves gradients and the last column, and at stage 3 the
 weights, to the node's memory. On top stands the larger of two moments:
 
     backward   the activations; the fused head's float32 logits of one chunk, its weight's gradient in float32 and in
@@ -83,8 +84,20 @@ class TrainingMemory(Frozen):
         return self.weights + self.gradients + self.optimiser + max(backward, self.step)
 
 
+def learning_parameters(model: Architecture, *, frozen_ends: bool) -> float:
+    """How many have gradients and states of the optimiser."""
+    return model.parameters - (model.ends if frozen_ends else 0)
+
+
 def training_memory(
-    model: Architecture, sharding: Sharding, dtype: str, *, tokens: float, packed_tokens: float, checkpointing: bool
+    model: Architecture,
+    sharding: Sharding,
+    dtype: str,
+    *,
+    tokens: float,
+    packed_tokens: float,
+    checkpointing: bool,
+    frozen_ends: bool = False,
 ) -> TrainingMemory:
     """Of one device.
 
@@ -94,30 +107,29 @@ def training_memory(
         tokens: of the largest forward pass, padding included.
         packed_tokens: of the longest row of several documents; 0: each row is one.
         checkpointing: whether layers are computed again in the backward pass.
+        frozen_ends: whether embedding and head require no gradient.
     """
     size, count, stage = BYTES[dtype], model.parameters, sharding.stage
+    learning = learning_parameters(model, frozen_ends=frozen_ends)
     # In float32 without ZeRO AdamW works on the weights themselves.
     states = 8 if stage == 0 and size == 4 else 12
-    optimiser = states * count / sharding.part(1)
+    optimiser = states * learning / sharding.part(1)
     weights = size * count / sharding.part(3)
-    gradients = 4 * count / sharding.part(2)
-    largest_group = max(model.shape.layer_weights, model.ends)
-    step = 2 * 4 * largest_group / sharding.part(1) + (4 * count / sharding.devices if stage in (1, 2) else 0)
-    # A tied head's gradient is the embedding's; float32 needs no copy in another type.
-    head = (
-        min(LOGIT_CHUNK_BYTES, 4 * tokens * model.rows)
-        + 4 * model.end
-        + (size * model.ends if size < 4 else 4 * (model.ends - model.end))
-    )
-    head += 2 * size * tokens * model.hidden
+    gradients = 4 * learning / sharding.part(2)
+    largest_group = max(model.shape.layer_weights, 0 if frozen_ends else model.ends)
+    step = 2 * 4 * largest_group / sharding.part(1) + (4 * learning / sharding.devices if stage in (1, 2) else 0)
+    head = min(LOGIT_CHUNK_BYTES, 4 * tokens * model.rows) + 2 * size * tokens * model.hidden
+    if not frozen_ends:
+        # A tied head's gradient is the embedding's; float32 needs no copy in another type.
+        head += 4 * model.end + (size * model.ends if size < 4 else 4 * (model.ends - model.end))
     buckets = 0.0
     if stage >= 2:
-        buckets += min(sharding.bucket, count) * (size + (4 if size < 4 else 0))
+        buckets += min(sharding.bucket, learning) * (size + (4 if size < 4 else 0))
     if stage == 3:
         buckets += size * min(count, max(sharding.live, model.end + model.layer))
     host = float(size * count)
     if sharding.offload_optimizer:
-        host, optimiser, gradients, step = host + optimiser + 4 * count / sharding.devices, 0.0, 0.0, 0.0
+        host, optimiser, gradients, step = host + optimiser + 4 * learning / sharding.devices, 0.0, 0.0, 0.0
     if sharding.offload_weights:
         host, weights = host + weights, 0.0
     return TrainingMemory(
@@ -134,13 +146,13 @@ def training_memory(
     )
 
 
-def checkpoint_bytes(model: Architecture, sharding: Sharding, dtype: str) -> float:
-    """Of one checkpoint: the weights in the recipe's precision, AdamW's moments and its float32 copy."""
+def checkpoint_bytes(model: Architecture, sharding: Sharding, dtype: str, *, frozen_ends: bool = False) -> float:
+    """Of one checkpoint: the weights in the recipe's precision; AdamW's moments and float32 copy of what learns."""
     states = 8 if sharding.stage == 0 and BYTES[dtype] == 4 else 12
-    return (BYTES[dtype] + states) * model.parameters
+    return BYTES[dtype] * model.parameters + states * learning_parameters(model, frozen_ends=frozen_ends)
 
 
-def traffic_per_pass(model: Architecture, sharding: Sharding, dtype: str) -> float:
+def traffic_per_pass(model: Architecture, sharding: Sharding, dtype: str, *, frozen_ends: bool = False) -> float:
     """Bytes that one device receives from others for one forward and backward pass.
 
     A ring moves (N − 1) / N of what it gathers or scatters to each device. Stage 3 gathers the weights twice and
@@ -148,15 +160,17 @@ def traffic_per_pass(model: Architecture, sharding: Sharding, dtype: str) -> flo
     (`traffic_per_step`).
     """
     part = (sharding.devices - 1) / sharding.devices
+    gradients = 4 * learning_parameters(model, frozen_ends=frozen_ends)
     if sharding.stage == 3:
-        return (2 * BYTES[dtype] + 4) * model.parameters * part
-    return 4 * model.parameters * part if sharding.stage == 2 else 0.0
+        return (2 * BYTES[dtype] * model.parameters + gradients) * part
+    return gradients * part if sharding.stage == 2 else 0.0
 
 
-def traffic_per_step(model: Architecture, sharding: Sharding, dtype: str) -> float:
+def traffic_per_step(model: Architecture, sharding: Sharding, dtype: str, *, frozen_ends: bool = False) -> float:
     """Bytes that one device receives for an optimiser step, besides those of its passes: stages 0 and 1 sum float32
     gradients (twice what is scattered alone), stages 1 and 2 gather the new weights."""
     part = (sharding.devices - 1) / sharding.devices
-    gradients = 8 * model.parameters if sharding.stage < 2 else 0
-    weights = BYTES[dtype] * model.parameters if sharding.stage in (1, 2) else 0
+    learning = learning_parameters(model, frozen_ends=frozen_ends)
+    gradients = 8 * learning if sharding.stage < 2 else 0
+    weights = BYTES[dtype] * learning if sharding.stage in (1, 2) else 0
     return (gradients + weights) * part

@@ -104,11 +104,12 @@ class TrainingEngine:
             model.activation_checkpointing_enable({"use_reentrant": False})
         module = LanguageModelLoss(model, form)
         ends: list[Any] = [model.get_input_embeddings().weight, model.get_output_embeddings().weight]
-        self._groups = LearningGroups(module.parameters(), ends, recipe.optimizer.weight_decay)
+        decay = recipe.optimizer.weight_decay
+        self._groups = LearningGroups(module.parameters(), ends, decay, frozen=recipe.frozen_embedding)
         self.engine = self._initialize(module, self._groups.groups, config)
         if self.zero_stage == 0:
             # Its bfloat16 wrapper accumulates in the weights' dtype and refuses float32; torch does as it is told.
-            for parameter in module.parameters():
+            for parameter in (each for each in module.parameters() if each.requires_grad):
                 parameter.grad = None
                 parameter.grad_dtype = torch.float32
         self._basic = self.engine.basic_optimizer

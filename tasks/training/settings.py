@@ -83,7 +83,7 @@ class TrainingRecipe(Frozen):
     others join, after a warm-up of their own."""
     frozen_embedding: bool = False
     """Only the layers learn, in all steps: for a branch whose vocabulary is changed back, since layers that have learnt
-    over other rows than the reversion brings lose by it. Such a step costs as much as any other."""
+    over other rows than the reversion brings lose by it. Both ends get neither gradients nor optimiser state."""
     log_every_steps: int = Field(10, ge=1)
     """Distance of the lines in training_log.jsonl; each line is the mean since the one before."""
     heldout_every_steps: int | None = Field(None, ge=1)

@@ -147,8 +147,10 @@ class UniversalState:
         optimizer.checkpoint_event_epilogue()
 
     def _named(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """A tied or shared parameter once, by the name that DeepSpeed gives it."""
-        yield from self._engine.module.named_parameters()
+        """What learns; a tied or shared parameter once, by the name that DeepSpeed gives it."""
+        for name, parameter in self._engine.module.named_parameters():
+            if parameter.requires_grad:
+                yield name, parameter
 
     def _whole(self) -> Iterator[tuple[str, nn.Parameter, Tensor]]:
         """ZeRO 0: each parameter with its float32 master, which is the parameter itself in a float32 training."""

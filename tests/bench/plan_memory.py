@@ -60,7 +60,8 @@ def _peak(name: str) -> Iterator[Measured]:
         abs(ratio - 1),
         f"forecast {forecast.peak / 1e6:.0f} MB ({_parts(forecast)}), measured {found['measured'] / 1e6:.0f} MB above "
         f"the process with its libraries; a Qwen2 of {found['parameters'] / 1e6:.1f} M parameters, ZeRO-{way.stage}, "
-        f"{way.precision}, {'with' if way.checkpointing else 'without'} gradient checkpointing, {way.rows} rows of "
+        f"{way.precision}, {'with' if way.checkpointing else 'without'} gradient checkpointing, "
+        f"{'embedding and head frozen, ' if way.frozen_ends else ''}{way.rows} rows of "
         f"{way.row_tokens} tokens in {way.documents} documents a pass, {PASSES} passes a step, {way.processes} "
         f"processes of which the first is measured, bucket {BUCKET:,} entries",
     )
@@ -116,6 +117,7 @@ def _child(way: Way) -> dict[str, Any]:
         rows_per_step=processes.world_size * PASSES * way.rows,
         steps=1,
         precision=precision,
+        frozen_embedding=way.frozen_ends,
     )
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "zero.json")
@@ -144,6 +146,7 @@ def _child(way: Way) -> dict[str, Any]:
         tokens=way.rows * way.row_tokens,
         packed_tokens=way.row_tokens if way.documents > 1 else 0,
         checkpointing=way.checkpointing,
+        frozen_ends=way.frozen_ends,
     )
     return {"measured": peak - before, "forecast": forecast.model_dump(), "parameters": model.parameters}
 

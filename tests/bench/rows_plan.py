@@ -19,11 +19,13 @@ class Way(NamedTuple):
     """Of a pass of each process."""
     documents: int = 1
     """In a row: more than one come with a mask."""
+    frozen_ends: bool = False
 
 
 WAYS = {
     "zero0.fp32": Way(0, "float32"),
     "zero1.fp32": Way(1, "float32", documents=2),
+    "zero1.fp32.frozen": Way(1, "float32", documents=2, frozen_ends=True),
     "zero1.fp32.two": Way(1, "float32", processes=2, rows=1),
     # A processor without bfloat16 instructions takes 45 times as long, and this optimiser is another class.
     "zero1.bf16": Way(1, "bfloat16", rows=1, row_tokens=64),

@@ -113,6 +113,33 @@ def test_a_checkpoint_has_weights_moments_and_a_float32_copy() -> None:
     assert checkpoint_bytes(model, Sharding(stage=0, devices=1), "float32") == 12 * model.parameters
 
 
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_frozen_embedding_and_head_have_neither_gradients_nor_states(stage: int) -> None:
+    model, sharding = sizes(), Sharding(stage=stage, devices=8)
+    free, frozen = (
+        training_memory(
+            model, sharding, "bfloat16", tokens=4096, packed_tokens=0, checkpointing=True, frozen_ends=frozen_ends
+        )
+        for frozen_ends in (False, True)
+    )
+    assert frozen.weights == free.weights
+    assert free.gradients - frozen.gradients == 4 * model.ends / sharding.part(2)
+    assert free.optimiser - frozen.optimiser == 12 * model.ends / sharding.part(1)
+    # The head's own gradient in float32, both ends' in bfloat16.
+    assert free.head - frozen.head == 4 * model.end + 2 * model.ends
+    saved = checkpoint_bytes(model, sharding, "bfloat16") - checkpoint_bytes(
+        model, sharding, "bfloat16", frozen_ends=True
+    )
+    assert saved == 12 * model.ends
+    # Weights are gathered whatever learns; gradients move for what does, in every pass or in every step.
+    part = 7 / 8 * 4 * model.ends
+    passes, steps = (
+        moved(model, sharding, "float32") - moved(model, sharding, "float32", frozen_ends=True)
+        for moved in (traffic_per_pass, traffic_per_step)
+    )
+    assert (passes, steps) == {0: (0, 2 * part), 1: (0, 3 * part), 2: (part, part), 3: (part, 0)}[stage]
+
+
 def kept(model: PreTrainedModel, input_ids: Tensor, position_ids: Tensor | None) -> int:
     """Bytes of all tensors that autograd keeps of a forward pass of the layers, weights left out."""
     storages: dict[int, int] = {}

@@ -32,6 +32,7 @@ def make_engine(
     zero_settings: Mapping[str, object] | None = None,
     device: str = "cpu",
     num_processes: int = 1,
+    frozen_embedding: bool = False,
 ) -> TrainingEngine:
     """`zero_settings` go into the JSON's zero_optimization. Each of `num_processes` calls it, with one scratch."""
     path = CHECKOUT / f"configs/deepspeed/zero{zero}.json"
@@ -39,7 +40,9 @@ def make_engine(
         settings = json.loads(path.read_text())["zero_optimization"] | dict(zero_settings)
         path = scratch / "deepspeed.json"
         path.write_text(json.dumps({"zero_optimization": settings}))
-    recipe = TrainingRecipe(optimizer=OPTIMIZER, steps=3, rows_per_step=8, precision=precision)
+    recipe = TrainingRecipe(
+        optimizer=OPTIMIZER, steps=3, rows_per_step=8, precision=precision, frozen_embedding=frozen_embedding
+    )
     runtime = TrainingRuntime(
         deepspeed_config=str(path),
         gradient_checkpointing=checkpointing,

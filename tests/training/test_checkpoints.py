@@ -212,6 +212,28 @@ def test_resuming_under_another_shape_goes_on_alike(
             assert (weight - weights[name]).norm() <= 2e-6 * weights[name].norm() + 1e-6, name
 
 
+@pytest.mark.parametrize(("before", "after"), [("0", "0"), ("1", "1"), ("3", "3"), ("0", "3"), ("1", "2"), ("3", "1")])
+def test_a_frozen_embedding_is_resumed_under_the_same_shape_and_another(
+    tmp_path: Path, store: Store, before: str, after: str
+) -> None:
+    """Embedding and head, which no checkpoint's optimiser state holds, are those that the training began with."""
+    engine = make_engine(tmp_path, zero=before, frozen_embedding=True)
+    checkpoints = open_checkpoints(tmp_path, store, engine)
+    take(engine, 0, learning="layers")
+    checkpoints.save(1, {})
+    expected = take(engine, 1, 4, "layers")
+    checkpoints.wait()
+    second = make_engine(tmp_path, zero=after, frozen_embedding=True)
+    assert open_checkpoints(tmp_path, store, second).resume() == {}
+    found = take(second, 1, 4, "layers")
+    assert (found.loss, found.grad_norm) == pytest.approx((expected.loss, expected.grad_norm), rel=1e-6)
+    weights = weights_of(engine)
+    for name, weight in weights_of(second).items():
+        assert (weight - weights[name]).norm() <= 2e-6 * weights[name].norm() + 1e-6, name
+    if before == after:
+        assert all(torch.equal(weight, weights[name]) for name, weight in weights_of(second).items())
+
+
 def test_what_deepspeed_cannot_convert_is_named(tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = make_engine(tmp_path)
     checkpoints = open_checkpoints(tmp_path, store, engine)

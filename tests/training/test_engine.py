@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pytest
@@ -34,9 +33,9 @@ def result_of(ce: float, norm: float) -> StepResult:
     return StepResult(ce, dict.fromkeys(PARTS, 0.0) | {"ce": ce}, norm)
 
 
-def plain_torch(model: PreTrainedModel, first_two: Learning = "all") -> Trained:
-    """One document at a time with all logits, float64, torch's own clipping and AdamW. In the first two
-    steps only the embedding and the head learn, or only the layers, where that is said."""
+def plain_torch(model: PreTrainedModel, phases: Sequence[Learning] = ("all",) * STEPS) -> Trained:
+    """One document at a time with all logits, float64, torch's own clipping and AdamW. What learns in each step can be
+    said."""
     model = model.double().train()
     ends = [*{model.get_input_embeddings().weight, model.get_output_embeddings().weight}]
     matrices = [p for p in model.parameters() if p.ndim > 1]
@@ -53,10 +52,9 @@ def plain_torch(model: PreTrainedModel, first_two: Learning = "all") -> Trained:
             losses.append(torch.nn.functional.cross_entropy(logits_PV, labels_T[1:], reduction="sum"))
         loss = torch.stack(losses).sum() / num_targets(step_rows(step))
         loss.backward()
-        if step < 2 and first_two != "all":
-            for parameter in model.parameters():
-                if any(parameter is end for end in ends) != (first_two == "embedding"):
-                    parameter.grad = None
+        for parameter in model.parameters() if phases[step] != "all" else ():
+            if any(parameter is end for end in ends) != (phases[step] == "embedding"):
+                parameter.grad = None
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
         optimizer.step()
         optimizer.zero_grad()
@@ -141,29 +139,29 @@ def test_bfloat16_is_accumulated_in_float32(tmp_path: Path) -> None:
         ("3-offload", "float32", False),
     ],
 )
-@pytest.mark.parametrize("learning", ["embedding", "layers"])
+@pytest.mark.parametrize("phases", [("embedding", "embedding", "all"), ("layers",) * 3])
 def test_what_sleeps_moves_no_bit(
-    tmp_path: Path, zero: str, precision: str, tied: bool, learning: Literal["embedding", "layers"]
+    tmp_path: Path, zero: str, precision: str, tied: bool, phases: tuple[Learning, ...]
 ) -> None:
-    """Two steps of embedding and head alone, or of the layers alone, and one of all: as torch's AdamW that is given no
-    other gradients, and no bit of the rest moves.
+    """Two steps of embedding and head alone and one of all, or three of the layers alone: as torch's AdamW that is
+    given no other gradients, and no bit of the rest moves.
 
     The norm, which decides about the clipping at 0.5, is that of the live gradients.
     """
-    expected, weights = plain_torch(make_model(tie_word_embeddings=tied), first_two=learning)
-    engine = make_engine(tmp_path, zero=zero, precision=precision, model=make_model(tie_word_embeddings=tied))
+    expected, weights = plain_torch(make_model(tie_word_embeddings=tied), phases)
+    frozen, model = phases[0] == "layers", make_model(tie_word_embeddings=tied)
+    engine = make_engine(tmp_path, zero=zero, precision=precision, model=model, frozen_embedding=frozen)
+    assert ("embedding" in {group["role"] for group, _ in engine.masters()}) != frozen
     before = weights_of(engine)
-    sleeping = [
-        master for group, master in engine.masters() if (group["role"] == "embedding") != (learning == "embedding")
-    ]
+    sleeping = [master for group, master in engine.masters() if not frozen and group["role"] != "embedding"]
     masters = [master.clone() for master in sleeping]
-    found = [take(engine, step, 4, learning) for step in range(2)]
+    found = [take(engine, step, 4, phases[step]) for step in range(2)]
     ends = {"model.embed_tokens.weight"} | (set() if tied else {"lm_head.weight"})
     moved = {name for name, weight in weights_of(engine).items() if not torch.equal(weight, before[name])}
-    assert moved == (ends if learning == "embedding" else set(before) - ends)
+    assert moved == (set(before) - ends if frozen else ends)
     assert all(torch.equal(now, then) for now, then in zip(sleeping, masters, strict=True))
     assert min(result.grad_norm for result in found) > OPTIMIZER.max_grad_norm
-    found.append(take(engine, 2, 4))
+    found.append(take(engine, 2, 4, phases[2]))
     if precision == "bfloat16":
         assert_close((found, {}), (expected, {}), 5e-3, norms=2e-2)
     else:
