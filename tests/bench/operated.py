@@ -33,7 +33,7 @@ class Operated:
     def variables(self) -> dict[str, str]:
         """What a run needs, and a program of the bench beside it."""
         own = environment({**self.prefect.environment, **self.seaweed.environment, "PYTHONPATH": str(ROOT)})
-        # A shell that keeps no bytecode has each process compile the 200 modules that a run imports: 0.36 CPU-seconds,
+        # A shell that keeps no bytecode has each process compile the 200 modules that a run imports: 0.3 CPU-seconds,
         # which no installation pays twice.
         own.pop("PYTHONDONTWRITEBYTECODE", None)
         return own
