@@ -55,11 +55,12 @@ def is_alive(process: int) -> bool:
     return state != "Z"
 
 
-def wait_for(condition: Callable[[], object], seconds: float, what: str) -> None:
-    """Returns when `condition()` is true; fails the test after `seconds`."""
+def wait_for(condition: Callable[[], object], seconds: float, what: str | Callable[[], str]) -> None:
+    """Returns when `condition()` is true; fails the test after `seconds`, and says `what` was waited for."""
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, f"{what}: not within {seconds} s"
+        told = what if isinstance(what, str) else what()
+        assert time.monotonic() < deadline, f"{told}: not within {seconds} s"
         time.sleep(0.05)
 
 
